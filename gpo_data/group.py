@@ -1,0 +1,132 @@
+"""A group: a prompt and its G members; the unit of storage, reading and standardisation, never split.
+
+On disk a group is one WebDataset sample:
+
+    text-00000042.group.json           prompt, target, seeds, statuses, measurements and rewards as drawn
+    text-00000042.latents.safetensors  latents [G, C, H, W], the sampler's own final latents
+    text-00000042.prompt.safetensors   the conditioning (prompt_embeds, ...), so that training loads no text encoder
+    text-00000042.00.png ...           a preview a member: lossless PNG below 128 px, WebP above
+
+What always holds: the key matches `[a-z0-9_-]+` (a dot would split a sample), every list has G entries, and the
+bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is its reason, its reward
+is None, and it may lack a preview.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+OK = "ok"
+LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw: `target` holds the task's target columns, for example {"target": "KITE", "color": "red"}."""
+
+    prompt_id: str
+    text: str
+    target: dict[str, str | int]
+
+
+@dataclass
+class Group:
+    """One prompt's members. `images[i]` is uint8 [H, W, 3] or None; `latents` is [G, C, H, W]."""
+
+    key: str
+    prompt: Prompt
+    seeds: list[int]
+    latents: torch.Tensor
+    conditioning: dict[str, torch.Tensor]
+    images: list[np.ndarray | None]
+    statuses: list[str] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    rewards: list[float | None] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.seeds)
+
+
+def prompt_id(text: str) -> str:
+    """12 hex digits of blake2b of the prompt's text."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def member_seed(recipe_seed: int, task: str, prompt_id: str, member: int) -> int:
+    """The noise seed of a member: blake2b(recipe seed, task, prompt_id, member) cut to 63 bits."""
+    text = f"{recipe_seed}/{task}/{prompt_id}/{member}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def group_key(task: str, index: int) -> str:
+    return f"{task}-{index:08d}"
+
+
+def to_sample(group: Group) -> dict[str, bytes]:
+    """The group as {extension: bytes}, in the order in which the tar holds them."""
+    meta = {
+        "key": group.key,
+        "prompt_id": group.prompt.prompt_id,
+        "prompt": group.prompt.text,
+        "target": group.prompt.target,
+        "seeds": group.seeds,
+        "statuses": group.statuses,
+        "measurements": group.measurements,
+        "rewards": group.rewards,
+    }
+    sample = {
+        "group.json": json.dumps(meta, ensure_ascii=False, allow_nan=False).encode(),
+        "latents.safetensors": save_safetensors({"latents": group.latents.contiguous()}),
+        "prompt.safetensors": save_safetensors({k: v.contiguous() for k, v in sorted(group.conditioning.items())}),
+    }
+    for member, image in enumerate(group.images):
+        if image is not None:
+            extension, data = encode_image(image)
+            sample[f"{member:02d}.{extension}"] = data
+    return sample
+
+
+def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
+    """The inverse of `to_sample`; with `images=False` previews stay undecoded (None)."""
+    meta = json.loads(sample["group.json"])
+    pictures: list[np.ndarray | None] = [None] * len(meta["seeds"])
+    if images:
+        for name, data in sample.items():
+            if name.endswith((".png", ".webp")):
+                pictures[int(name.split(".")[0])] = decode_image(data)
+    return Group(
+        key=meta["key"],
+        prompt=Prompt(meta["prompt_id"], meta["prompt"], meta["target"]),
+        seeds=meta["seeds"],
+        latents=load_safetensors(sample["latents.safetensors"])["latents"],
+        conditioning=load_safetensors(sample["prompt.safetensors"]),
+        images=pictures,
+        statuses=meta["statuses"],
+        measurements=meta["measurements"],
+        rewards=meta["rewards"],
+    )
+
+
+def encode_image(image: np.ndarray) -> tuple[str, bytes]:
+    """uint8 [H, W, 3] -> (extension, bytes)."""
+    buffer = io.BytesIO()
+    if max(image.shape[:2]) < LOSSLESS_BELOW:
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        return "png", buffer.getvalue()
+    Image.fromarray(image).save(buffer, "WEBP", quality=90)
+    return "webp", buffer.getvalue()
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

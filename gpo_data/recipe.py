@@ -1,0 +1,280 @@
+"""A recipe: one YAML file that describes an experiment and is used by every verb.
+
+Recipe files are strict: an unknown key, a wrong type or an impossible value is a `UsageError` that names the
+key. Every key can be overridden on the command line (`--sampler.guidance_scale 3`). `fingerprint()` covers
+what changes pixels; evaluators, rewards and paths may change without drawing again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from gpo_data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to draw. Without `prompts` the task's own grammar writes them.
+
+    Args:
+        kind: `text` (a word to draw) or `count` (so many things of a class).
+        prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
+        num_prompts: how many groups; null takes every prompt of the file.
+        split: `train`, `heldout` or `all`; held-out prompts are chosen by a hash of the target.
+        grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
+        prompt_column: column of a .jsonl file or data set that holds the prompt.
+        target_column: column with the word (text) or the number (count).
+        class_column: column with the class to count (count only).
+        dataset_split: split of a `datasets` source to read.
+    """
+
+    kind: Literal["text", "count"] = "text"
+    prompts: str | None = None
+    num_prompts: int | None = 64
+    split: Literal["train", "heldout", "all"] = "train"
+    grammar: Literal["signs", "scenes"] = "signs"
+    prompt_column: str = "prompt"
+    target_column: str = "target"
+    class_column: str = "class"
+    dataset_split: str = "train"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the model draws.
+
+    Args:
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 is off.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        negative_prompt: what guidance steers away from.
+        max_sequence_length: tokens of a T5 encoder; null is the pipeline's default.
+        batch_size: pictures drawn at once; part of the fingerprint, because arithmetic depends on the batch.
+        dtype: of the model while it draws.
+        device: `auto` takes a GPU if there is one.
+        compile: `torch.compile` the denoiser.
+    """
+
+    num_inference_steps: int = 28
+    guidance_scale: float = 4.5
+    height: int = 512
+    width: int = 512
+    negative_prompt: str = ""
+    max_sequence_length: int | None = None
+    batch_size: int = 16
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Ocr:
+    """Text reading by PaddleOCR.
+
+    Args:
+        mode: `scene` finds text lines, then reads them; `recognition` reads the whole picture as one line.
+        recognition_model: folder with `inference.yml` and `inference.onnx`, or a PaddleOCR model name;
+            `rapidocr` takes the PP-OCRv6 small files that the rapidocr wheel carries.
+        detection_model: likewise, for `scene`.
+        device: `cpu`, `gpu` or `gpu:0`.
+        batch_size: pictures read at once.
+        workers: processes that read; 0 reads in the drawing process, beside the drawing.
+        upscale: enlarge pictures by this factor before reading.
+    """
+
+    mode: Literal["scene", "recognition"] = "scene"
+    recognition_model: str = "rapidocr"
+    detection_model: str = "rapidocr"
+    device: str = "cpu"
+    batch_size: int = 32
+    workers: int = 0
+    upscale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """Object detection by ultralytics.
+
+    Args:
+        weights: a weights file or an ultralytics model name; `tiny` is the embedded detector.
+        confidence: detections below it are not kept.
+        iou: boxes that overlap more than this are one.
+        image_size: pictures are resized to it, pixels.
+        device: `cpu` or a CUDA index.
+        batch_size: pictures at once.
+        workers: processes; 0 detects in the drawing process, beside the drawing.
+    """
+
+    weights: str = "yolo11x.pt"
+    confidence: float = 0.25
+    iou: float = 0.7
+    image_size: int = 640
+    device: str = "cpu"
+    batch_size: int = 32
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Args:
+        name: of the dataset; null takes the recipe file's name.
+        model: `tiny` (the embedded model), a local diffusers folder, or a hub id.
+        revision: of a hub model.
+        lake: folder (reading: also an fsspec URL) that holds the datasets.
+        seed: every random choice comes from it.
+        group_size: members a group, G.
+        groups_per_shard: groups in one tar.
+        task: what to draw.
+        sampler: how to draw.
+        evaluators: what measures the pictures: `ocr`, `yolo`.
+        ocr: settings of `ocr`.
+        yolo: settings of `yolo`, or just its weights.
+        reward: SQL expression over targets and measurements.
+        where: SQL condition on groups and members for audit and training.
+        train: settings of gpo-train; not read here.
+    """
+
+    name: str | None = None
+    model: str = "tiny"
+    revision: str | None = None
+    lake: str = "lake"
+    seed: int = 0
+    group_size: int = 32
+    groups_per_shard: int = 8
+    task: Task = field(default_factory=Task)
+    sampler: Sampler = field(default_factory=Sampler)
+    evaluators: list[str] = field(default_factory=list)
+    ocr: Ocr = field(default_factory=Ocr)
+    yolo: Yolo = field(default_factory=Yolo)
+    reward: str = ""
+    where: str | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
+        sampler = dataclasses.asdict(self.sampler)
+        sampler.pop("device")
+        fields: dict[str, Any] = {f"sampler.{k}": v for k, v in sampler.items()}
+        fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}
+        fields |= {k: getattr(self, k) for k in ("model", "revision", "seed", "group_size", "groups_per_shard")}
+        return dict(sorted(fields.items()))
+
+    def fingerprint(self) -> str:
+        """blake2b of `fingerprint_fields()`, 16 hex digits."""
+        return fingerprint_of(self.fingerprint_fields())
+
+
+def fingerprint_of(fields: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    """Give `parser` the recipe's keys as options, and the recipe file itself as the first argument."""
+    parser.add_argument("recipe", help="recipe file, for example recipes/text-tiny.yaml")
+    parser.add_class_arguments(Recipe, as_group=False)
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file, apply `--key value` overrides, check it. Raises UsageError."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    return from_namespace(parse(parser, path, list(overrides)), path)
+
+
+def parse(parser: ArgumentParser, path: str | Path, args: list[str]) -> Namespace:
+    """Parse the YAML at `path` under the options `args`, in one strict pass."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*-*.yaml"))) or "none here"
+        raise UsageError(f"recipe {path}: no such file; the recipes in recipes/ are: {known}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe {path}: expected keys and values, found {type(content).__name__}")
+    if isinstance(content.get("yolo"), str):
+        content["yolo"] = {"weights": content["yolo"]}
+    _check_keys(content, Recipe, path)
+    try:
+        base = parser.parse_object(content, defaults=True)
+        return parser.parse_args(args, namespace=base) if args else base
+    except ArgumentError as error:
+        raise UsageError(f"recipe {path}: {explain(str(error))}") from None
+
+
+def explain(message: str) -> str:
+    """One line out of a parser's message, with the nearest known key for an unknown one."""
+    line = " ".join(message.split())
+    if unknown := re.search(r"[Uu]nrecognized arguments?: --([\w.]+)", line):
+        line = f"unknown key {unknown[1]!r}{nearest(unknown[1], key_names(Recipe))}"
+    return line
+
+
+def nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def key_names(kind: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a (nested) dataclass."""
+    names = []
+    for f in dataclasses.fields(kind):
+        names.append(prefix + f.name)
+        if nested := SECTIONS.get(f.name if kind is Recipe else ""):
+            names += key_names(nested, f"{prefix}{f.name}.")
+    return names
+
+
+SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
+
+
+def _check_keys(content: dict[str, Any], kind: type, path: Path, prefix: str = "") -> None:
+    # jsonargparse's own message for an unknown key in a file names neither the file nor a near key.
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key, value in content.items():
+        if key not in known:
+            raise UsageError(f"recipe {path}: unknown key '{prefix}{key}'{nearest(str(key), known)}")
+        if not prefix and key in SECTIONS:
+            if not isinstance(value, dict):
+                raise UsageError(f"recipe {path}: {key}: expected keys and values, found {value!r}")
+            _check_keys(value, SECTIONS[key], path, f"{key}.")
+
+
+def from_namespace(namespace: Namespace, path: str | Path) -> Recipe:
+    """Build and check the Recipe. Raises UsageError that names the key and the fix."""
+    values = namespace.as_dict()
+    sections = {key: kind(**values[key]) for key, kind in SECTIONS.items()}
+    recipe = Recipe(**{f.name: values[f.name] for f in dataclasses.fields(Recipe)} | sections)
+    recipe = dataclasses.replace(recipe, name=recipe.name or Path(path).stem)
+
+    def need(ok: bool, key: str, expected: str, found: object) -> None:
+        if not ok:
+            raise UsageError(f"recipe {path}: {key}: expected {expected}, found {found!r}")
+
+    need(bool(re.fullmatch(r"[a-z0-9_-]+", recipe.name or "")), "name", "letters a-z, digits, '-' and '_'", recipe.name)
+    need(recipe.group_size >= 2, "group_size", "2 or more (a group of one has no better half)", recipe.group_size)
+    need(recipe.groups_per_shard >= 1, "groups_per_shard", "1 or more", recipe.groups_per_shard)
+    need(recipe.task.num_prompts is None or recipe.task.num_prompts >= 1, "task.num_prompts", "1 or more, or null",
+         recipe.task.num_prompts)  # fmt: skip
+    for key in ("num_inference_steps", "batch_size", "height", "width"):
+        need(getattr(recipe.sampler, key) >= 1, f"sampler.{key}", "1 or more", getattr(recipe.sampler, key))
+    need(bool(recipe.evaluators), "evaluators", "at least one of ocr, yolo, as in [ocr]", recipe.evaluators)
+    for name in recipe.evaluators:
+        need(name in ("ocr", "yolo"), "evaluators", "ocr or yolo", name)
+    need(len(set(recipe.evaluators)) == len(recipe.evaluators), "evaluators", "each name once", recipe.evaluators)
+    need(bool(recipe.reward.strip()), "reward", "a SQL expression such as text_exact(target, ocr_text)", recipe.reward)
+    return recipe
