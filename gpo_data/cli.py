@@ -1,0 +1,169 @@
+"""gpo-data: from prompts to groups, shards, SQL and audits.
+
+    gpo-data shards recipes/text-tiny.yaml                        draw what is missing (resumes)
+    gpo-data audit  recipes/text-tiny.yaml                        a table here, an HTML page beside the shards
+    gpo-data sql    recipes/text-tiny.yaml "select * from groups" one query, or a prompt without one
+    gpo-data verify recipes/text-tiny.yaml --redraw 8             prove every byte; draw some members again
+
+Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 130 and 143: Ctrl-C, SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from gpo_data import recipe as recipes
+from gpo_data.errors import RunError, UsageError
+from gpo_data.recipe import Recipe
+
+console = Console(highlight=False)
+
+
+def shards(recipe: Recipe, options: argparse.Namespace) -> int:
+    """draw groups, measure them, write shards; resumes"""
+    from gpo_data.draw import draw
+    from gpo_data.generate import Interrupted
+
+    try:
+        draw(recipe, console)
+    except Interrupted:
+        console.print("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def audit(recipe: Recipe, options: argparse.Namespace) -> int:
+    """what is in a dataset: a table here, an HTML page beside the shards"""
+    from gpo_data import audit as page
+    from gpo_data.dataset import read_card
+
+    stored = read_card(_folder(recipe))["measured"]["reward"]
+    path = page.run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    console.print(f"page: {path}", soft_wrap=True)
+    return 0
+
+
+def sql(recipe: Recipe, options: argparse.Namespace) -> int:
+    """query the lake with DuckDB: views members, groups, shards, datasets"""
+    from gpo_data import query
+
+    query.run(recipe.lake, options.query, options.format, options.out)
+    return 0
+
+
+def measure(recipe: Recipe, options: argparse.Namespace) -> int:
+    """add an evaluator's measurements to shards that are already drawn"""
+    from gpo_data.remeasure import measure
+
+    measure(recipe, options.evaluator)
+    return 0
+
+
+def verify(recipe: Recipe, options: argparse.Namespace) -> int:
+    """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
+    from gpo_data import verify as proof
+
+    folder = _folder(recipe)
+    report = proof.verify(folder)
+    console.print(
+        f"{folder}: {report.shards} shards, {report.groups} groups, {report.members} members "
+        f"({report.failed} failed), {len(report.problems)} problems",
+        soft_wrap=True,
+    )
+    for path, problem in report.problems:
+        console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
+    for row in proof.redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
+        agrees = "agrees" if row["reward"] == row["reward_again"] else f"is now {row['reward_again']}"
+        console.print(
+            f"  redrawn {row['group_key']} member {row['member']:2d}: largest difference of latents "
+            f"{row['difference']:.2e}, reward {row['reward']:.3f} {agrees}",
+            soft_wrap=True,
+        )
+    if report.problems and options.repair:
+        moved = proof.repair(folder, report)
+        console.print(f"repaired: {moved} files moved to .quarantine or removed; `gpo-data shards` draws them again")
+        return 0
+    return 1 if report.problems else 0
+
+
+def show(recipe: Recipe, options: argparse.Namespace) -> int:
+    """write a picture grid of groups, with rewards and what was read"""
+    from gpo_data.show import grid, load_groups
+
+    groups = load_groups(_folder(recipe), options.group, options.limit)
+    out = options.out or _folder(recipe) / "show.png"
+    grid(groups).save(out)
+    console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
+    return 0
+
+
+VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
+    verb.__name__: verb for verb in (shards, audit, sql, measure, verify, show)
+}
+
+
+def _folder(recipe: Recipe) -> Path:
+    from gpo_data.shard import dataset_folder
+
+    return dataset_folder(recipe.lake, str(recipe.name))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "gpo-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, function in VERBS.items():
+        verb = verbs.add_parser(
+            name, help=function.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=f"{name}: {function.__doc__}",
+            epilog="Every key of the recipe can be overridden:\n\n" + _recipe_help(),
+        )  # fmt: skip
+        verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
+        if name == "sql":
+            verb.add_argument("query", nargs="?", help="SQL; without it, an interactive prompt")
+            verb.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
+            verb.add_argument("--out", type=Path, help="write there instead of printing")
+        if name == "measure":
+            verb.add_argument("--evaluator", action="append", help="ocr or yolo; default: those of the recipe")
+        if name == "verify":
+            verb.add_argument("--redraw", type=int, default=0, metavar="N", help="draw N members again and compare")
+            verb.add_argument("--repair", action="store_true", help="quarantine what is damaged")
+        if name == "show":
+            verb.add_argument("--group", action="append", metavar="KEY", help="a group, for example text-00000003")
+            verb.add_argument("--limit", type=int, default=4, help="without --group: how many groups")
+            verb.add_argument("--out", type=Path, help="PNG file; default: show.png beside the shards")
+    return parser
+
+
+def _recipe_help() -> str:
+    if not {"-h", "--help"} & set(sys.argv):
+        return ""  # building it takes a moment, and only help shows it
+    parser = ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_class_arguments(Recipe, as_group=False)
+    return parser.format_help()
+
+
+def main(argv: list[str] | None = None) -> int:
+    options, overrides = _parser().parse_known_args(argv)
+    try:
+        return VERBS[options.verb](recipes.load(options.recipe, overrides), options)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `gpo-data sql ... | head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

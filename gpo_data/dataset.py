@@ -1,0 +1,97 @@
+"""A dataset's identity card, `dataset.json`: what drew it, so that another recipe cannot mix into it.
+
+    {"name", "fingerprint", "fields", "measured", "recipe", "versions", "created"}
+
+`fields` is all that changes pixels and `fingerprint` its hash; `measured` is the evaluators, their settings and the
+reward as drawn. Opening a dataset with a recipe that differs is an error that lists what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import gpo_data
+from gpo_data import models
+from gpo_data.errors import UsageError
+from gpo_data.plan import PlannedShard, prompts_digest
+from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.shard import dataset_folder, write_atomic
+
+# Settings that change where and how fast an evaluator runs, never what it sees.
+NOT_MEASURED = ("device", "batch_size", "workers")
+
+
+def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
+    """`fields` of dataset.json."""
+    return recipe.fingerprint_fields() | {
+        "model_digest": models.digest(model_folder),
+        "prompts_digest": prompts_digest(shards),
+    }
+
+
+def measured(recipe: Recipe) -> dict[str, Any]:
+    fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
+    for name in recipe.evaluators:
+        settings = dataclasses.asdict(getattr(recipe, name))
+        fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}
+    return fields
+
+
+def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
+    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
+    if "://" in recipe.lake:
+        raise UsageError(
+            f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
+            f"draw into a local folder and copy it there"
+        )
+    assert recipe.name
+    folder = dataset_folder(recipe.lake, recipe.name)
+    card = folder / "dataset.json"
+    if card.is_file():
+        found = read_card(folder)
+        _refuse_difference(recipe, folder, found["fields"], fields, "drew other pictures; draw")
+        _refuse_difference(recipe, folder, found["measured"], measured(recipe),
+                           "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
+                           "`--reward` of audit and training tries another reward; or draw")  # fmt: skip
+        (folder / ".stage").mkdir(exist_ok=True)
+        return folder
+    try:
+        (folder / ".stage").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+    content = {
+        "name": recipe.name,
+        "fingerprint": fingerprint_of(fields),
+        "fields": fields,
+        "measured": measured(recipe),
+        "recipe": dataclasses.asdict(recipe),
+        "versions": models.versions() | {"gpo": gpo_data.__version__},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_atomic(card, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return folder
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{folder / 'dataset.json'}: not JSON ({error}); restore it, or draw under another --name") \
+            from None  # fmt: skip
+    return card
+
+
+def _refuse_difference(recipe: Recipe, folder: Path, old: dict, new: dict, what: str) -> None:
+    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    if differing:
+        listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} in the recipe" for k in differing)
+        raise UsageError(
+            f"{folder} belongs to a recipe that {what} under another name (--name {recipe.name}-2), "
+            f"or remove the folder. It differs in {listed}"
+        )

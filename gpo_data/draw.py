@@ -1,0 +1,109 @@
+"""The verb `shards`: what is planned and not committed gets drawn; a second run says what it skipped.
+
+Ctrl-C and SIGTERM drop the batch in flight, let the groups behind it reach the stage, and leave a lake that resumes;
+a second Ctrl-C stops at once, which loses no more than a kill would.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from gpo_data import evaluators, models, rewards
+from gpo_data import shard as store
+from gpo_data.dataset import identity, open_dataset
+from gpo_data.generate import Generator
+from gpo_data.plan import PlannedShard, plan
+from gpo_data.progress import DrawProgress
+from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.tasks import TASKS
+
+
+def draw(recipe: Recipe, console: Console) -> Path:
+    """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM."""
+    shards = plan(recipe)
+    judges = evaluators.build(recipe)
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].COLUMNS | evaluators.columns_of(judges))
+    model_folder = models.resolve(recipe.model, recipe.revision)
+    fields = identity(recipe, model_folder, shards)
+    folder = open_dataset(recipe, fields)
+    todo = _missing(recipe, folder, shards, console)
+    if not todo:
+        console.print(f"nothing to draw: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
+        return folder
+    with _stop_on_signals(console) as stop:
+        generator = Generator(
+            recipe, folder, fingerprint_of(fields), models.load(model_folder, recipe.sampler), judges, stop=stop
+        )
+        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
+        staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
+        with DrawProgress(total - staged, recipe.group_size, console) as progress:
+            generator.on_group = progress.group
+            try:
+                for shard in todo:
+                    elsewhere += not generator.draw(shard)
+            finally:
+                generator.close()
+    seconds = time.monotonic() - started
+    console.print(
+        f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
+        soft_wrap=True,
+    )
+    if elsewhere:
+        console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
+    console.print(f"dataset {folder}", soft_wrap=True)
+    return folder
+
+
+def _missing(recipe: Recipe, folder: Path, shards: list[PlannedShard], console: Console) -> list[PlannedShard]:
+    """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
+    todo, retried = [], 0
+    for shard in shards:
+        sidecar = store.sidecar_path(folder, shard.shard_id)
+        if sidecar.is_file():
+            status = pq.read_table(sidecar, columns=["status"]).column("status")
+            if pc.all(pc.equal(status, "ok")).as_py():
+                continue
+            with store.claim(folder, shard.shard_id) as mine:
+                if not mine:
+                    continue
+                retried += store.reopen(folder, shard.shard_id)
+        todo.append(shard)
+    staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
+    if len(todo) < len(shards) or staged:
+        done = sum(len(s.groups) for s in shards) - sum(len(s.groups) for s in todo)
+        console.print(
+            f"resuming {folder}: skipped {done} groups in {len(shards) - len(todo)} committed shards "
+            f"and {staged} staged groups" + (f"; trying {retried} failed members again" if retried else ""),
+            soft_wrap=True,
+        )
+    return todo
+
+
+@contextmanager
+def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
+    """An Event that the first SIGINT or SIGTERM sets; the second SIGINT is Python's own KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        console.print(f"\n{signal.Signals(number).name}: dropping the batch in flight, keeping what is finished")
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,195 @@
+"""Draw groups: (recipe, shard) -> committed shard, with drawing, decoding, measuring and writing overlapped.
+
+The main thread runs the denoiser, batch after batch. A finished group goes to a second thread that decodes, measures,
+scores and stages it, and commits the shard when its last group is staged; so the evaluators run while the next batch
+is drawn, and a kill loses at most the groups in flight. A batch is a fixed slice of the shard (see plan.py): resuming
+draws again exactly the batches that a missing group had a part in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gpo_data import shard as store
+from gpo_data.errors import UsageError
+from gpo_data.evaluators import columns_of
+from gpo_data.group import OK, Group
+from gpo_data.models import Conditioning, Model, repeat
+from gpo_data.plan import PlannedGroup, PlannedShard
+from gpo_data.recipe import Recipe
+from gpo_data.rewards import score
+from gpo_data.tasks import TASKS
+
+GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: what is staged and committed stays."""
+
+
+class Generator:
+    """Draws planned shards into a dataset folder; `stop` (an Event) makes it raise Interrupted at the next step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        fingerprint: str,
+        model: Model,
+        evaluators: list[Any],
+        on_group: Callable[[Group], None] = lambda group: None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.fingerprint = recipe, folder, fingerprint
+        self.model, self.evaluators, self.on_group = model, evaluators, on_group
+        self.stop = stop or threading.Event()
+        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].COLUMNS | columns_of(evaluators)
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
+        self._waiting: list[Future[None]] = []
+
+    def draw(self, shard: PlannedShard) -> bool:
+        """Draw and commit one shard; False if another process has it or committed it meanwhile. Idempotent."""
+        with store.claim(self.folder, shard.shard_id) as mine:
+            if not mine or store.sidecar_path(self.folder, shard.shard_id).is_file():
+                return False
+            self._clear_temporaries(shard)
+            missing = [g for g, group in enumerate(shard.groups) if not self._staged(group)]
+            self._draw_groups(shard, missing)
+            self._settle(0)
+            store.commit(
+                self.folder, shard.shard_id, [g.key for g in shard.groups], self.columns, self.fingerprint
+            )  # fmt: skip
+        return True
+
+    def close(self) -> None:
+        """Let the groups that are already drawn reach the stage, then stop the second thread."""
+        self._finisher.shutdown(wait=True)
+
+    def _draw_groups(self, shard: PlannedShard, missing: list[int]) -> None:
+        if not missing:
+            return
+        conditioning = self.model.encode([g.prompt.text for g in shard.groups])
+        latents: dict[int, list[torch.Tensor]] = {g: [] for g in missing}
+        for batch in shard.batches(self.recipe.sampler.batch_size):
+            wanted = {g for g, _ in batch} & latents.keys()
+            if not wanted:
+                continue
+            drawn = self._draw_batch(shard, batch, conditioning)
+            for (g, _), latent in zip(batch, drawn, strict=True):
+                if g in wanted:
+                    latents[g].append(latent)
+            for g in sorted(wanted):
+                if len(latents[g]) == len(shard.groups[g].seeds):
+                    one = {k: v[g].clone() for k, v in conditioning.items()}
+                    stacked = torch.stack(latents.pop(g))
+                    self._waiting.append(self._finisher.submit(self._finish, shard.groups[g], stacked, one))
+            self._settle(GROUPS_WAITING)
+
+    def _draw_batch(
+        self, shard: PlannedShard, batch: list[tuple[int, int]], conditioning: Conditioning
+    ) -> torch.Tensor:
+        first, last = batch[0][0], batch[-1][0]
+        counts = [sum(g == index for g, _ in batch) for index in range(first, last + 1)]
+        rows = {k: v[first : last + 1] for k, v in conditioning.items()}
+        seeds = [shard.groups[g].seeds[m] for g, m in batch]
+        return self.model.draw(repeat(rows, counts), seeds, self._check_stop)
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted
+
+    def _settle(self, at_most: int) -> None:
+        """Wait until no more than `at_most` groups are in the second thread; its errors surface here."""
+        while len(self._waiting) > at_most or (self._waiting and self._waiting[0].done()):
+            self._waiting.pop(0).result()
+
+    def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
+        group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning)
+        store.stage(self.folder, group)
+        self.on_group(group)
+
+    def _staged(self, group: PlannedGroup) -> bool:
+        return store.staged_path(self.folder, group.key).is_file()
+
+    def _clear_temporaries(self, shard: PlannedShard) -> None:
+        # The claim is ours, so a temporary of this shard was left by a process that was killed.
+        names = [f"shard-{shard.shard_id:06d}.", *(f".stage/{g.key}." for g in shard.groups)]
+        for name in names:
+            for path in self.folder.glob(f"{name}*{store.TEMPORARY}"):
+                path.unlink(missing_ok=True)
+
+
+def finish_group(
+    recipe: Recipe,
+    model: Model,
+    evaluators: list[Any],
+    planned: PlannedGroup,
+    latents: torch.Tensor,
+    conditioning: Conditioning,
+) -> Group:
+    """Decode, measure and score the members; latents [G, C, h, w]. A failed member keeps its place and its reason."""
+    size = len(planned.seeds)
+    statuses = [OK] * size
+    images: list[np.ndarray | None] = [None] * size
+    for i in range(size):
+        if not torch.isfinite(latents[i]).all():
+            statuses[i] = "failed: the model drew latents that are not finite"
+    good = [i for i in range(size) if statuses[i] == OK]
+    for start in range(0, len(good), recipe.sampler.batch_size):
+        part = good[start : start + recipe.sampler.batch_size]
+        for i, image in zip(part, model.decode(latents[part]), strict=True):
+            images[i] = image
+    measurements: list[dict[str, Any]] = [{} for _ in range(size)]
+    for evaluator in evaluators:
+        for i, found in measure_each(evaluator, images, statuses, planned.prompt.target).items():
+            measurements[i] |= found
+    rows = [planned.prompt.target | measurements[i] for i in range(size)]
+    rewards: list[float | None] = [None] * size
+    scored = [i for i in range(size) if statuses[i] == OK]
+    columns = TASKS[recipe.task.kind].COLUMNS | columns_of(evaluators)
+    for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
+        rewards[i] = reward
+        if reward is None:
+            statuses[i] = "failed: the reward is not a finite number"
+    return Group(
+        key=planned.key,
+        prompt=planned.prompt,
+        seeds=planned.seeds,
+        latents=latents,
+        conditioning=conditioning,
+        images=images,
+        statuses=statuses,
+        measurements=measurements,
+        rewards=rewards,
+    )
+
+
+def measure_each(
+    evaluator: Any, images: list[np.ndarray | None], statuses: list[str], target: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """{member: measurements}; a member that the evaluator raises on gets the reason into `statuses`."""
+    members = [i for i, image in enumerate(images) if image is not None and statuses[i] == OK]
+    if not members:
+        return {}
+    pictures = [image for i in members if (image := images[i]) is not None]
+    try:
+        found = evaluator.measure(pictures, [target] * len(members))
+        return dict(zip(members, found, strict=True))
+    except UsageError:
+        raise
+    except Exception:  # one bad picture spoils the batch: find it, one by one
+        measured = {}
+        for i, picture in zip(members, pictures, strict=True):
+            try:
+                measured[i] = evaluator.measure([picture], [target])[0]
+            except Exception as error:
+                statuses[i] = f"failed: {evaluator.name}: {type(error).__name__}: {error}"[:300]
+        return measured

@@ -1,0 +1,70 @@
+"""Progress of a drawing run: a live bar on a terminal, a line every few seconds in a log.
+
+Shows members/s, time left, the running mean reward and the dead groups (reward std 0, nothing to learn from).
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpo_data.group import Group
+
+EVERY = 10.0  # seconds between two lines of a log
+
+
+class DrawProgress:
+    """Use as a context; call `group(group)` for each one that is staged. Thread-safe."""
+
+    def __init__(self, total_groups: int, group_size: int, console: Console) -> None:
+        self.total, self.size, self.console = total_groups, group_size, console
+        self.groups = self.members = self.dead = self.failed = 0
+        self.reward_sum, self.rewards = 0.0, 0
+        self.started = self.printed = time.monotonic()
+        self._lock = threading.Lock()
+        self._bar = Progress(
+            TextColumn("drawing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("groups  {task.fields[line]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("drawing", total=total_groups, line="")
+
+    def __enter__(self) -> DrawProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def group(self, group: Group) -> None:
+        with self._lock:
+            rewards = [r for r in group.rewards if r is not None]
+            self.groups += 1
+            self.members += group.size
+            self.failed += group.size - len(rewards)
+            self.dead += not rewards or statistics.pstdev(rewards) == 0
+            self.reward_sum, self.rewards = self.reward_sum + sum(rewards), self.rewards + len(rewards)
+            self._bar.update(self._task, completed=self.groups, line=self.line())
+            now = time.monotonic()
+            if not self.console.is_terminal and (now - self.printed > EVERY or self.groups == self.total):
+                self.printed = now
+                left = (self.total - self.groups) * (now - self.started) / self.groups
+                self.console.print(
+                    f"drawing {self.groups}/{self.total} groups  {self.line()}  left {left:.0f} s", soft_wrap=True
+                )
+
+    def line(self) -> str:
+        rate = self.members / max(time.monotonic() - self.started, 1e-9)
+        mean = self.reward_sum / self.rewards if self.rewards else float("nan")
+        failed = f"  failed {self.failed}" if self.failed else ""
+        return f"{rate:.1f} images/s  reward {mean:.3f}  dead {self.dead}{failed}"

@@ -1,0 +1,55 @@
+"""The verb `show`: a picture grid of groups, each member with its reward and what was read or counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from gpo_data import shard as store
+from gpo_data.dataset import read_card
+from gpo_data.errors import UsageError
+from gpo_data.group import Group, from_sample
+
+COLUMNS, LABEL, GAP = 8, 14, 4
+
+
+def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
+    """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
+    read_card(folder)
+    places: dict[str, dict] = {}
+    for sidecar in sorted(folder.glob("shard-*.parquet")):
+        for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():
+            places.setdefault(row["group_key"], row)
+    if missing := [key for key in keys or [] if key not in places]:
+        known = f"{next(iter(places))} to {next(reversed(places))}" if places else "none: draw some first"
+        raise UsageError(f"{folder}: no group {', '.join(missing)}; groups here: {known}")
+    chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
+    return [from_sample(store.read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"])) for r in chosen]
+
+
+def grid(groups: list[Group], scale: int = 2) -> Image.Image:
+    """One picture: per group its prompt and its members, captioned `reward  what was seen`."""
+    side = max(i.shape[0] for g in groups for i in g.images if i is not None) * scale
+    cell_w, cell_h = side + GAP, side + LABEL + GAP
+    heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
+    sheet = Image.new("RGB", (COLUMNS * cell_w + GAP, sum(heights) + GAP), "white")
+    draw, top = ImageDraw.Draw(sheet), GAP
+    for group, height in zip(groups, heights, strict=True):
+        draw.text((GAP, top), f"{group.key}  {group.prompt.text}", fill="black")
+        for member, image in enumerate(group.images):
+            x, y = GAP + member % COLUMNS * cell_w, top + LABEL + GAP + member // COLUMNS * cell_h
+            if image is not None:
+                picture = Image.fromarray(image)
+                sheet.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST),
+                            (x, y))  # fmt: skip
+            draw.text((x, y + side), caption(group, member), fill="black")
+        top += height
+    return sheet
+
+
+def caption(group: Group, member: int) -> str:
+    reward, measured = group.rewards[member], group.measurements[member]
+    seen = measured.get("ocr_text", measured.get("n_detected", ""))
+    return "failed" if reward is None else f"{reward:.2f}  {seen}"[:20]

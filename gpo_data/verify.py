@@ -1,0 +1,158 @@
+"""The verb `verify`: prove a dataset, and repair it.
+
+Checks each shard's sidecar, footer, size, sha256, every sample's crc32, row counts, duplicate groups, finite rewards;
+and the folder's orphans (a tar without a sidecar) and temporaries that a kill left. `repair` moves damaged shards to
+`.quarantine/`, where nothing reads them, so that the next `gpo-data shards` plans and draws them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from gpo_data import evaluators, models
+from gpo_data import shard as store
+from gpo_data.dataset import read_card
+from gpo_data.errors import RunError
+from gpo_data.generate import finish_group
+from gpo_data.group import OK, from_sample
+from gpo_data.models import repeat
+from gpo_data.plan import PlannedGroup
+from gpo_data.recipe import Recipe
+
+
+@dataclass
+class Report:
+    """What `verify` found; `problems` are (path, what is wrong)."""
+
+    shards: int = 0
+    groups: int = 0
+    members: int = 0
+    failed: int = 0
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def verify(folder: Path) -> Report:
+    """Check every byte of the dataset in `folder`. Reads only."""
+    report, fingerprint, seen = Report(), read_card(folder)["fingerprint"], dict[str, Path]()
+    for sidecar in sorted(folder.glob("shard-*.parquet")):
+        report.shards += 1
+        report.problems += [(sidecar, problem) for problem in _verify_shard(sidecar, fingerprint, seen, report)]
+    for tar in sorted(folder.glob("shard-*.tar")):
+        if not tar.with_suffix(".parquet").is_file():
+            report.problems.append((tar, "orphan: a tar without a sidecar (a run was killed); it is not data"))
+    for temporary in sorted(folder.rglob(f"*{store.TEMPORARY}")):
+        if not _alive(temporary):
+            report.problems.append((temporary, "stale temporary of a process that is gone"))
+    return report
+
+
+def repair(folder: Path, report: Report) -> int:
+    """Quarantine what `report` found; the number of files moved or removed."""
+    quarantine, moved = folder / ".quarantine", 0
+    for path in {p for p, _ in report.problems}:
+        if path.name.endswith(store.TEMPORARY):
+            path.unlink(missing_ok=True)
+            moved += 1
+            continue
+        quarantine.mkdir(exist_ok=True)
+        for file in (path.with_suffix(".parquet"), path.with_suffix(".tar")):  # the sidecar first: it is the commit
+            if file.is_file():
+                os.replace(file, quarantine / file.name)
+                moved += 1
+    store.fsync_folder(folder)
+    return moved
+
+
+def _verify_shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Report) -> list[str]:
+    try:
+        footer = store.footer_of(sidecar)
+        rows = pq.read_table(sidecar).to_pylist()
+        groups, size = int(footer["groups"]), int(footer["group_size"])
+    except Exception as error:  # pyarrow raises many kinds on damaged bytes
+        return [f"the sidecar cannot be read: {type(error).__name__}: {error}"]
+    problems = []
+    if footer["fingerprint"] != fingerprint:
+        problems.append(f"fingerprint {footer['fingerprint']}, expected the dataset's {fingerprint}")
+    if len(rows) != groups * size:
+        problems.append(f"{len(rows)} rows, expected {groups} groups of {size}")
+    keys = list(dict.fromkeys(row["group_key"] for row in rows))
+    if len(keys) != groups or len({(r["group_key"], r["member"]) for r in rows}) != len(rows):
+        problems.append(f"{len(keys)} distinct groups in {len(rows)} rows, expected {groups} of {size} members")
+    for key in keys:
+        if key in seen:
+            problems.append(f"group {key} is also in {seen[key].name}")
+        seen[key] = sidecar
+    for row in rows:
+        if row["status"] == OK and (row["reward"] is None or not math.isfinite(row["reward"])):
+            problems.append(f"{row['group_key']} member {row['member']}: status ok with reward {row['reward']}")
+    report.groups += len(keys)
+    report.members += len(rows)
+    report.failed += sum(row["status"] != OK for row in rows)
+    return problems + _verify_tar(sidecar.with_suffix(".tar"), footer, rows)
+
+
+def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict]) -> list[str]:
+    if not tar.is_file():
+        return [f"{tar.name} is missing"]
+    data = tar.read_bytes()
+    if len(data) != int(footer["tar_bytes"]):
+        return [f"{tar.name} has {len(data)} bytes, expected {footer['tar_bytes']}"]
+    if (found := hashlib.sha256(data).hexdigest()) != footer["tar_sha256"]:
+        return [f"{tar.name} has sha256 {found}, expected {footer['tar_sha256']}"]
+    problems = []
+    for row in {r["group_key"]: r for r in rows}.values():
+        try:
+            group = from_sample(store.read_sample(tar, row["offset"], row["size"], row["crc32"]), images=False)
+            if group.key != row["group_key"]:
+                problems.append(f"{tar.name} holds {group.key} where the sidecar says {row['group_key']}")
+        except RunError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _alive(temporary: Path) -> bool:
+    """Whether the process in the temporary's name (`<file>.<pid>.tmp`) still runs."""
+    try:
+        os.kill(int(temporary.name.split(".")[-2]), 0)
+        return True
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+
+
+def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
+    """Draw `count` members again from their seeds: [{group_key, member, difference, reward, reward_again}].
+
+    They are batched differently from the first time, so low bits may differ; `difference` is the largest absolute
+    difference of the latents.
+    """
+    rows = [r for s in sorted(folder.glob("shard-*.parquet")) for r in pq.read_table(s).to_pylist()]
+    rows = [r for r in rows if r["status"] == OK]
+    picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
+    model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
+    judges, found = evaluators.build(recipe), []
+    size = recipe.sampler.batch_size
+    for start in range(0, len(picks), size):
+        part = [rows[int(i)] for i in picks[start : start + size]]
+        groups = [
+            from_sample(store.read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"]), images=False)
+            for r in part
+        ]
+        embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}
+        again = model.draw(repeat(embeds, [1] * len(part)), [r["seed"] for r in part])
+        for row, group, latent in zip(part, groups, again, strict=True):
+            planned = PlannedGroup(group.key, group.prompt, [row["seed"]])
+            drawn = finish_group(recipe, model, judges, planned, latent[None], group.conditioning)
+            difference = (latent.float() - group.latents[row["member"]].float()).abs().max().item()
+            found.append({"group_key": group.key, "member": row["member"], "difference": difference,
+                          "reward": group.rewards[row["member"]], "reward_again": drawn.rewards[0]})  # fmt: skip
+    return found
