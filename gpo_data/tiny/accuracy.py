@@ -1,0 +1,120 @@
+"""How good the tiny world is: `python -m gpo_data.tiny.accuracy [--weights DIR] [--quick]`.
+
+Tables, all on held-out words and counts:
+1. rendered pictures: OCR exact, YOLO exact (the judges)
+2. the same after the autoencoder
+3. the base model by word length and by count; groups with right and wrong members
+4. images/s drawn
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from gpo_data.tiny import WEIGHTS
+from gpo_data.tiny.reading import count_shapes, read_words
+from gpo_data.tiny.render import sample_scene
+from gpo_data.tiny.training import to_pictures, to_tensor
+
+LEVELS = {"text": (2, 3, 4, 5), "count": (1, 2, 3, 4, 5, 6)}
+
+
+def right(task: str, pictures: np.ndarray, targets: list[dict], yolo) -> np.ndarray:
+    """bool [N]: exactly the word, or exactly the number of the asked shape."""
+    if task == "text":
+        return np.array([w == t["word"] for w, t in zip(read_words(pictures), targets, strict=True)])
+    numbers = count_shapes(pictures, yolo, [t["shape"] for t in targets])
+    return np.array([m == t["n"] for m, t in zip(numbers, targets, strict=True)])
+
+
+def report(name: str, task: str, levels: list[int], ok: np.ndarray) -> None:
+    by_level = defaultdict(list)
+    for level, value in zip(levels, ok, strict=True):
+        by_level[level].append(value)
+    cells = "  ".join(f"{k}: {100 * np.mean(v):5.1f}%" for k, v in sorted(by_level.items()))
+    print(f"{name:<16}{task:<7}{100 * ok.mean():5.1f}% of {len(ok)}   {cells}", flush=True)
+
+
+def scenes_of(task: str, n: int, seed: int):
+    """n held-out scenes, levels in turn: levels, pictures, captions, targets."""
+    rng = np.random.default_rng(seed)
+    levels = [LEVELS[task][i % len(LEVELS[task])] for i in range(n)]
+    drawn = [sample_scene(rng, task, held=True, level=level) for level in levels]
+    return levels, np.stack([d[0] for d in drawn]), [d[1] for d in drawn], [d[2] for d in drawn]
+
+
+@torch.no_grad()
+def draw(pipe, captions: list[str], seeds: list[int], args) -> np.ndarray:
+    """Pictures uint8 [N, 64, 64, 3], one generator a picture."""
+    parts = []
+    for start in range(0, len(captions), args.batch):
+        generators = [torch.Generator().manual_seed(s) for s in seeds[start : start + args.batch]]
+        images = pipe(
+            captions[start : start + args.batch],
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=generators,
+            max_sequence_length=args.max_sequence_length,
+            output_type="np",
+        ).images
+        parts.append((images * 255).round().astype(np.uint8))
+    return np.concatenate(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m gpo_data.tiny.accuracy")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--max-sequence-length", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rendered", type=int, default=600, help="pictures a task, tables 1, 2")
+    parser.add_argument("--prompts", type=int, default=300, help="prompts a task, table 3")
+    parser.add_argument("--groups", type=int, default=0, help="groups of 32 a task")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    from ultralytics import YOLO
+
+    yolo = YOLO(str(args.weights / "yolo.pt"))
+    pipe = StableDiffusion3Pipeline.from_pretrained(args.weights / "sd3", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    for task in LEVELS:
+        levels, pictures, captions, targets = scenes_of(task, args.rendered, seed=123)
+        report("rendered", task, levels, right(task, pictures, targets, yolo))
+        with torch.no_grad():
+            decoded = np.concatenate(
+                [
+                    to_pictures(pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample)
+                    for x in to_tensor(pictures).split(64)
+                ]
+            )
+        report("autoencoder", task, levels, right(task, decoded, targets, yolo))
+    for task in LEVELS:
+        levels, _, captions, targets = scenes_of(task, args.prompts, seed=7)
+        started = time.monotonic()
+        pictures = draw(pipe, captions, list(range(len(captions))), args)
+        rate = len(captions) / (time.monotonic() - started)
+        report("base model", task, levels, right(task, pictures, targets, yolo))
+        print(f"{'':<16}{task:<7}{rate:5.1f} images/s, decoding included")
+    for task in LEVELS:
+        if not args.groups:
+            continue
+        _, _, captions, targets = scenes_of(task, args.groups, seed=11)
+        pictures = draw(
+            pipe,
+            [c for c in captions for _ in range(32)],
+            [1000 * g + member for g in range(args.groups) for member in range(32)],
+            args,
+        )
+        ok = right(task, pictures, [t for t in targets for _ in range(32)], yolo).reshape(-1, 32)
+        mixed = (ok.any(1) & ~ok.all(1)).mean()
+        print(f"groups of 32    {task:<7}{100 * mixed:5.1f}% of {len(ok)} have right and wrong")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Train the tiny autoencoder: pictures [B, 3, 64, 64] <-> latents [B, 16, 8, 8].
+
+    L = mean |x - D(z)| + mean (x - D(z))^2 + 1e-3 * mean KL(q(z|x) || N(0, 1))
+
+The schedule is a function of seconds trained (kept in the checkpoint), so that a budget
+of time is met on any machine and a killed run continues where it was.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from gpo_data.tiny.render import sample_scene
+from gpo_data.tiny.training import Run, autocast, device, picture_grid, to_tensor
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """0.97 M parameters; no attention: letters are local."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def scenes(rng: np.random.Generator, n: int, text_share: float) -> tuple[np.ndarray, list[str]]:
+    """n training pictures uint8 [n, 64, 64, 3] and their captions."""
+    drawn = [sample_scene(rng, "text" if rng.random() < text_share else "count") for _ in range(n)]
+    return np.stack([picture for picture, _, _ in drawn]), [caption for _, caption, _ in drawn]
+
+
+def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
+    """Train for `settings["minutes"]`, or pick up the checkpoint in `folder`."""
+    torch.manual_seed(settings["seed"])
+    rng = np.random.default_rng(settings["seed"])
+    vae = new_autoencoder().to(device(), memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0
+    )
+    run = Run(folder, "autoencoder", settings, {"vae": vae, "optimizer": optimizer}, rng)
+    while not run.done():
+        run.set_lr(optimizer)
+        pictures, _ = scenes(rng, settings["batch"], settings["text_share"])
+        x = to_tensor(pictures)
+        with autocast():
+            posterior = vae.encode(x).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        difference = decoded.float() - x
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = difference.abs().mean() + (difference**2).mean() + 1e-3 * kl
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if run.step_done(loss.item(), settings["batch"]):
+            picture_grid(
+                torch.cat([x, decoded.float()]), folder / "autoencoder.png", settings["batch"]
+            )
+    measure_latents(vae, rng, settings["text_share"])
+    return vae.eval()
+
+
+def polish_decoder(settings: dict, vae: AutoencoderKL, folder: Path) -> AutoencoderKL:
+    """Train the decoder on, the encoder frozen: the latents, and so the transformer, stay valid."""
+    torch.manual_seed(settings["seed"])
+    rng = np.random.default_rng(settings["seed"])
+    decoder = vae.decoder.train()
+    optimizer = torch.optim.AdamW(
+        decoder.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0
+    )
+    run = Run(folder, "decoder", settings, {"decoder": decoder, "optimizer": optimizer}, rng)
+    while not run.done():
+        run.set_lr(optimizer)
+        pictures, _ = scenes(rng, settings["batch"], settings["text_share"])
+        x = to_tensor(pictures)
+        with autocast():
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.sample()
+            decoded = vae.decode(latents).sample
+        difference = decoded.float() - x
+        loss = difference.abs().mean() + (difference**2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimizer.step()
+        if run.step_done(loss.item(), settings["batch"]):
+            picture_grid(torch.cat([x, decoded.float()]), folder / "decoder.png", settings["batch"])
+    return vae.eval()
+
+
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKL, rng: np.random.Generator, text_share: float) -> None:
+    """Set shift and scaling so that (z - shift) * scale has mean 0 and unit std."""
+    pictures, _ = scenes(rng, 512, text_share)
+    latents = vae.encode(to_tensor(pictures)).latent_dist.sample()
+    shift = latents.mean().item()
+    scale = 1.0 / latents.std().item()
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)

@@ -1,0 +1,165 @@
+"""Train the tiny SD3 transformer and its two text encoders, by flow matching.
+
+    x_t = (1 - t) x_0 + t e,  t = sigmoid(n), n ~ N(0, 1);   L = mean || v(x_t, t, c) - (e - x_0) ||^2
+
+Matrices of the blocks are trained by Muon, all else by AdamW; an exponential moving average
+of the weights is what is saved. The caption is "" one time in ten, which is what the pipeline
+gives as the unconditional prompt.
+"""
+
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from gpo_data.tiny.pipeline import (
+    ZeroRows,
+    encode,
+    new_text_encoder,
+    new_tokenizer,
+    new_transformer,
+    save_pipeline,
+    tokenize,
+)
+from gpo_data.tiny.train_autoencoder import scenes
+from gpo_data.tiny.training import Run, autocast, device, picture_grid, to_tensor
+
+GRID_CAPTIONS = [
+    'a red sign that says "KITE"', 'a blue sign that says "OX"', 'a green sign that says "ZEBRA"',
+    'a black sign that says "SKY"', 'a teal sign that says "QUIZ"', 'a brown sign that says "TJVB"',
+    'a purple sign that says "WXM"', 'a orange sign that says "HELLO"',
+    "one red circle", "two blue squares", "three green triangles", "four black circles",
+    "five teal squares", "six purple triangles", "four orange squares", "three red circles",
+]  # fmt: skip
+
+
+class Average:
+    """theta_ema <- d theta_ema + (1 - d) theta, with d rising to `decay` as the steps go."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.model, self.decay = deepcopy(model).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+    def state_dict(self) -> dict:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state)
+
+
+def _orthogonal_float32(grad, coefficients, steps: int, eps: float) -> torch.Tensor:
+    """Newton-Schulz iteration of torch.optim.Muon, in float32: bfloat16 matrix products are
+    emulated, and slower, on a CPU without AMX."""
+    a, b, c = coefficients
+    wide = grad.T if grad.size(0) > grad.size(1) else grad
+    x = wide / wide.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if grad.size(0) > grad.size(1) else x
+
+
+def optimizers(model: torch.nn.Module, settings: dict) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the transformer's blocks, AdamW for all else."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        # The modulations (norm1, norm1_context) are half of Muon's cost and gain least by it.
+        block = "transformer_blocks" in name and parameter.ndim == 2 and "norm" not in name
+        (matrices if block else rest).append(parameter)
+    if device().type == "cpu":
+        import torch.optim._muon as torch_muon
+
+        torch_muon._zeropower_via_newtonschulz = _orthogonal_float32
+    muon = torch.optim.Muon(
+        matrices, lr=settings["lr"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(rest, lr=settings["lr_adamw"], betas=(0.9, 0.98), weight_decay=0.0)
+    return muon, adamw
+
+
+@torch.no_grad()
+def to_latents(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [B, 64, 64, 3] -> latents [B, 16, 8, 8] of mean 0 and unit std."""
+    with autocast():
+        latents = vae.encode(to_tensor(pictures)).latent_dist.sample()
+    return (latents.float() - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def draw_grid(model, tokenizer, vae: AutoencoderKL, path: Path, steps: int = 16) -> None:
+    """Euler from t=1 to 0 at guidance 2, for people to look at while it trains."""
+    captions = GRID_CAPTIONS * 2
+    x = torch.randn(len(captions), 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = x.to(device())
+    embeds, pooled = encode(
+        tokenize(tokenizer, captions + [""] * len(captions)).to(device()), model["encoders"]
+    )
+    times = torch.linspace(1, 0, steps + 1)
+    for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+        timestep = torch.full((2 * len(x),), 1000 * t, device=device())
+        with autocast():
+            v = model["transformer"](torch.cat([x, x]), embeds, pooled, timestep).sample.float()
+        with_caption, without = v.chunk(2)
+        x = x + (t_next - t) * (without + 2.0 * (with_caption - without))
+    with autocast():
+        images = vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample
+    picture_grid(images, path)
+
+
+def train_transformer(settings: dict, vae: AutoencoderKL, folder: Path, weights: Path) -> None:
+    """Train for `settings["minutes"]`; the pipeline folder `weights` is rewritten as it goes."""
+    torch.manual_seed(settings["seed"])
+    rng = np.random.default_rng(settings["seed"])
+    tokenizer = new_tokenizer()
+    encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
+    model = torch.nn.ModuleDict({"transformer": new_transformer(), "encoders": encoders})
+    model = model.to(device())
+    zero_rows = ZeroRows()
+    model["transformer"].set_attn_processor(zero_rows)
+    muon, adamw = optimizers(model, settings)
+    average = Average(model, settings["ema"])
+    # The copies of the average must not share the processor: theirs draw with one zero row.
+    average.model["transformer"].set_attn_processor(ZeroRows())
+    parts = {"model": model, "average": average, "muon": muon, "adamw": adamw}
+    run = Run(folder, "transformer", settings, parts, rng)
+
+    def save() -> None:
+        draw_grid(average.model, tokenizer, vae, folder / "transformer.png")
+        plain = new_transformer().to(device())
+        plain.load_state_dict(average.model["transformer"].state_dict())
+        save_pipeline(weights, vae, plain, average.model["encoders"], tokenizer)
+
+    if not run.step:
+        save()
+    batch, per_chunk = settings["batch"], 8
+    while not run.done():
+        pictures, captions = scenes(rng, batch * per_chunk, settings["text_share"])
+        captions = [c if rng.random() >= settings["dropout"] else "" for c in captions]
+        chunk = to_latents(vae, pictures).chunk(per_chunk)
+        ids = tokenize(tokenizer, captions).to(device()).chunk(per_chunk)
+        for x0, token_ids in zip(chunk, ids, strict=True):
+            run.set_lr(muon, adamw)
+            zero_rows.rows = 1 if rng.random() < 0.5 else 256
+            noise = torch.randn_like(x0)
+            t = torch.randn(len(x0), device=x0.device).sigmoid()
+            x_t = torch.lerp(x0, noise, t[:, None, None, None])
+            with autocast():
+                embeds, pooled = encode(token_ids, model["encoders"])
+                v = model["transformer"](x_t, embeds, pooled, 1000 * t).sample
+            loss = ((v.float() - (noise - x0)) ** 2).mean()
+            muon.zero_grad(set_to_none=True)
+            adamw.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            muon.step()
+            adamw.step()
+            average.update(model, run.step)
+            if run.step_done(loss.item(), batch):
+                save()
+    save()
