@@ -1,0 +1,64 @@
+# Group Preference Optimization, dataset-first. `make help` lists every target.
+TASK  ?= text
+MODEL ?= tiny
+ARGS  ?=
+PYTHON ?= python3
+RECIPE = recipes/$(TASK)-$(MODEL).yaml
+BIN    = .venv/bin
+READY  = .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup shards audit sql measure verify show test test-slow lint bench tiny clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo; echo "  TASK=text|count  MODEL=tiny|sd35m  ARGS='--key value ...' (any key of the recipe)"
+
+setup: $(READY) ## build .venv from pinned requirements (every target does this when needed)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; use make PYTHON=python3.12 ...")'
+	@echo "setting up .venv (once; a few minutes, about 5 GB on Linux)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --no-deps --no-compile -r requirements.txt
+	@# OpenCV's desktop build needs libGL; without it the headless build of the same version takes its place.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install -q --no-deps --no-compile --force-reinstall \
+	  "opencv-contrib-python-headless==$$(sed -n 's/^opencv-contrib-python==//p' requirements.txt)"
+	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+shards: $(READY) ## draw groups, measure them, write shards (resumes)
+	@$(BIN)/gpo-data shards $(RECIPE) $(ARGS)
+
+audit: $(READY) ## what is in a dataset: a table, and an HTML page beside the shards
+	@$(BIN)/gpo-data audit $(RECIPE) $(ARGS)
+
+sql: $(READY) ## query the lake: Q="select ...", or an interactive prompt without Q
+	@$(BIN)/gpo-data sql $(RECIPE) $(if $(Q),"$(subst ",\",$(Q))") $(ARGS)
+
+measure: $(READY) ## add the recipe's evaluators to shards already drawn
+	@$(BIN)/gpo-data measure $(RECIPE) $(ARGS)
+
+verify: $(READY) ## prove a dataset's bytes; ARGS="--redraw 8" draws members again
+	@$(BIN)/gpo-data verify $(RECIPE) $(ARGS)
+
+show: $(READY) ## picture grid of groups with rewards
+	@$(BIN)/gpo-data show $(RECIPE) $(ARGS)
+
+test: $(READY) ## the test suite
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
+	@$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(READY) ## drawing against a hand-written loop; SQL over 10 million members
+	@$(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_catalog.py
+
+tiny: $(READY) ## train the tiny world's models from nothing (hours on 2 cores)
+	@$(BIN)/python -m gpo_data.tiny recipes/tiny.yaml --out runs/tiny $(ARGS)
+
+clean: ## remove .venv and caches; datasets stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Batches -> policy: the training half of Group Preference Optimization. It imports gpo_data, never the reverse."""
