@@ -8,7 +8,13 @@ import torch
 
 from gpo_data.split import held_out
 from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, words
-from gpo_data.tiny.pipeline import MAX_TOKENS, ZeroRows, new_tokenizer, new_transformer, tokenize
+from gpo_data.tiny.pipeline import (
+    MAX_TOKENS,
+    ZeroRows,
+    new_tokenizer,
+    new_transformer,
+    tokenize,
+)
 from gpo_data.tiny.render import render_count, render_text, sample_scene
 
 
@@ -43,9 +49,7 @@ def test_shapes_do_not_touch_and_boxes_hold_them():
             assert ink.sum() == 0
             for i, a in enumerate(boxes):
                 for b in boxes[:i]:
-                    centres = np.hypot(
-                        (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
-                    )
+                    centres = np.hypot((a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2)
                     assert centres > max(a[2] - a[0], a[3] - a[1])
 
 

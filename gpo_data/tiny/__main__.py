@@ -24,9 +24,7 @@ def main() -> None:
     recipe = yaml.safe_load(arguments.recipe.read_text())
     wanted = {"threads", "autoencoder", "decoder", "yolo", "transformer"}
     if set(recipe) != wanted:
-        raise SystemExit(
-            f"{arguments.recipe}: expected the keys {sorted(wanted)}, found {sorted(recipe)}"
-        )
+        raise SystemExit(f"{arguments.recipe}: expected the keys {sorted(wanted)}, found {sorted(recipe)}")
     torch.set_num_threads(recipe["threads"])
     out = arguments.out
     vae = train_autoencoder(recipe["autoencoder"], out)

@@ -45,9 +45,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     """Upper-case letters are tokens of their own, lower-case words one token each."""
     vocabulary = ["<start>", "<unk>", "<pad>", "<end>", '"', "a", "sign", "that", "says"]
     vocabulary += [*COLORS, *NUMBERS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *LETTERS]
-    core = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>")
-    )
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
@@ -89,9 +87,7 @@ def new_zero_tokenizer() -> PreTrainedTokenizerFast:
     """Turns every prompt into padding, so that any `max_sequence_length` truncates nothing."""
     core = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     core.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, model_max_length=512, pad_token="<pad>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=512, pad_token="<pad>", unk_token="<unk>")
 
 
 def new_zero_encoder() -> T5EncoderModel:
@@ -149,9 +145,7 @@ class ZeroRows(JointAttnProcessor2_0):
             torch.nn.functional.scaled_dot_product_attention = attention
 
 
-def encode(
-    token_ids: torch.Tensor, encoders: torch.nn.ModuleList
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(token_ids: torch.Tensor, encoders: torch.nn.ModuleList) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, 14] ids -> prompt_embeds [B, 15, 128] (one zero row), pooled [B, 128], with gradients."""
     outputs = [encoder(token_ids, output_hidden_states=True) for encoder in encoders]
     embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)

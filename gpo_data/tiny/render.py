@@ -4,7 +4,8 @@
     count  one to six shapes of one kind, size and colour, never touching
 
 A picture is a pure function of its arguments and of the random generator's state.
-Deliberately narrow (one bold font on a grid of columns, a jitter of a pixel): a model of eight million parameters has to learn it in minutes on two cores.
+Deliberately narrow (one bold font on a grid of columns, a jitter of a pixel):
+a model of eight million parameters has to learn it in minutes on two cores.
 """
 
 import math

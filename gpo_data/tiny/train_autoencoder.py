@@ -43,9 +43,7 @@ def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
     torch.manual_seed(settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     vae = new_autoencoder().to(device(), memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0
-    )
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0)
     run = Run(folder, "autoencoder", settings, {"vae": vae, "optimizer": optimizer}, rng)
     while not run.done():
         run.set_lr(optimizer)
@@ -63,9 +61,7 @@ def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if run.step_done(loss.item(), settings["batch"]):
-            picture_grid(
-                torch.cat([x, decoded.float()]), folder / "autoencoder.png", settings["batch"]
-            )
+            picture_grid(torch.cat([x, decoded.float()]), folder / "autoencoder.png", settings["batch"])
     measure_latents(vae, rng, settings["text_share"])
     return vae.eval()
 
@@ -75,9 +71,7 @@ def polish_decoder(settings: dict, vae: AutoencoderKL, folder: Path) -> Autoenco
     torch.manual_seed(settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     decoder = vae.decoder.train()
-    optimizer = torch.optim.AdamW(
-        decoder.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0
-    )
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings["lr"], betas=(0.9, 0.95), weight_decay=0)
     run = Run(folder, "decoder", settings, {"decoder": decoder, "optimizer": optimizer}, rng)
     while not run.done():
         run.set_lr(optimizer)

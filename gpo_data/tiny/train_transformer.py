@@ -76,9 +76,7 @@ def optimizers(model: torch.nn.Module, settings: dict) -> tuple[torch.optim.Muon
         import torch.optim._muon as torch_muon
 
         torch_muon._zeropower_via_newtonschulz = _orthogonal_float32
-    muon = torch.optim.Muon(
-        matrices, lr=settings["lr"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = torch.optim.Muon(matrices, lr=settings["lr"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(rest, lr=settings["lr_adamw"], betas=(0.9, 0.98), weight_decay=0.0)
     return muon, adamw
 
@@ -97,9 +95,7 @@ def draw_grid(model, tokenizer, vae: AutoencoderKL, path: Path, steps: int = 16)
     captions = GRID_CAPTIONS * 2
     x = torch.randn(len(captions), 16, 8, 8, generator=torch.Generator().manual_seed(0))
     x = x.to(device())
-    embeds, pooled = encode(
-        tokenize(tokenizer, captions + [""] * len(captions)).to(device()), model["encoders"]
-    )
+    embeds, pooled = encode(tokenize(tokenizer, captions + [""] * len(captions)).to(device()), model["encoders"])
     times = torch.linspace(1, 0, steps + 1)
     for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         timestep = torch.full((2 * len(x),), 1000 * t, device=device())

@@ -38,7 +38,8 @@ def write_pictures(folder: Path, split: str, n: int, rng: np.random.Generator) -
 
 def train_yolo(settings: dict, folder: Path, weights: Path) -> None:
     """Train from scratch (or resume `folder`) and write the stripped file `weights`."""
-    from ultralytics import YOLO, settings as ultralytics_settings
+    from ultralytics import YOLO
+    from ultralytics import settings as ultralytics_settings
 
     ultralytics_settings.update({"sync": False})
     data = folder / "yolo_data"
@@ -51,13 +52,27 @@ def train_yolo(settings: dict, folder: Path, weights: Path) -> None:
             f"path: {data.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}"
         )
     last = folder / "yolo" / "weights" / "last.pt"
-    options = dict(
-        data=str(data / "data.yaml"), epochs=settings["epochs"], imgsz=settings["imgsz"],
-        batch=settings["batch"], project=str(folder.resolve()), name="yolo", exist_ok=True,
-        seed=settings["seed"], amp=False, mosaic=0.0, scale=0.2, translate=0.05, erasing=0.0,
-        hsv_h=0.0, optimizer="AdamW", lr0=settings["lr"], warmup_epochs=0.5, workers=0,
-        plots=False, val=False, pretrained=False, cos_lr=True,
-    )  # fmt: skip
+    options = {
+        "data": str(data / "data.yaml"),
+        "project": str(folder.resolve()),
+        "name": "yolo",
+        "exist_ok": True,
+        **{key: settings[key] for key in ("seed", "epochs", "imgsz", "batch")},
+        "optimizer": "AdamW",
+        "lr0": settings["lr"],
+        "cos_lr": True,
+        "warmup_epochs": 0.5,
+        "amp": False,  # its check would download a model
+        "pretrained": False,
+        "mosaic": 0.0,
+        "scale": 0.2,
+        "translate": 0.05,
+        "erasing": 0.0,
+        "hsv_h": 0.0,
+        "workers": 0,
+        "plots": False,
+        "val": False,
+    }
     if last.exists():
         YOLO(str(last)).train(resume=True)
     else:

@@ -47,8 +47,7 @@ def picture_grid(images: torch.Tensor, path: Path, columns: int = 16) -> None:
     """Write [B, 3, H, W] in [-1, 1] as a PNG for people to look at, twice as large."""
     pictures = to_pictures(images.detach())
     rows = [
-        np.concatenate(list(pictures[i : i + columns]), axis=1)
-        for i in range(0, len(pictures) - columns + 1, columns)
+        np.concatenate(list(pictures[i : i + columns]), axis=1) for i in range(0, len(pictures) - columns + 1, columns)
     ]
     grid = Image.fromarray(np.concatenate(rows, axis=0))
     grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(path)
@@ -61,9 +60,7 @@ class Run:
     settings: needs `minutes` and `decay`; `name` names the checkpoint in `folder`.
     """
 
-    def __init__(
-        self, folder: Path, name: str, settings: dict, parts: dict, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, folder: Path, name: str, settings: dict, parts: dict, rng: np.random.Generator) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.name = folder / f"{name}.checkpoint.pt", name
         self.budget, self.decay = settings["minutes"] * 60.0, settings["decay"]
@@ -126,11 +123,11 @@ class Run:
             "numpy_rng": self.rng.bit_generator.state,
         }
         temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        temporary.replace(self.path)
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location=device(), weights_only=True)

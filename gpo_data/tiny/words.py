@@ -45,7 +45,7 @@ ENGLISH = tuple(
     FRUIT GHOST GLASS GRAPE GREEN HEART HONEY HORSE HOTEL HOUSE JUICE KNIFE LEMON LIGHT LUNCH
     MAGIC METAL MONEY MOUSE MUSIC NIGHT OCEAN ORBIT PAPER PIANO PIZZA PLANT QUEEN RADIO RIVER
     ROBOT SALAD SHEEP SMILE SOLAR SPACE STONE STORM SUGAR TABLE TIGER TOAST TOWER TRAIN TRUCK
-    VOICE WATER WHALE WHEEL WORLD ZEBRA""".split()
+    VOICE WATER WHALE WHEEL WORLD ZEBRA""".split()  # noqa: SIM905 - a list literal of 200 words would be less readable
 )
 _BY_LENGTH = {n: [w for w in ENGLISH if len(w) == n] for n in range(MIN_LETTERS, MAX_LETTERS + 1)}
 _VOWELS, _CONSONANTS = "AEIOU", "BCDFGHJKLMNPRSTVWZ"
@@ -86,9 +86,7 @@ def _pronounceable(rng: np.random.Generator, length: int) -> str:
     return "".join(letters)
 
 
-def sample_word(
-    rng: np.random.Generator, length: int | None = None, *, held: bool | None = False
-) -> str:
+def sample_word(rng: np.random.Generator, length: int | None = None, *, held: bool | None = False) -> str:
     """A word of `length` letters (2 to 5 at random if None).
 
     held: False draws training words, True held-out words, None either.
@@ -106,9 +104,7 @@ def sample_word(
             return word
 
 
-def sample_count(
-    rng: np.random.Generator, n: int | None = None, *, held: bool | None = False
-) -> tuple[int, str, str]:
+def sample_count(rng: np.random.Generator, n: int | None = None, *, held: bool | None = False) -> tuple[int, str, str]:
     """(n, color, shape) on the wanted side of the split; `held` as in `sample_word`."""
     colors = list(COLORS)
     while True:
