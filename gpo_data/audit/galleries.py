@@ -1,0 +1,121 @@
+"""Which groups to look at, and their pictures.
+
+Four kinds of group: the largest spread (what training learns most from), dead low (never right: too hard, or the
+evaluator cannot read it), dead high (always right: nothing left to learn) and random ones (so that the eye is not
+led). Of each, the best and the worst members.
+
+Pictures come out of the tar by `pread` and are checked against the sidecar's crc32 (`shard.read_sample`); those
+larger than SHOWN pixels are made smaller, so that a page stays a few megabytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from gpo_data import shard
+from gpo_data.audit.members import Members
+from gpo_data.audit.statistics import Figures
+
+SHOWN = 256  # pixels
+SIDE = 4  # members shown at either end of a group
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    member: int
+    uri: str | None  # None: the sample holds no picture of this member
+    read: str  # what the evaluator saw
+    reward: float
+    exact: bool
+    pixels: int  # width, to enlarge small pictures without blur
+
+
+@dataclass(frozen=True)
+class Shown:
+    key: str
+    prompt: str
+    right: int
+    measured: int
+    std: float
+    best: list[Picture]
+    worst: list[Picture]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    title: str
+    note: str
+    groups: list[Shown]
+
+
+def choose(data: Members, figures: Figures) -> list[Gallery]:
+    """The galleries that have any group, each group in one gallery only."""
+    rng = np.random.default_rng(RANDOM_SEED)
+    alive = np.flatnonzero(~figures.dead)
+    taken: list[int] = list(alive[np.argsort(-figures.std[alive], kind="stable")][:3])
+    spread = list(taken)
+    low, high = (rng.permutation(np.flatnonzero(mask))[:2] for mask in (figures.dead_low, figures.dead_high))
+    rest = np.setdiff1d(np.arange(len(figures.std)), [*taken, *low, *high])
+    wanted = [
+        ("Largest spread", "Best and worst differ most here: training learns most from these.", spread),
+        ("Dead, low", "Every member got the same low reward: too hard, or the evaluator cannot read it.", low),
+        ("Dead, high", "Every member got the same high reward: nothing left to learn.", high),
+        ("Random", "Drawn without looking at the reward.", rng.permutation(rest)[:3]),
+    ]
+    return [Gallery(title, note, [_shown(data, figures, int(g)) for g in groups])
+            for title, note, groups in wanted if len(groups)]  # fmt: skip
+
+
+def _shown(data: Members, figures: Figures, group: int) -> Shown:
+    rewards = data.rewards[group]
+    members = np.flatnonzero(np.isfinite(rewards))
+    ranked = members[np.argsort(-rewards[members], kind="stable")]
+    side = min(SIDE, -(-len(ranked) // 2))
+    best, worst = ranked[:side], ranked[side:][-side:]
+    row = data.row(group, int(members[0]))
+    sample = shard.read_sample(data.folder / row["tar"], row["offset"], row["size"], row["crc32"])
+    return Shown(
+        key=row["group_key"],
+        prompt=row["prompt"],
+        right=int(np.nansum(data.exact[group])),
+        measured=len(members),
+        std=float(figures.std[group]),
+        best=[_picture(data, group, int(m), sample) for m in best],
+        worst=[_picture(data, group, int(m), sample) for m in worst],
+    )
+
+
+def _picture(data: Members, group: int, member: int, sample: dict[str, bytes]) -> Picture:
+    row = data.row(group, member)
+    uri, pixels = None, 0
+    for extension in ("png", "webp"):
+        if coded := sample.get(f"{member:02d}.{extension}"):
+            uri, pixels = data_uri(coded)
+    reward, exact = float(data.rewards[group, member]), bool(data.exact[group, member])
+    return Picture(member, uri, reading(data.task, row), reward, exact, pixels)
+
+
+def reading(task: str, row: dict[str, object]) -> str:
+    """What the evaluator saw, for the line under a picture."""
+    if task == "text":
+        return f"“{row['ocr_text']}”" if row["ocr_text"] else "nothing read"
+    return f"saw {row['n_detected']} of {row['target_count']}"
+
+
+def data_uri(coded: bytes) -> tuple[str, int]:
+    """(data URI, width in pixels) of a coded picture, made smaller where it is larger than SHOWN."""
+    image = Image.open(io.BytesIO(coded))
+    kind = str(image.format).lower()
+    if max(image.size) > SHOWN:
+        image = image.convert("RGB")
+        image.thumbnail((SHOWN, SHOWN))
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=85)
+        coded, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(coded).decode()}", image.width

@@ -1,0 +1,166 @@
+"""A dataset's members as matrices.
+
+A matrix is [groups, G] float64: row g is a group (sorted by key), column m a member; NaN where the member failed, is
+missing, or was left out by the condition. `row_of[g, m]` is the member's row in `table`, -1 where there is none.
+
+What always holds: every group has at least one measured member, and rewards are finite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from gpo_data import catalog, shard
+from gpo_data.errors import RunError, UsageError
+
+EXACT = {"text": "text_exact(target, ocr_text)", "count": "n_detected = target_count"}
+LEVEL = {"text": "length(target)", "count": "target_count"}
+READING = {"text": ["target", "ocr_text", "ocr_confidence"], "count": ["target_class", "target_count", "n_detected"]}
+IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
+
+
+@dataclass(frozen=True)
+class Members:
+    folder: Path
+    name: str
+    task: str  # text or count
+    model: str
+    fingerprint: str
+    reward: str  # the expression, for the reader of the page
+    where: str | None
+    failed: list[tuple[str, int]]  # (reason, members), the most frequent first
+    drawn: int  # members in the dataset, whatever the condition
+    table: pa.Table  # one row a measured member
+    row_of: np.ndarray  # [groups, G] int
+    rewards: np.ndarray  # [groups, G]
+    exact: np.ndarray  # [groups, G]: 1 right, 0 wrong
+    levels: np.ndarray  # [groups] int: letters in the target, or things to draw
+    image_statistics: dict[str, np.ndarray]  # each [groups, G]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(groups, G)"""
+        return self.rewards.shape[0], self.rewards.shape[1]
+
+    @property
+    def level_name(self) -> str:
+        return {"text": "letters in the word", "count": "things to draw"}[self.task]
+
+    def row(self, group: int, member: int) -> dict[str, Any]:
+        """A measured member's columns: key, prompt, what was read, place in the tar."""
+        index = int(self.row_of[group, member])
+        return self.table.slice(index, 1).to_pylist()[0]
+
+
+def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Members:
+    """Query the catalog. Raises UsageError and RunError, see `audit.run`."""
+    folder = shard.dataset_folder(lake, dataset)
+    head = _head(folder, lake, dataset)
+    recipe = head["recipe"]
+    task = recipe["task"]["kind"]
+    connection = catalog.connect(lake)
+    counts = connection.execute(
+        "select status, count(*) from members where dataset = ? group by status order by 2 desc, 1", [dataset]
+    ).fetchall()
+    drawn, failed = sum(n for _, n in counts), [(str(s), n) for s, n in counts if s != "ok"]
+    if not drawn:
+        raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
+    columns = {row[0] for row in connection.execute("describe members").fetchall()}
+    table = _query(connection, dataset, task, reward, where, sorted(columns & set(IMAGE_STATISTICS)))
+    if not table.num_rows:
+        if where:
+            raise UsageError(
+                f"where {where!r}: expected to keep some of the {drawn} members of {dataset}, found none with a "
+                f"reward; loosen the condition"
+            )
+        raise RunError(
+            f"dataset {dataset}: expected measured members, found all {drawn} failed, most often "
+            f"{failed[0][0] if failed else 'without a reward'!r}; run `{command(dataset)}` to try them again"
+        )
+    codes, row_of = _pivot(table)
+
+    def matrix(column: str) -> np.ndarray:
+        values = np.full(row_of.shape, np.nan)
+        values[codes, table["member"].to_numpy()] = table[column].to_numpy(zero_copy_only=False)
+        return values
+
+    first = np.array([row[row >= 0][0] for row in row_of])
+    return Members(
+        folder=folder,
+        name=dataset,
+        task=task,
+        model=recipe["model"],
+        fingerprint=head["fingerprint"],
+        reward=reward or recipe["reward"],
+        where=where,
+        failed=failed,
+        drawn=drawn,
+        table=table,
+        row_of=row_of,
+        rewards=matrix("r"),
+        exact=matrix("exact"),
+        levels=table["level"].to_numpy()[first],
+        image_statistics={name: matrix(name) for name in IMAGE_STATISTICS if name in columns},
+    )
+
+
+def command(dataset: str) -> str:
+    """The make line that draws `dataset`; recipes are named TASK-MODEL."""
+    task, _, model = dataset.partition("-")
+    return f"make shards TASK={task}" + (f" MODEL={model}" if model not in ("", "tiny") else "")
+
+
+def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
+    if "://" in lake:
+        raise UsageError(f"lake {lake}: the audit page is written beside the shards; expected a local folder")
+    if not folder.is_dir():
+        known = ", ".join(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*"))) or "none"
+        raise UsageError(
+            f"dataset {dataset}: no such dataset in {lake} (there: {known}); run `{command(dataset)}` to draw it"
+        )
+    path = folder / "dataset.json"
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: expected the dataset's recipe, found {error}; run `{command(dataset)}`") from None
+
+
+def _query(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: str,
+    task: str,
+    reward: str | None,
+    where: str | None,
+    statistics: Sequence[str],
+) -> pa.Table:
+    names = ["group_key", "prompt", "member", *READING[task], *statistics, "tar", '"offset"', "size", "crc32"]
+    sql = f"""
+        with measured as (
+            select {", ".join(names)}, ({reward or "reward"})::double as r,
+                coalesce(({EXACT[task]})::double, 0) as exact, {LEVEL[task]} as level
+            from members where dataset = ? and status = 'ok' and ({where or "true"})
+        )
+        select * from measured where r is not null and isfinite(r) order by group_key, member
+    """
+    try:
+        return connection.sql(sql, params=[dataset]).to_arrow_table()
+    except duckdb.Error as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"reward {reward!r}, where {where!r}: SQL refuses: {said}") from None
+
+
+def _pivot(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(group index of every row, row_of)."""
+    keys = table["group_key"].combine_chunks().dictionary_encode()
+    codes, member = keys.indices.to_numpy(), table["member"].to_numpy()
+    row_of = np.full((len(keys.dictionary), int(member.max()) + 1), -1)
+    row_of[codes, member] = np.arange(table.num_rows)
+    return codes, row_of

@@ -1,0 +1,55 @@
+"""The audit as a table in the terminal: what the page says, without the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gpo_data.audit import page, wording
+from gpo_data.audit.members import Members
+from gpo_data.audit.statistics import Figures
+
+
+def show(data: Members, figures: Figures, path: Path) -> None:
+    console = Console()
+    head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    head.add_column(style="dim")
+    head.add_column(overflow="fold")
+    for name, value in [("dataset", data.name), *page.facts(data, figures), *page.tiles(data, figures)]:
+        # Not as markup: a reward such as x[1] would be eaten.
+        head.add_row(name, _plain(value))
+    console.print(head)
+    console.print(levels(data, figures))
+    if figures.drifts:
+        console.print(drifts(figures))
+    console.print(wording.opening(data, figures), markup=False, highlight=False)
+    console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def levels(data: Members, figures: Figures) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="by difficulty", title_justify="left")
+    table.add_column(data.level_name)
+    last = int(figures.ks[-1])
+    for column in ("groups", "reward", "right", f"right in {last}", "dead low", "dead high"):
+        table.add_column(column, justify="right")
+    for v in figures.levels:
+        table.add_row(v.label, str(v.groups), wording.number(v.mean_reward), wording.percent(v.accuracy),
+                      wording.percent(v.pass_at_group), str(v.dead_low), str(v.dead_high))  # fmt: skip
+    return table
+
+
+def drifts(figures: Figures) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="picture statistics against reward", title_justify="left")
+    table.add_column("statistic")
+    table.add_column("inside groups", justify="right")
+    table.add_column("over all", justify="right")
+    for d in figures.drifts:
+        table.add_row(d.name.replace("_", " "), wording.signed(d.within), wording.signed(d.pooled))
+    return table
+
+
+def _plain(value: str) -> str:
+    return value.replace("[", r"\[")
