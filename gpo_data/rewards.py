@@ -1,0 +1,104 @@
+"""Rewards are SQL: an expression over target and measurement columns, such as `0.8*text_edit(target, ocr_text) + ...`.
+
+    reward_i = expression(row_i),  one number or boolean a row; the named ones are the macros of rewards.sql
+
+What always holds: an expression is checked against the typed columns before anything is drawn, a bad one is a
+`UsageError` that shows the expression and DuckDB's reason, and a reward is either a finite float or None.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from gpo_data.errors import UsageError
+
+MACROS = Path(__file__).with_name("rewards.sql")
+
+
+def add_macros(con: duckdb.DuckDBPyConnection) -> None:
+    """Define the named rewards of rewards.sql on a connection."""
+    con.execute(MACROS.read_text(encoding="utf-8"))
+
+
+def named() -> list[str]:
+    """Names of the rewards that rewards.sql defines, `text_exact`, `count_relaxed`, ..."""
+    return re.findall(r"MACRO ((?:text|count)_(?!fold)\w+)", MACROS.read_text(encoding="utf-8"))
+
+
+def check(reward: str, columns: dict[str, pa.DataType]) -> None:
+    """Raise UsageError unless `reward` gives one number a row over `columns` (targets and measurements)."""
+    schema = pa.schema(list(columns.items()))
+    result = _evaluate(reward, schema.empty_table())
+    # An aggregate gives a row over no rows at all.
+    if result.num_rows or not _is_number(result.schema.field(0).type):
+        found = "an aggregate over all rows" if result.num_rows else f"type {result.schema.field(0).type}"
+        raise UsageError(f"reward: {reward!r}: expected one number or boolean a row, found {found}")
+
+
+def score(
+    rows: pa.Table | list[dict[str, Any]], reward: str, columns: dict[str, pa.DataType] | None = None
+) -> list[float | None]:
+    """The reward of every row, in order; None where it is NULL or not finite. Raises UsageError.
+
+    Args:
+        rows: targets and measurements, one row a member.
+        columns: types of the columns of `rows` given as dicts; without them they are inferred.
+    """
+    if isinstance(rows, list):
+        if not rows:
+            return []
+        table = pa.Table.from_pylist(rows, schema=pa.schema(list(columns.items())) if columns else None)
+    else:
+        table = rows
+    result = _evaluate(reward, table)
+    values = result.column(0).to_pylist()
+    if len(values) != table.num_rows or not _is_number(result.schema.field(0).type):
+        raise UsageError(f"reward: {reward!r}: expected one number a row, found {len(values)} for {table.num_rows} rows "
+                         f"of type {result.schema.field(0).type}")  # fmt: skip
+    numbers = [None if v is None else float(v) for v in values]
+    return [v if v is not None and math.isfinite(v) else None for v in numbers]
+
+
+def one_line(error: Exception) -> str:
+    """DuckDB's message on one line, without the picture of the query that it ends with."""
+    return " ".join(re.split(r"\n\s*LINE \d+:", str(error))[0].split())
+
+
+def explain(reward: str, error: Exception, columns: list[str]) -> UsageError:
+    """A UsageError that names the expression, DuckDB's reason, the columns and the named rewards."""
+    return UsageError(
+        f"reward: {reward!r}: {one_line(error)}; columns: {', '.join(columns)}; named rewards: {', '.join(named())}"
+    )
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal,
+                                       pa.types.is_boolean, pa.types.is_null))  # fmt: skip
+
+
+@functools.cache
+def _database() -> duckdb.DuckDBPyConnection:
+    con = duckdb.connect(config={"threads": 1})
+    con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
+    add_macros(con)
+    return con
+
+
+def _evaluate(reward: str, table: pa.Table) -> pa.Table:
+    con = _database().cursor()  # a cursor a call: connections are not thread-safe, the drawing process scores in two
+    try:
+        con.register("scored", table)
+        # The line break keeps a trailing `-- comment` from hiding the parenthesis.
+        result = con.sql(f"SELECT ({reward}\n) AS reward FROM scored").to_arrow_table()
+    except duckdb.Error as error:
+        raise explain(reward, error, table.column_names) from None
+    finally:
+        con.close()
+    return result

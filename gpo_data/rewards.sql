@@ -1,0 +1,65 @@
+-- Named rewards, as DuckDB macros over targets and measurements. All lie in [0, 1].
+--
+-- NULL means "not measured" and stays NULL, so that a missing measurement is never mistaken for a bad picture;
+-- an evaluator that looked and saw nothing stores '' or 0, which scores 0.
+-- Text is compared after folding: NFC, upper case, all white space removed (OCR splits and joins words freely).
+-- Strict is the default. The lenient text rewards also pay for surplus and repeated text.
+
+CREATE OR REPLACE MACRO text_fold(s) AS
+    regexp_replace(upper(nfc_normalize(s)), '\s+', '', 'g');
+
+-- Levenshtein distance in characters. DuckDB's own counts bytes, so characters are coded as single bytes first:
+-- a character of `a` becomes its place among the characters of `a`, any other becomes 127, which is enough because
+-- only equality with a character of `a` matters. Where 126 codes are too few the answer is an error, not a guess.
+CREATE OR REPLACE MACRO edit_code(s, alphabet) AS
+    array_to_string(list_transform(regexp_extract_all(s, '(?s).'),
+        lambda edit_char: chr(coalesce(nullif(instr(alphabet, edit_char), 0), 127)::INTEGER)), '');
+
+CREATE OR REPLACE MACRO edit_alphabet(a) AS
+    CASE
+        WHEN length(a) <= 126 THEN a
+        WHEN len(list_distinct(regexp_extract_all(a, '(?s).'))) <= 126
+            THEN array_to_string(list_distinct(regexp_extract_all(a, '(?s).')), '')
+        ELSE error('edit_distance: more than 126 different characters in the target')
+    END;
+
+CREATE OR REPLACE MACRO edit_distance(a, b) AS
+    CASE
+        WHEN a IS NULL OR b IS NULL THEN NULL
+        WHEN a = '' OR b = '' THEN length(a) + length(b)
+        WHEN strlen(a) = length(a) AND strlen(b) = length(b) THEN levenshtein(a, b)
+        ELSE levenshtein(edit_code(a, edit_alphabet(a)), edit_code(b, edit_alphabet(a)))
+    END;
+
+-- 1 if exactly the target was read.
+CREATE OR REPLACE MACRO text_exact(target, ocr_text) AS
+    CAST(text_fold(target) = text_fold(ocr_text) AS DOUBLE);
+
+-- max(0, 1 - distance / characters of the target).
+CREATE OR REPLACE MACRO text_edit(target, ocr_text) AS
+    CASE
+        WHEN target IS NULL OR ocr_text IS NULL THEN NULL
+        WHEN text_fold(target) = '' THEN text_exact(target, ocr_text)
+        ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - edit_distance(text_fold(target), text_fold(ocr_text))::DOUBLE
+            / length(text_fold(target)))
+    END;
+
+-- Lenient: 1 if the target is somewhere in what was read.
+CREATE OR REPLACE MACRO text_contains(target, ocr_text) AS
+    CAST(contains(text_fold(ocr_text), text_fold(target)) AS DOUBLE);
+
+-- Lenient: 1 if the target is somewhere in what was read, else text_edit.
+CREATE OR REPLACE MACRO text_edit_lenient(target, ocr_text) AS
+    CASE WHEN text_contains(target, ocr_text) = 1 THEN 1.0::DOUBLE ELSE text_edit(target, ocr_text) END;
+
+-- 1 if exactly so many were detected.
+CREATE OR REPLACE MACRO count_exact(target_count, n_detected) AS
+    CAST(target_count = n_detected AS DOUBLE);
+
+-- max(0, 1 - |n - m| / m); without the max one picture with many false detections outweighs its group.
+CREATE OR REPLACE MACRO count_relaxed(target_count, n_detected) AS
+    CASE
+        WHEN target_count IS NULL OR n_detected IS NULL THEN NULL
+        WHEN target_count = 0 THEN count_exact(target_count, n_detected)
+        ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - abs(n_detected - target_count)::DOUBLE / target_count)
+    END;
