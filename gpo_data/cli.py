@@ -5,7 +5,7 @@
     gpo-data sql    recipes/text-tiny.yaml "select * from groups" one query, or a prompt without one
     gpo-data verify recipes/text-tiny.yaml --redraw 8             prove every byte; draw some members again
 
-Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 130 and 143: Ctrl-C, SIGTERM.
+Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+"""Drawing on real parts: a real pipeline with random weights, real OCR, real files; interrupted, resumed, failing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from gpo_data import cli, evaluators, models, recipe
+from gpo_data import shard as store
+from gpo_data.dataset import identity, open_dataset
+from gpo_data.draw import draw
+from gpo_data.errors import RunError, UsageError
+from gpo_data.evaluators import image_stats
+from gpo_data.generate import Generator, Interrupted
+from gpo_data.group import from_sample
+from gpo_data.plan import plan
+from gpo_data.verify import redraw, verify
+
+
+def quiet() -> Console:
+    return Console(record=True, quiet=True)
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("shard-*"))}
+
+
+@pytest.fixture
+def drawn(recipe_file: Path) -> tuple[recipe.Recipe, Path]:
+    made = recipe.load(recipe_file)
+    return made, draw(made, quiet())
+
+
+def test_draws_verified_groups_of_distinct_members(drawn: tuple[recipe.Recipe, Path]) -> None:
+    made, folder = drawn
+    report = verify(folder)
+    assert (report.shards, report.groups, report.members, report.failed, report.problems) == (3, 6, 24, 0, [])
+    rows = pq.read_table(folder / "shard-000001.parquet").to_pylist()
+    assert {"target", "ocr_text", "entropy", "reward", "seed"} <= rows[0].keys()
+    first = from_sample(store.read_sample(folder / rows[0]["tar"], rows[0]["offset"], rows[0]["size"], rows[0]["crc32"]))
+    assert first.latents.shape == (4, 16, 8, 8) and first.images[0] is not None
+    assert not torch.equal(first.latents[0], first.latents[1])
+
+
+def test_a_member_is_what_the_plain_pipeline_draws(drawn: tuple[recipe.Recipe, Path]) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    made, folder = drawn
+    row = pq.read_table(folder / "shard-000000.parquet").to_pylist()[5]
+    group = from_sample(store.read_sample(folder / row["tar"], row["offset"], row["size"], row["crc32"]))
+    pipe = StableDiffusion3Pipeline.from_pretrained(made.model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    latents = pipe(
+        row["prompt"], generator=torch.Generator().manual_seed(row["seed"]), num_inference_steps=2, guidance_scale=2.0,
+        height=64, width=64, max_sequence_length=1, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(latents[0], group.latents[row["member"]], rtol=1e-4, atol=1e-4)
+
+
+def test_same_recipe_same_bytes(drawn: tuple[recipe.Recipe, Path], recipe_file: Path, tmp_path: Path) -> None:
+    again = draw(recipe.load(recipe_file, ["--lake", str(tmp_path / "lake2")]), quiet())
+    assert shard_bytes(again) == shard_bytes(drawn[1])
+
+
+def test_interrupted_and_resumed_equals_never_interrupted(
+    drawn: tuple[recipe.Recipe, Path], recipe_file: Path, tmp_path: Path
+) -> None:
+    made = recipe.load(recipe_file, ["--lake", str(tmp_path / "lake2")])
+    shards, folder_of = plan(made), models.resolve(made.model)
+    fields = identity(made, folder_of, shards)
+    folder, stop = open_dataset(made, fields), threading.Event()
+    generator = Generator(made, folder, recipe.fingerprint_of(fields), models.load(folder_of, made.sampler),
+                          evaluators.build(made), on_group=lambda group: stop.set(), stop=stop)  # fmt: skip
+    with pytest.raises(Interrupted):
+        for shard in shards:
+            generator.draw(shard)
+    generator.close()
+    assert len(list(folder.glob("shard-*.parquet"))) < 3
+    draw(made, quiet())
+    assert shard_bytes(folder) == shard_bytes(drawn[1])
+
+
+def test_a_second_run_draws_nothing(drawn: tuple[recipe.Recipe, Path]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in drawn[1].glob("shard-*")}
+    console = Console(record=True, file=open(os.devnull, "w"))
+    draw(drawn[0], console)
+    assert "nothing to draw: all 3 shards" in console.export_text()
+    assert before == {p: p.stat().st_mtime_ns for p in drawn[1].glob("shard-*")}
+
+
+def test_another_recipe_is_refused_with_what_differs(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"sampler.guidance_scale: 2.0 there, 3.0 in the recipe"):
+        draw(recipe.load(recipe_file, ["--sampler.guidance_scale", "3"]), quiet())
+    with pytest.raises(UsageError, match=r"reward: .* there, 'text_exact"):
+        draw(recipe.load(recipe_file, ["--reward", "text_exact(target, ocr_text)"]), quiet())
+
+
+def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe.load(recipe_file)
+    plain = draw(recipe.load(recipe_file, ["--lake", str(tmp_path / "plain")]), quiet())
+    measure = image_stats.ImageStats.measure
+    bad: list[bytes] = []
+
+    def raises_on_one(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
+        if not bad:
+            bad.append(images[2].tobytes())
+        if any(image.tobytes() == bad[0] for image in images):
+            raise ValueError("cannot look at this one")
+        return measure(self, images, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_stats.ImageStats, "measure", raises_on_one)
+        folder = draw(made, quiet())
+    rows = [r for p in sorted(folder.glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()]
+    failed = [r for r in rows if r["status"] != "ok"]
+    assert len(failed) == 1 and "ValueError: cannot look at this one" in failed[0]["status"]
+    assert failed[0]["reward"] is None and verify(folder).failed == 1
+    draw(made, quiet())
+    assert shard_bytes(folder) == shard_bytes(plain)
+
+
+def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpo_data.models.sd3 import SD3
+
+    plain = SD3.draw
+
+    def poisoned(self: Any, conditioning: Any, seeds: list[int], on_step: Any = None) -> torch.Tensor:
+        latents = plain(self, conditioning, seeds, on_step)
+        latents[1] = float("nan")
+        return latents
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SD3, "draw", poisoned)
+        folder = draw(recipe.load(recipe_file), quiet())
+    report = verify(folder)
+    assert report.failed == 6 and report.problems == []  # one in each batch: a shard is two batches, 6 and 2 members
+    draw(recipe.load(recipe_file), quiet())
+    assert verify(folder).failed == 0
+
+
+def test_redraw_agrees(drawn: tuple[recipe.Recipe, Path]) -> None:
+    for row in redraw(drawn[0], drawn[1], 5):
+        assert row["difference"] < 1e-3
+        assert row["reward_again"] == pytest.approx(row["reward"], abs=0.02)
+
+
+def test_repaired_damage_is_drawn_again(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:
+    before = shard_bytes(drawn[1])
+    tar = drawn[1] / "shard-000001.tar"
+    tar.write_bytes(before[tar.name][:-700])
+    assert cli.main(["verify", str(recipe_file)]) == 1
+    assert cli.main(["verify", str(recipe_file), "--repair"]) == 0
+    draw(drawn[0], quiet())
+    assert shard_bytes(drawn[1]) == before
+
+
+def test_show_writes_a_grid(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:
+    assert cli.main(["show", str(recipe_file), "--limit", "2"]) == 0
+    assert (drawn[1] / "show.png").stat().st_size > 1000
+    assert cli.main(["show", str(recipe_file), "--group", "text-99999999"]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root on Linux")
+def test_a_full_disk_stops_clearly_and_the_next_run_goes_on(
+    drawn: tuple[recipe.Recipe, Path], recipe_file: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        made = recipe.load(recipe_file, ["--lake", str(disk)])
+        with pytest.raises(RunError, match="No space left on device; the lake is valid"):
+            draw(made, quiet())
+        assert verify(disk / "dataset=small").problems == []
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert shard_bytes(draw(made, quiet())) == shard_bytes(drawn[1])
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)

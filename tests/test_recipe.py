@@ -1,0 +1,81 @@
+"""Recipes are strict: every mistake is exit code 2 and one line that names the key and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpo_data import cli, recipe
+from gpo_data.errors import UsageError
+
+GOOD = "evaluators: [ocr]\nreward: text_exact(target, ocr_text)\n"
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> recipe.Recipe:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return recipe.load(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + "rewrd: x", "unknown key 'rewrd'; did you mean 'reward'"),
+        (GOOD + "sampler: {guidence_scale: 2}", "unknown key 'sampler.guidence_scale'; did you mean 'guidance_scale'"),
+        (GOOD + "group_size: many", "group_size"),
+        (GOOD + "group_size: 1", "group_size: expected 2 or more"),
+        (GOOD + "task: {num_prompts: 0}", "task.num_prompts: expected 1 or more"),
+        (GOOD + "sampler: {dtype: int8}", "sampler.dtype"),
+        (GOOD + "sampler: 3", "sampler: expected keys and values, found 3"),
+        (GOOD + "name: A.b", "name: expected letters"),
+        ("reward: x", "evaluators: expected at least one"),
+        ("evaluators: [nose]\nreward: x", "evaluators: expected ocr or yolo, found 'nose'"),
+        ("evaluators: [ocr]", "reward: expected a SQL expression"),
+        ("- 1", "expected keys and values, found list"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_mistakes_name_the_key(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_overrides_win(tmp_path: Path) -> None:
+    made = load(tmp_path, GOOD + "seed: 3", "--sampler.guidance_scale", "2.5", "--seed", "4")
+    assert (made.sampler.guidance_scale, made.seed, made.name) == (2.5, 4, "a")
+
+
+def test_unknown_override_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"sampler\.gidance_scale.*did you mean 'sampler.guidance_scale'"):
+        load(tmp_path, GOOD, "--sampler.gidance_scale", "2.5")
+
+
+def test_yolo_takes_bare_weights(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD + "yolo: tiny").yolo.weights == "tiny"
+
+
+def test_fingerprint_covers_pixels_only(tmp_path: Path) -> None:
+    base = load(tmp_path, GOOD).fingerprint()
+    assert base == load(tmp_path, GOOD, "--reward", "x", "--sampler.device", "cpu", "--lake", "y").fingerprint()
+    for change in (["--seed", "1"], ["--sampler.guidance_scale", "9"], ["--group_size", "8"], ["--model", "other"]):
+        assert base != load(tmp_path, GOOD, *change).fingerprint()
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    paths = sorted((Path(__file__).parents[1] / "recipes").glob("*-*.yaml"))
+    assert len(paths) >= 4
+    for path in paths:
+        assert recipe.load(path).name == path.stem
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["shards", str(tmp_path / "none.yaml")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    path = tmp_path / "b.yaml"
+    path.write_text(GOOD + f"lake: {tmp_path}\ntask: {{prompts: {tmp_path}/none.txt}}")
+    assert cli.main(["shards", str(path)]) == 2
+    assert "none.txt" in capsys.readouterr().err
+    assert cli.main(["verify", str(path)]) == 2
+    assert "no dataset here" in capsys.readouterr().err
