@@ -1,0 +1,279 @@
+"""The catalog: DuckDB views over a lake; nothing is copied, no database file is kept.
+
+    members    one row a drawn image: dataset, the sidecar's columns, measures/<evaluator>@<version>/ columns, shard
+    groups     one row a group: n, failed, mean, std, min, max, best_of_n, best_member, dead
+    shards     one row a committed shard: groups, members, failed, tar_bytes, tar_sha256
+    datasets   one row a dataset.json
+
+    A_i = (r_i - mean r) / std r    over the ok members of a group, population std        (see `snapshot`)
+
+What always holds: the views read `dataset=*/shard-*.parquet`, so only committed shards are seen; group statistics are
+over members whose status is 'ok' (`n` counts those, `failed` the others); an empty lake gives typed empty views. Where
+a measures sidecar has a column that the shard has too, its value wins, the newest version first; where it has no
+value (NULL), the older one stands. A stored reward stays as drawn until `rescore` puts another expression in its place.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from urllib.parse import urlsplit
+
+import duckdb
+import fsspec
+import numpy as np
+import pyarrow as pa
+
+from gpo_data import rewards
+from gpo_data.errors import UsageError
+
+VIEWS = ("members", "groups", "shards", "datasets")
+# Of an empty lake; a lake with shards has the columns that its sidecars have.
+EMPTY = {
+    "group_key": "VARCHAR", "prompt_id": "VARCHAR", "prompt": "VARCHAR", "target": "VARCHAR",
+    "target_class": "VARCHAR", "target_count": "INTEGER", "color": "VARCHAR", "member": "INTEGER", "seed": "BIGINT",
+    "ocr_text": "VARCHAR", "ocr_confidence": "DOUBLE", "n_detected": "INTEGER", "entropy": "DOUBLE",
+    "edge_density": "DOUBLE", "dark_fraction": "DOUBLE", "reward": "DOUBLE", "status": "VARCHAR", "tar": "VARCHAR",
+    "offset": "BIGINT", "size": "BIGINT", "crc32": "BIGINT", "filename": "VARCHAR",
+}  # fmt: skip
+NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored
+SNAPSHOT = ("group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
+
+
+def connect(lake: str) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with the four views and the reward macros. `lake`: a folder or an fsspec URL."""
+    con = duckdb.connect()
+    con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
+    rewards.add_macros(con)
+    if "://" in lake:
+        lake = lake.rstrip("/")
+        files, folder = _open_url(lake)
+        con.register_filesystem(files)
+        prefix = f"{urlsplit(lake).scheme}://{folder.lstrip('/')}"
+    else:
+        files, folder = fsspec.filesystem("file"), os.path.abspath(lake)
+        prefix = folder
+    _stored_view(con, files, folder, prefix)
+    con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
+    con.execute(GROUPS)
+    _shards_view(con, files, folder, prefix)
+    _datasets_view(con, files, folder, prefix)
+    return con
+
+
+def rescore(con: duckdb.DuckDBPyConnection, reward: str | None, dataset: str | None = None) -> None:
+    """Put another reward expression in the place of the stored one: `members` and `groups` follow, nothing is written.
+
+    Only of `dataset`, if given; the others keep their rewards. A member that had been measured but could not be scored
+    counts again, and one whose new reward is NULL or not finite fails. None goes back to the stored rewards.
+    Raises UsageError.
+    """
+    if reward is None:
+        con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
+        return
+    here = f"dataset = {_quote(dataset)}" if dataset is not None else "true"
+    scored = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
+    columns = con.execute("SELECT * FROM stored_members LIMIT 0").description or []
+    names = [c[0] for c in columns if c[0] not in ("reward", "status")]
+    try:
+        # Checked by itself first: inside the view an aggregate or a star would give a less clear message.
+        kind = con.sql(f"SELECT ({reward}\n) FROM stored_members LIMIT 0").types[0]
+        if str(kind).split("(")[0] not in NUMBERS:
+            raise UsageError(f"reward: {reward!r}: expected one number or boolean a row, found type {kind}")
+        con.execute(f"""
+            CREATE OR REPLACE VIEW members AS
+            SELECT * EXCLUDE (rescored_value, rescored_here) REPLACE (
+                CASE WHEN rescored_here THEN rescored_value ELSE reward END AS reward,
+                CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN 'ok'
+                     ELSE '{NO_REWARD} is not a finite number' END AS status)
+            FROM (SELECT * REPLACE (CASE WHEN isfinite(rescored_value) THEN rescored_value END AS rescored_value)
+                  FROM (SELECT *, {scored} AS rescored_here,
+                               CASE WHEN {scored} THEN CAST(({reward}\n) AS DOUBLE) END AS rescored_value
+                        FROM stored_members))""")
+        con.execute("SELECT * FROM members LIMIT 0")
+    except duckdb.Error as error:
+        raise rewards.explain(reward, error, names) from None
+
+
+def snapshot(
+    con: duckdb.DuckDBPyConnection, dataset: str, reward: str | None = None, where: str | None = None
+) -> pa.Table:
+    """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
+
+    Args:
+        reward: expression in the place of the stored reward; the views of `con` show it from then on.
+        where: SQL condition on the columns of members and groups; filters members before standardisation.
+
+    The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
+    `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
+    """
+    present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM stored_members ORDER BY 1").fetchall()]
+    if dataset not in present:
+        raise UsageError(f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
+                         f"the lake has: {', '.join(present) or 'none'}")  # fmt: skip
+    rescore(con, reward, dataset)
+    chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
+                       FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {_quote(dataset)})
+                 WHERE ({where or "true"}\n)"""
+    try:
+        table = con.sql(f"""SELECT {", ".join(map(_name, SNAPSHOT))} {chosen} AND status = 'ok' AND reward IS NOT NULL
+                            ORDER BY group_key, member""").to_arrow_table()
+        failed = con.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
+    except duckdb.Error as error:
+        raise UsageError(f"where: {where!r}: {rewards.one_line(error)}") from None
+    keys = table["group_key"].combine_chunks().dictionary_encode()
+    # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
+    group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
+    advantages, alive = standardise(group, values, len(keys.dictionary))
+    table = table.append_column("advantage", pa.array(advantages)).filter(pa.array(alive[group]))
+    facts = {
+        "digest": digest(table),
+        "groups": str(int(alive.sum())),
+        "dead_groups": str(int((~alive).sum())),
+        "failed_members": str(failed),
+    }
+    return table.combine_chunks().replace_schema_metadata(facts)
+
+
+def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """(advantages [N], alive [groups]); `group` [N] is each member's group number. A dead group's advantages are 0."""
+    size = np.maximum(np.bincount(group, minlength=groups), 1)
+    mean = np.bincount(group, rewards, groups) / size
+    centred = rewards - mean[group]
+    std = np.sqrt(np.bincount(group, centred**2, groups) / size)
+    low, high = np.full(groups, np.inf), np.full(groups, -np.inf)
+    np.minimum.at(low, group, rewards)
+    np.maximum.at(high, group, rewards)
+    alive = low < high  # equal rewards can leave a std of 1e-17 by rounding, which would make advantages of noise
+    return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
+
+
+def digest(table: pa.Table) -> str:
+    """Of a snapshot's content; the advantages are a function of what is hashed."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update("\0".join(table["group_key"].to_pylist()).encode())
+    for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
+        state.update(table[name].to_numpy().astype(kind).tobytes())
+    return state.hexdigest()
+
+
+NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
+           "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+
+GROUPS = """
+    CREATE VIEW groups AS
+    SELECT dataset, group_key, any_value(prompt) AS prompt,
+        count(*) FILTER (status = 'ok') AS n,
+        count(*) FILTER (status <> 'ok') AS failed,
+        avg(reward) FILTER (status = 'ok') AS mean,
+        CASE WHEN min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok') THEN 0.0::DOUBLE
+             ELSE stddev_pop(reward) FILTER (status = 'ok') END AS std,
+        min(reward) FILTER (status = 'ok') AS min,
+        max(reward) FILTER (status = 'ok') AS max,
+        max(reward) FILTER (status = 'ok') AS best_of_n,
+        arg_max(member, reward) FILTER (status = 'ok') AS best_member,
+        coalesce(min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok'), true) AS dead
+    FROM members GROUP BY dataset, group_key"""
+
+
+def _stored_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
+    shard = "parse_filename(filename, true, 'both_slash') AS shard"
+    if not files.glob(f"{glob.escape(folder)}/dataset=*/shard-*.parquet"):
+        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | EMPTY).items())
+        con.execute(f"CREATE VIEW stored_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
+        return
+    read = _read_parquet(prefix, "shard-*.parquet")
+    names = _columns(con, f"SELECT * FROM {read}")
+    selected, joins = {name: f"s.{_name(name)}" for name in names}, ""
+    found = {path.rstrip("/").split("/")[-2] for path in
+             files.glob(f"{glob.escape(folder)}/dataset=*/measures/*@*/shard-*.parquet")}  # fmt: skip
+    for i, measure in enumerate(sorted(found, key=_version_order)):
+        source = _read_parquet(prefix, f"measures/{glob.escape(measure)}/shard-*.parquet")
+        joins += f"\nLEFT JOIN {source} m{i} USING (dataset, group_key, member)"
+        for name, kind in _columns(con, f"SELECT * FROM {source}").items():
+            if name in ("dataset", "group_key", "member", "filename"):
+                continue
+            new, old = f"m{i}.{_name(name)}", selected.get(name)
+            if old is not None and name in names and kind != names[name] and not {kind, names[name]} <= set(NUMBERS):
+                name = f"{name}__{measure}"  # another kind of value cannot take the old one's place
+                old = None
+            selected[name] = f"coalesce({new}, {old})" if old else new
+            names.setdefault(name, kind)
+    order = ["dataset", *(n for n in selected if n not in ("dataset", "filename")), "filename"]
+    columns = ", ".join(f"{selected[name]} AS {_name(name)}" for name in order)
+    con.execute(f"CREATE VIEW stored_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
+
+
+def _shards_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
+    footer = f"parquet_kv_metadata({_quote(_pattern(prefix, 'shard-*.parquet'))})"
+    if not files.glob(f"{glob.escape(folder)}/dataset=*/shard-*.parquet"):
+        footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
+    con.execute(f"""
+        CREATE VIEW shards AS
+        SELECT m.dataset, m.shard, m.groups, m.members, m.failed,
+            f.tar_bytes::BIGINT AS tar_bytes, f.tar_sha256, f.fingerprint, m.filename
+        FROM (SELECT dataset, shard, filename, count(DISTINCT group_key) AS groups, count(*) AS members,
+                     count(*) FILTER (status <> 'ok') AS failed
+              FROM members GROUP BY ALL) m
+        LEFT JOIN (SELECT file_name,
+                          max(decode(value)) FILTER (decode(key) = 'tar_bytes') AS tar_bytes,
+                          max(decode(value)) FILTER (decode(key) = 'tar_sha256') AS tar_sha256,
+                          max(decode(value)) FILTER (decode(key) = 'fingerprint') AS fingerprint
+                   FROM {footer} WHERE decode(key) IN ('tar_bytes', 'tar_sha256', 'fingerprint')
+                   GROUP BY file_name) f
+        ON m.filename = f.file_name""")
+
+
+def _datasets_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
+    kinds = {"name": "VARCHAR", "fingerprint": "VARCHAR", "created": "VARCHAR", "fields": "JSON", "recipe": "JSON",
+             "versions": "JSON"}  # fmt: skip
+    if files.glob(f"{glob.escape(folder)}/dataset=*/dataset.json"):
+        columns = ", ".join(f"{name}: '{kind}'" for name, kind in kinds.items())
+        source = f"""(SELECT * FROM read_json({_quote(_pattern(prefix, "dataset.json"))},
+                      columns = {{{columns}}}, hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}))"""
+    else:
+        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | kinds).items())
+        source = f"(SELECT {columns} WHERE false)"
+    con.execute(f"CREATE VIEW datasets AS SELECT dataset, {', '.join(kinds)} FROM {source}")
+
+
+def _open_url(lake: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    try:
+        return fsspec.core.url_to_fs(lake)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"lake: {lake}: {error}") from None
+
+
+def _pattern(prefix: str, name: str) -> str:
+    return f"{glob.escape(prefix)}/dataset=*/{name}"
+
+
+def _read_parquet(prefix: str, name: str) -> str:
+    # `key=value` folders above the lake would become columns too.
+    outer = {part.split("=")[0] for part in prefix.split("/") if "=" in part}
+    exclude = f" EXCLUDE ({', '.join(map(_name, sorted(outer)))})" if outer else ""
+    return f"""(SELECT *{exclude} FROM read_parquet({_quote(_pattern(prefix, name))}, union_by_name = true,
+                hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}, filename = true))"""
+
+
+def _columns(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
+    try:
+        return {row[0]: row[1] for row in con.execute(f"DESCRIBE {query}").fetchall()}
+    except duckdb.Error as error:
+        raise UsageError(f"lake: cannot read the sidecars: {rewards.one_line(error)}; "
+                         f"run `gpo-data verify RECIPE --repair`") from None  # fmt: skip
+
+
+def _version_order(measure: str) -> list[tuple[int, int, str]]:
+    """Sorts ocr@2 before ocr@10."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", measure)]
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _name(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'

@@ -1,0 +1,213 @@
+"""The catalog over real sidecars: views, measures, rescoring, snapshots, empty lakes, awkward paths and URLs."""
+
+from __future__ import annotations
+
+import json
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpo_data import catalog
+from gpo_data.errors import UsageError
+from gpo_data.shard import sidecar_schema
+
+COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
+
+
+def rows_of(group: int, rewards: list[float | None], target: str = "AB") -> list[dict]:
+    return [
+        {
+            "group_key": f"text-{group:08d}", "prompt_id": f"p{group}", "prompt": f"prompt {group}", "target": target,
+            "color": None, "member": i, "seed": 100 * group + i, "ocr_text": "AB" if r == 1 else "AX",
+            "reward": r, "status": "ok" if r is not None else "failed: no picture", "tar": "shard-000000.tar",
+            "offset": 0, "size": 10, "crc32": 7,
+        }
+        for i, r in enumerate(rewards)
+    ]  # fmt: skip
+
+
+def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None = None, files=None) -> None:
+    footer = {"tar_sha256": "ab", "tar_bytes": "1024", "groups": "1", "group_size": "2", "schema_version": "1"}
+    schema = sidecar_schema(columns or COLUMNS).with_metadata(footer | {"fingerprint": "f00d"})
+    files = files or fsspec.filesystem("file")
+    files.makedirs(folder, exist_ok=True)
+    with files.open(f"{folder}/shard-{shard:06d}.parquet", "wb") as stream:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
+    with files.open(f"{folder}/dataset.json", "wb") as stream:
+        card = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "recipe": {}, "versions": {}, "created": "t"}
+        stream.write(json.dumps(card).encode())
+
+
+def write_measure(folder, measure: str, shard: int, rows: list[dict]) -> None:
+    (folder / "measures" / measure).mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "measures" / measure / f"shard-{shard:06d}.parquet")
+
+
+@pytest.fixture
+def lake(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]) + rows_of(1, [0.5, 0.5]))
+    write_shard(str(tmp_path / "dataset=a"), 1, rows_of(2, [0.0, None, 1.0, 0.5]))
+    return tmp_path
+
+
+def test_an_empty_or_missing_lake_has_typed_empty_views(tmp_path):
+    for lake in (tmp_path, tmp_path / "nowhere"):
+        con = catalog.connect(str(lake))
+        for view in catalog.VIEWS:
+            assert con.execute(f"SELECT * FROM {view}").fetchall() == []
+        assert con.execute("SELECT avg(reward), max(ocr_text) FROM members").fetchall() == [(None, None)]
+
+
+def test_the_empty_view_has_the_columns_of_a_sidecar(tmp_path, lake):
+    empty = {r[0]: r[1] for r in catalog.connect(str(tmp_path / "x")).execute("DESCRIBE members").fetchall()}
+    full = {r[0]: r[1] for r in catalog.connect(str(lake)).execute("DESCRIBE members").fetchall()}
+    assert full.items() <= empty.items()
+    assert list(full)[0] == "dataset" and list(full)[-2:] == ["filename", "shard"]
+
+
+def test_views(lake):
+    con = catalog.connect(str(lake))
+    assert con.execute("SELECT dataset, shard, count(*) FROM members GROUP BY ALL ORDER BY ALL").fetchall() == [
+        ("a", "shard-000000", 4),
+        ("a", "shard-000001", 4),
+    ]
+    groups = con.execute("SELECT group_key, n, failed, mean, std, best_of_n, best_member, dead FROM groups "
+                         "ORDER BY 1").fetchall()  # fmt: skip
+    assert groups[0] == ("text-00000000", 2, 0, 0.5, 0.5, 1.0, 1, False)
+    assert groups[1][-1] is True and groups[1][4] == 0
+    assert groups[2][:4] == ("text-00000002", 3, 1, 0.5) and groups[2][4] == pytest.approx(np.std([0, 1, 0.5]))
+    shards = con.execute("SELECT dataset, shard, groups, members, failed, tar_bytes, tar_sha256, fingerprint "
+                         "FROM shards ORDER BY shard").fetchall()  # fmt: skip
+    assert shards == [("a", "shard-000000", 2, 4, 0, 1024, "ab", "f00d"),
+                      ("a", "shard-000001", 1, 4, 1, 1024, "ab", "f00d")]  # fmt: skip
+    assert con.execute("SELECT dataset, fingerprint, fields->>'seed' FROM datasets").fetchall() == [("a", "f00d", "0")]
+
+
+def test_a_group_of_failed_members_is_dead(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [None, None]))
+    con = catalog.connect(str(tmp_path))
+    assert con.execute("SELECT n, failed, mean, dead FROM groups").fetchall() == [(0, 2, None, True)]
+    assert catalog.snapshot(con, "a").num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["it's [a] 'quoted' *lake?", 'dou"ble', "run=5/lake", "ünï code"])
+def test_awkward_paths(tmp_path, name):
+    write_shard(str(tmp_path / name / "dataset=007"), 0, rows_of(0, [0.0, 1.0]))
+    write_measure(tmp_path / name / "dataset=007", "clip@1", 0,
+                  [{"group_key": "text-00000000", "member": 1, "clip_score": 0.5}])  # fmt: skip
+    con = catalog.connect(str(tmp_path / name))
+    # A dataset's name stays text, even when it is a number.
+    assert con.execute("SELECT dataset, sum(clip_score) FROM members GROUP BY 1").fetchall() == [("007", 0.5)]
+    assert con.execute("SELECT tar_bytes FROM shards").fetchall() == [(1024,)]
+    assert con.execute("SELECT dataset FROM datasets").fetchall() == [("007",)]
+    assert "run" not in [c[0] for c in con.execute("SELECT * FROM members").description]
+
+
+def test_shards_with_different_columns_are_united(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]))
+    counted = [r | {"target_count": 3, "n_detected": 2} for r in rows_of(0, [0.0, 1.0])]
+    columns = {"target_count": pa.int32(), "n_detected": pa.int32()}
+    write_shard(str(tmp_path / "dataset=b"), 0, counted, columns)
+    con = catalog.connect(str(tmp_path))
+    assert con.execute("SELECT dataset, max(ocr_text), max(n_detected) FROM members GROUP BY 1 ORDER BY 1").fetchall() \
+        == [("a", "AX", None), ("b", None, 2)]  # fmt: skip
+    catalog.rescore(con, "count_exact(target_count, n_detected)", "b")
+    assert con.execute("SELECT dataset, sum(reward), sum(failed) FROM shards JOIN members USING (dataset) "
+                       "GROUP BY 1 ORDER BY 1").fetchall() == [("a", 1.0, 0), ("b", 0.0, 0)]  # fmt: skip
+
+
+def test_measures_join_and_the_newest_value_wins(lake):
+    keys = {"group_key": "text-00000000"}
+    folder = lake / "dataset=a"
+    write_measure(folder, "clip@2", 0, [keys | {"member": 0, "clip_score": 0.2}, keys | {"member": 1, "clip_score": 0.3}])
+    write_measure(folder, "clip@10", 0, [keys | {"member": 0, "clip_score": 0.9, "ocr_text": "ZZ"}])
+    write_measure(folder, "odd@1", 0, [keys | {"member": 0, "ocr_text": 5}])
+    con = catalog.connect(str(lake))
+    rows = con.execute('SELECT clip_score, ocr_text, "ocr_text__odd@1" FROM members '
+                       "WHERE group_key = 'text-00000000' ORDER BY member").fetchall()  # fmt: skip
+    assert rows == [(0.9, "ZZ", 5), (0.3, "AB", None)]
+    assert con.execute("SELECT count(*), count(clip_score) FROM members").fetchall() == [(8, 2)]
+
+
+def test_rescore_follows_into_groups_and_goes_back(lake):
+    con = catalog.connect(str(lake))
+    before = con.execute("SELECT * FROM groups ORDER BY ALL").fetchall()
+    catalog.rescore(con, "text_edit(target, ocr_text) -- strict")
+    assert con.execute("SELECT DISTINCT reward FROM members WHERE status = 'ok' ORDER BY 1").fetchall() == [(0.5,), (1.0,)]
+    assert con.execute("SELECT mean FROM groups WHERE group_key = 'text-00000001'").fetchall() == [(0.5,)]
+    assert con.execute("SELECT reward FROM members WHERE status <> 'ok'").fetchall() == [(None,)]
+    catalog.rescore(con, "CASE WHEN member = 0 THEN 'nan'::DOUBLE ELSE true::INT END")
+    assert con.execute("SELECT sum(failed) FROM groups").fetchall() == [(4,)]
+    catalog.rescore(con, None)
+    assert con.execute("SELECT * FROM groups ORDER BY ALL").fetchall() == before
+
+
+@pytest.mark.parametrize("reward", ["text_edit(target, ocr_txt)", "avg(reward)", "target", "(1", "nonsense(1)", ""])
+def test_a_bad_expression_is_a_usage_error(lake, reward):
+    with pytest.raises(UsageError, match="^reward: ") as error:
+        catalog.rescore(catalog.connect(str(lake)), reward)
+    assert "\n" not in str(error.value)
+
+
+def test_snapshot(lake):
+    con = catalog.connect(str(lake))
+    table = catalog.snapshot(con, "a")
+    assert table["group_key"].to_pylist() == ["text-00000000"] * 2 + ["text-00000002"] * 3
+    assert table["member"].to_pylist() == [0, 1, 0, 2, 3]
+    spread = np.std([0, 1, 0.5])
+    expected = [-1, 1, -0.5 / spread, 0.5 / spread, 0]
+    assert table["advantage"].to_pylist() == pytest.approx(expected)
+    facts = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+    assert facts.pop("digest") == catalog.snapshot(catalog.connect(str(lake)), "a").schema.metadata[b"digest"].decode()
+    assert facts == {"groups": "2", "dead_groups": "1", "failed_members": "1"}
+
+
+def test_snapshot_with_another_reward_and_condition(lake):
+    con = catalog.connect(str(lake))
+    stored = catalog.snapshot(con, "a")
+    edit = catalog.snapshot(con, "a", reward="text_edit(target, ocr_text)")
+    assert edit.schema.metadata[b"digest"] != stored.schema.metadata[b"digest"]
+    assert edit["reward"].to_pylist() == [0.5, 1.0, 0.5, 1.0, 0.5]
+    some = catalog.snapshot(con, "a", where="mean < 0.9 AND n = 2 -- pairs")
+    assert set(some["group_key"].to_pylist()) == {"text-00000000"}
+    assert catalog.snapshot(con, "a").equals(stored)
+    with pytest.raises(UsageError, match="^where: 'nope = 1'"):
+        catalog.snapshot(con, "a", where="nope = 1")
+    with pytest.raises(UsageError, match="the lake has: a$"):
+        catalog.snapshot(con, "b")
+
+
+def test_advantages_have_mean_0_and_std_1_in_every_living_group():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(50), 32)
+    rewards = rng.choice([0.1, 0.3, 0.7], size=group.size)
+    rewards[group == 7] = 0.1
+    advantages, alive = catalog.standardise(group, rewards, 50)
+    assert not alive[7] and alive.sum() == 49
+    table = advantages.reshape(50, 32)[alive]
+    np.testing.assert_allclose(table.mean(1), 0, atol=1e-12)
+    np.testing.assert_allclose(table.std(1), 1, atol=1e-12)
+
+
+def test_a_lake_behind_a_url():
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    write_shard("/bucket/lake/dataset=a", 0, rows_of(0, [0.0, 1.0]), files=files)
+    con = catalog.connect("memory://bucket/lake")
+    assert con.execute("SELECT dataset, count(*) FROM members GROUP BY 1").fetchall() == [("a", 2)]
+    assert con.execute("SELECT tar_bytes FROM shards").fetchall() == [(1024,)]
+    assert con.execute("SELECT fingerprint FROM datasets").fetchall() == [("f00d",)]
+    assert catalog.snapshot(con, "a").num_rows == 2
+    assert catalog.connect("memory://bucket/empty").execute("SELECT * FROM members").fetchall() == []
+    with pytest.raises(UsageError, match="lake: nosuch://x"):
+        catalog.connect("nosuch://x")
+
+
+def test_a_damaged_sidecar_is_named(lake):
+    (lake / "dataset=a" / "shard-000001.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(UsageError, match="shard-000001.parquet.*verify"):
+        catalog.connect(str(lake))
