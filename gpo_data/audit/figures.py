@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gpo_data.audit.members import Members
-from gpo_data.audit.statistics import Drift, Figures
+from gpo_data.audit.statistics import Drift, Figures, quantile_means
 
 GREEN, BLUE, RED, AMBER, GREY = "#2b8a5f", "#2f6db3", "#c4472f", "#dba02e", "#9aa3ad"
 INK = "#30363d"
@@ -59,8 +59,7 @@ def reward_histogram(data: Members) -> str:
         parts = [r[exact == 1], r[exact == 0]]
         axes.hist(parts, bins=_bins(r), stacked=True, color=[GREEN, GREY], label=["right", "not right"])
         axes.set(xlabel="reward", ylabel="members")
-        _whole(axes)
-        axes.legend()
+        _legend_above(axes)
 
     return svg(draw)
 
@@ -69,10 +68,9 @@ def spread_histogram(figures: Figures) -> str:
     def draw(axes: Axes) -> None:
         std = figures.std
         parts = [std[figures.dead_low], std[figures.dead_high], std[~figures.dead]]
-        axes.hist(parts, bins=_bins(std), stacked=True, color=[RED, AMBER, BLUE], label=_dead_labels(figures))
+        axes.hist(parts, bins=_bins(std, top=0.5), stacked=True, color=[RED, AMBER, BLUE], label=_dead_labels(figures))
         axes.set(xlabel="standard deviation of the reward in the group", ylabel="groups")
-        _whole(axes)
-        axes.legend()
+        _legend_above(axes)
 
     return svg(draw)
 
@@ -80,7 +78,7 @@ def spread_histogram(figures: Figures) -> str:
 def best_of_n(figures: Figures) -> str:
     def draw(axes: Axes) -> None:
         axes.plot(figures.ks, figures.best_of, color=BLUE, label="expected best reward of k")
-        axes.plot(figures.ks, figures.pass_at, color=GREEN, label="pass@k: at least one of k is right")
+        axes.plot(figures.ks, figures.pass_at, color=GREEN, linestyle="--", label="pass@k: at least one of k is right")
         axes.set_xscale("log", base=2)
         ticks = [2**i for i in range(int(figures.ks[-1]).bit_length()) if 2**i <= figures.ks[-1]]
         axes.set_xticks(ticks, [str(t) for t in ticks])
@@ -98,8 +96,7 @@ def margin_histogram(figures: Figures) -> str:
         parts = [m[figures.dead], m[~figures.dead]]
         axes.hist(parts, bins=_bins(m), stacked=True, color=[GREY, BLUE], label=["dead", "alive"])
         axes.set(xlabel="best reward minus worst reward in the group", ylabel="groups")
-        _whole(axes)
-        axes.legend()
+        _legend_above(axes)
 
     return svg(draw)
 
@@ -113,9 +110,7 @@ def dead_by_level(data: Members, figures: Figures) -> str:
             axes.bar(labels, height, bottom=bottom, color=colour, label=label, width=0.65)
             bottom += height
         axes.set(xlabel=data.level_name, ylabel="groups")
-        axes.set_ylim(0, bottom.max() * 1.3)  # room for the legend
-        _whole(axes)
-        axes.legend(ncols=3, loc="upper center", columnspacing=1.2, handlelength=1.2)
+        _legend_above(axes)
 
     return svg(draw)
 
@@ -136,21 +131,34 @@ def reward_by_level(data: Members, figures: Figures) -> str:
     return svg(draw)
 
 
-def drift_plot(drift: Drift) -> str:
-    """Members as a cloud, the mean reward of each quantile of the statistic as a line."""
+def drift_inside(drift: Drift) -> str:
+    """What training sees: statistic and reward, both standardised inside their group."""
+    name = drift.name.replace("_", " ")
+    return _cloud(drift.inside_cloud, f"{name}, standardised in its group", "advantage")
+
+
+def drift_pooled(drift: Drift) -> str:
+    return _cloud(drift.cloud, f"{drift.name.replace('_', ' ')}, all members", "reward")
+
+
+def _cloud(points: np.ndarray, xlabel: str, ylabel: str) -> str:
+    """Members [2, N] as a cloud, the mean of each quantile as a line."""
 
     def draw(axes: Axes) -> None:
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if not points.size:
+            axes.text(0.5, 0.5, "no group varies in both", ha="center", va="center", transform=axes.transAxes)
+            return
         rng = np.random.default_rng(0)
-        chosen = rng.permutation(len(drift.values))[:SCATTER]
-        span = np.ptp(drift.rewards) or 1.0
+        chosen = rng.permutation(points.shape[1])[:SCATTER]
+        span = np.ptp(points[1]) or 1.0
         # Rewards are often two or three values; a little noise keeps the points from covering each other.
-        y = drift.rewards[chosen] + rng.uniform(-0.015, 0.015, len(chosen)) * span
-        axes.scatter(drift.values[chosen], y, s=6, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
-        x, mean, error = np.array(drift.bins).T
+        y = points[1, chosen] + rng.uniform(-0.015, 0.015, len(chosen)) * span
+        axes.scatter(points[0, chosen], y, s=7, color=GREY, alpha=0.4, linewidths=0, rasterized=True)
+        x, mean, error = quantile_means(*points)
         axes.errorbar(x, mean, yerr=1.96 * error, color=BLUE, marker="o", markersize=4, capsize=2)
-        axes.set(xlabel=drift.name.replace("_", " "), ylabel="reward")
 
-    return svg(draw, width=4.2)
+    return svg(draw, height=2.6)
 
 
 def _dead_labels(figures: Figures) -> list[str]:
@@ -158,17 +166,22 @@ def _dead_labels(figures: Figures) -> list[str]:
     return [f"dead low ({low})", f"dead high ({high})", f"alive ({len(figures.std) - low - high})"]
 
 
-def _bins(values: np.ndarray) -> np.ndarray:
-    """Twenty bins; over [0, 1] where the values lie in it, so that charts of two datasets compare."""
+def _bins(values: np.ndarray, top: float = 1.0) -> np.ndarray:
+    """Twenty bins; over [0, top] where the values lie in it, so that charts of two datasets compare.
+
+    Rewards and margins in [0, 1] have top 1; their population standard deviation is at most 0.5.
+    """
     low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
+    if low >= 0 and high <= top + 1e-9:
+        low, high = 0.0, top + 1e-9  # the float above 0.5 that is a standard deviation of 0 and 1
     if low == high:
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, 21)
 
 
-def _whole(axes: Axes) -> None:
+def _legend_above(axes: Axes) -> None:
+    """Counts as whole numbers, and the legend outside, where it cannot cover a bar."""
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1.4, handlelength=1.2, borderpad=0)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 

@@ -1,7 +1,7 @@
 """Which groups to look at, and their pictures.
 
-Four kinds of group: the largest spread (what training learns most from), dead low (never right: too hard, or the
-evaluator cannot read it), dead high (always right: nothing left to learn) and random ones (so that the eye is not
+Four kinds of group: the largest spread (what training learns most from), dead low (mostly wrong: too hard, or the
+evaluator cannot read it), dead high (mostly right: nothing left to learn) and random ones (so that the eye is not
 led). Of each, the best and the worst members.
 
 Pictures come out of the tar by `pread` and are checked against the sidecar's crc32 (`shard.read_sample`); those
@@ -64,8 +64,8 @@ def choose(data: Members, figures: Figures) -> list[Gallery]:
     rest = np.setdiff1d(np.arange(len(figures.std)), [*taken, *low, *high])
     wanted = [
         ("Largest spread", "Best and worst differ most here: training learns most from these.", spread),
-        ("Dead, low", "Every member got the same low reward: too hard, or the evaluator cannot read it.", low),
-        ("Dead, high", "Every member got the same high reward: nothing left to learn.", high),
+        ("Dead, low", "Every member got the same reward, most are wrong: too hard, or the evaluator cannot read it.", low),
+        ("Dead, high", "Every member got the same reward, most are right: nothing left to learn.", high),
         ("Random", "Drawn without looking at the reward.", rng.permutation(rest)[:3]),
     ]
     return [Gallery(title, note, [_shown(data, figures, int(g)) for g in groups])

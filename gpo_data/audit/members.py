@@ -42,7 +42,7 @@ class Members:
     row_of: np.ndarray  # [groups, G] int
     rewards: np.ndarray  # [groups, G]
     exact: np.ndarray  # [groups, G]: 1 right, 0 wrong
-    levels: np.ndarray  # [groups] int: letters in the target, or things to draw
+    levels: np.ndarray  # [groups] int: characters of the target, or things to draw
     image_statistics: dict[str, np.ndarray]  # each [groups, G]
 
     @property
@@ -52,7 +52,7 @@ class Members:
 
     @property
     def level_name(self) -> str:
-        return {"text": "letters in the word", "count": "things to draw"}[self.task]
+        return {"text": "target length", "count": "target count"}[self.task]
 
     def row(self, group: int, member: int) -> dict[str, Any]:
         """A measured member's columns: key, prompt, what was read, place in the tar."""
@@ -67,6 +67,8 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     recipe = head["recipe"]
     task = recipe["task"]["kind"]
     connection = catalog.connect(lake)
+    if reward:
+        catalog.rescore(connection, reward, dataset)
     counts = connection.execute(
         "select status, count(*) from members where dataset = ? group by status order by 2 desc, 1", [dataset]
     ).fetchall()
@@ -74,7 +76,10 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0] for row in connection.execute("describe members").fetchall()}
-    table = _query(connection, dataset, task, reward, where, sorted(columns & set(IMAGE_STATISTICS)))
+    table = _query(connection, dataset, task, where, sorted(columns & set(IMAGE_STATISTICS)))
+    # A condition leaves members out on purpose; without one, whoever has no reward or no reading is counted here.
+    if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
+        failed.append(("no reward or no reading", lost))
     if not table.num_rows:
         if where:
             raise UsageError(
@@ -137,24 +142,28 @@ def _query(
     connection: duckdb.DuckDBPyConnection,
     dataset: str,
     task: str,
-    reward: str | None,
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
     names = ["group_key", "prompt", "member", *READING[task], *statistics, "tar", '"offset"', "size", "crc32"]
     sql = f"""
         with measured as (
-            select {", ".join(names)}, ({reward or "reward"})::double as r,
-                coalesce(({EXACT[task]})::double, 0) as exact, {LEVEL[task]} as level
-            from members where dataset = ? and status = 'ok' and ({where or "true"})
+            select {", ".join(names)}, reward as r,
+                ({EXACT[task]})::double as exact, {LEVEL[task]} as level
+            from (select m.*, g.* exclude (dataset, group_key, prompt)
+                  from members m join groups g using (dataset, group_key) where m.dataset = ?)
+            where status = 'ok' and ({where or "true"}\n)
         )
-        select * from measured where r is not null and isfinite(r) order by group_key, member
+        select * from measured where isfinite(r) and exact is not null order by group_key, member
     """
     try:
         return connection.sql(sql, params=[dataset]).to_arrow_table()
     except duckdb.Error as error:
         said = " ".join(str(error).split())
-        raise UsageError(f"reward {reward!r}, where {where!r}: SQL refuses: {said}") from None
+        raise UsageError(
+            f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {said}; "
+            f"`gpo-data sql RECIPE \"describe members\"` lists the columns"
+        ) from None
 
 
 def _pivot(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

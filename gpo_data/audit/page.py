@@ -35,7 +35,7 @@ def render(data: Members, figures: Figures, galleries: list[Gallery]) -> str:
         data=data, figures=figures, galleries=galleries, sections=sections(data, figures),
         facts=facts(data, figures), tiles=tiles(data, figures), opening=wording.opening(data, figures),
         failures=wording.failures(data),
-        drifts=[(wording.drift(d), charts.drift_plot(d), d) for d in figures.drifts],
+        drifts=[(wording.drift(d), charts.drift_inside(d), charts.drift_pooled(d), d) for d in figures.drifts],
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from gpo_data.audit.members import Members
 
 MAX_LEVELS = 8  # more distinct difficulties than this are grouped into quantiles
-HIGH = 0.5  # a dead group is dead high when its one reward is at least this
+HIGH = 0.5  # a dead group is dead high when at least this share of its members is right, else dead low
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Drift:
     name: str
     within: float  # inside groups; NaN where no group varies in both
     pooled: float
-    values: np.ndarray  # [members]
-    rewards: np.ndarray  # [members]
-    bins: list[tuple[float, float, float]]  # quantiles of the statistic: (its mean, mean reward, standard error)
+    cloud: np.ndarray  # [2, members]: statistic, reward
+    inside_cloud: np.ndarray  # [2, members of groups that vary in both]: the same, standardised inside groups
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def summarise(data: Members) -> Figures:
     r, exact = data.rewards, data.exact
     margin = np.nanmax(r, axis=1) - np.nanmin(r, axis=1)
     mean, std = np.nanmean(r, axis=1), np.nanstd(r, axis=1)
-    dead, high = margin == 0, mean >= HIGH
+    dead, high = margin == 0, np.nanmean(exact, axis=1) >= HIGH
     ks = np.arange(1, data.shape[1] + 1)
     return Figures(
         mean_reward=float(np.nanmean(r)),
@@ -150,18 +149,26 @@ def _level(data: Members, label: str, chosen: np.ndarray, dead: np.ndarray, high
     )
 
 
-def drift(name: str, values: np.ndarray, rewards: np.ndarray, bins: int = 8) -> Drift | None:
+def drift(name: str, values: np.ndarray, rewards: np.ndarray) -> Drift | None:
     """One statistic [groups, G] against rewards [groups, G]; None where it was not measured."""
     both = np.isfinite(values) & np.isfinite(rewards)
     if not both.any():
         return None
-    x, y = values[both], rewards[both]
-    inside = correlation(*(_standardised(np.where(both, m, np.nan))[both] for m in (values, rewards)))
-    quantiles = []
-    for part in np.array_split(np.argsort(x, kind="stable"), min(bins, len(x))):
-        error = float(np.std(y[part]) / math.sqrt(len(part)))
-        quantiles.append((float(x[part].mean()), float(y[part].mean()), error))
-    return Drift(name, inside, correlation(x, y), x, y, quantiles)
+    cloud = np.stack([values[both], rewards[both]])
+    inside = np.stack([_standardised(np.where(both, m, np.nan))[both] for m in (values, rewards)])
+    inside = inside[:, np.isfinite(inside).all(axis=0)]
+    return Drift(name, correlation(*inside), correlation(*cloud), cloud, inside)
+
+
+def quantile_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> np.ndarray:
+    """[3, at most `bins`]: mean x, mean y and its standard error in quantile bins of x [N].
+
+    Equal values share a bin, so there may be fewer.
+    """
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
+    place = np.clip(np.searchsorted(edges, x, side="right"), 1, max(len(edges) - 1, 1))
+    parts = [np.flatnonzero(place == i) for i in np.unique(place)]
+    return np.array([(x[p].mean(), y[p].mean(), y[p].std() / math.sqrt(len(p))) for p in parts]).T
 
 
 def _standardised(matrix: np.ndarray) -> np.ndarray:

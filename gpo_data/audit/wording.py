@@ -98,10 +98,10 @@ def dead(data: Members, figures: Figures) -> str:
     if not low + high:
         return "No group is dead: in every group some member beats another."
     text = f"{low + high:,} of {count(groups, 'group')} {'is' if low + high == 1 else 'are'} dead: "
-    text += f"{low:,} low (no member earns more) and {high:,} high (nothing left to learn)."
+    text += f"{low:,} low (most members wrong, all paid alike) and {high:,} high (most members right, nothing left to learn)."
     worst = max(figures.levels, key=lambda level: (level.dead_low + level.dead_high) / level.groups)
     share = (worst.dead_low + worst.dead_high) / worst.groups
-    return f"{text} Most are at {worst.label} {data.level_name}: {percent(share)} of the groups there."
+    return f"{text} The share is largest at {data.level_name} {worst.label}: {percent(share)} of the groups there."
 
 
 def margins(figures: Figures) -> str:
@@ -117,9 +117,9 @@ def margins(figures: Figures) -> str:
 def difficulty(data: Members, figures: Figures) -> str:
     first, last = figures.levels[0], figures.levels[-1]
     if first is last:
-        return f"All prompts have {first.label} {data.level_name}: mean reward {number(first.mean_reward)}."
+        return f"All prompts have {data.level_name} {first.label}: mean reward {number(first.mean_reward)}."
     return (
-        f"From {first.label} to {last.label} {data.level_name} the mean reward goes from {number(first.mean_reward)} "
+        f"From {data.level_name} {first.label} to {last.label} the mean reward goes from {number(first.mean_reward)} "
         f"to {number(last.mean_reward)}, and the share of right members from {percent(first.accuracy)} "
         f"to {percent(last.accuracy)}."
     )
