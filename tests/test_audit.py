@@ -150,7 +150,7 @@ def test_drift_sees_inside_groups_what_pooling_hides():
     found = statistics.drift("dark_fraction", dark, reward)
     assert found.within == pytest.approx(1)
     assert found.pooled < 0
-    assert "a strong pull, better members of a group are darker" in wording.drift(found)
+    assert "A strong pull: better members of a group are darker" in wording.drift(found)
 
 
 def test_levels_of_a_long_tail_are_grouped_and_lose_no_group():
@@ -264,3 +264,13 @@ def test_a_dataset_where_every_group_is_dead(tmp_path):
     lake, name = write_dataset(tmp_path, "count", groups=2, size=2, per_shard=2)
     html = audit.run(lake, name, reward="1.0").read_text()
     assert "nothing to learn from" in html and "Dead, high" in html and "Largest spread" not in html
+
+
+def test_the_last_pass_at_k_is_one_that_was_measured(text):
+    data = members.read(*text, None, "member < 5 or group_key > 'text-00000005'")
+    figures = statistics.summarise(data)
+    assert figures.last_k == G  # groups 6 to 11 are whole
+    data = members.read(*text, None, "member <> 0")
+    figures = statistics.summarise(data)
+    assert figures.last_k == G - 1 and math.isnan(figures.pass_at[-1])
+    assert page.tiles(data, figures)[2][0].endswith(f"(pass@{G - 1})")

@@ -26,8 +26,8 @@ def run(lake: str, dataset: str, reward: str | None = None, where: str | None = 
     """Audit `dataset`; the path of the page.
 
     reward: SQL expression over targets and measurements; None takes the rewards that were stored with the members.
-    where: SQL condition on the columns of members and groups; None takes all. Raises UsageError (no such dataset, an expression that SQL
-    refuses) and RunError (no groups yet, a damaged shard).
+    where: SQL condition on the columns of members and groups; None takes all. Raises UsageError (no such dataset, an
+    expression that SQL refuses) and RunError (no groups yet, a damaged shard).
     """
     data = members.read(lake, dataset, reward, where)
     figures = statistics.summarise(data)

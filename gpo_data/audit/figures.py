@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from gpo_data.audit.statistics import Drift, Figures, quantile_means
 
 GREEN, BLUE, RED, AMBER, GREY = "#2b8a5f", "#2f6db3", "#c4472f", "#dba02e", "#9aa3ad"
 INK = "#30363d"
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "gpo-data audit",  # else ids are random and the page changes with every run
     "font.size": 10,
@@ -166,7 +167,7 @@ def _dead_labels(figures: Figures) -> list[str]:
     return [f"dead low ({low})", f"dead high ({high})", f"alive ({len(figures.std) - low - high})"]
 
 
-def _bins(values: np.ndarray, top: float = 1.0) -> np.ndarray:
+def _bins(values: np.ndarray, top: float = 1.0) -> list[float]:
     """Twenty bins; over [0, top] where the values lie in it, so that charts of two datasets compare.
 
     Rewards and margins in [0, 1] have top 1; their population standard deviation is at most 0.5.
@@ -176,7 +177,7 @@ def _bins(values: np.ndarray, top: float = 1.0) -> np.ndarray:
         low, high = 0.0, top + 1e-9  # the float above 0.5 that is a standard deviation of 0 and 1
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, 21)
+    return np.linspace(low, high, 21).tolist()
 
 
 def _legend_above(axes: Axes) -> None:

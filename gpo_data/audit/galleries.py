@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,9 @@ def choose(data: Members, figures: Figures) -> list[Gallery]:
     spread = list(taken)
     low, high = (rng.permutation(np.flatnonzero(mask))[:2] for mask in (figures.dead_low, figures.dead_high))
     rest = np.setdiff1d(np.arange(len(figures.std)), [*taken, *low, *high])
-    wanted = [
+    wanted: list[tuple[str, str, Sequence[int] | np.ndarray]] = [
         ("Largest spread", "Best and worst differ most here: training learns most from these.", spread),
-        ("Dead, low", "Every member got the same reward, most are wrong: too hard, or the evaluator cannot read it.", low),
+        ("Dead, low", "Every member got the same reward, most are wrong: too hard, or unreadable.", low),
         ("Dead, high", "Every member got the same reward, most are right: nothing left to learn.", high),
         ("Random", "Drawn without looking at the reward.", rng.permutation(rest)[:3]),
     ]
@@ -110,8 +111,8 @@ def reading(task: str, row: dict[str, object]) -> str:
 
 def data_uri(coded: bytes) -> tuple[str, int]:
     """(data URI, width in pixels) of a coded picture, made smaller where it is larger than SHOWN."""
-    image = Image.open(io.BytesIO(coded))
-    kind = str(image.format).lower()
+    image: Image.Image = Image.open(io.BytesIO(coded))
+    kind = (image.format or "png").lower()
     if max(image.size) > SHOWN:
         image = image.convert("RGB")
         image.thumbnail((SHOWN, SHOWN))

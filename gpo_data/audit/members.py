@@ -162,7 +162,7 @@ def _query(
         said = " ".join(str(error).split())
         raise UsageError(
             f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {said}; "
-            f"`gpo-data sql RECIPE \"describe members\"` lists the columns"
+            f'`gpo-data sql RECIPE "describe members"` lists the columns'
         ) from None
 
 

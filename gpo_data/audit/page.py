@@ -66,11 +66,11 @@ def facts(data: Members, figures: Figures) -> list[tuple[str, str]]:
 
 def tiles(data: Members, figures: Figures) -> list[tuple[str, str]]:
     """The four numbers to remember."""
-    last = int(figures.ks[-1])
+    last = figures.last_k
     return [
         ("mean reward", wording.number(figures.mean_reward)),
         ("members right (pass@1)", wording.percent(float(figures.pass_at[0]))),
-        (f"prompts right in {last} tries (pass@{last})", wording.percent(float(figures.pass_at[-1]))),
+        (f"prompts right in {last} tries (pass@{last})", wording.percent(float(figures.pass_at[last - 1]))),
         ("groups that can teach", wording.percent(float((~figures.dead).mean()))),
     ]
 

@@ -66,6 +66,11 @@ class Figures:
     drifts: list[Drift]
 
     @property
+    def last_k(self) -> int:
+        """The largest k with an estimate: G, or less where every group has failed members."""
+        return int(self.ks[np.isfinite(self.pass_at)][-1])
+
+    @property
     def dead(self) -> np.ndarray:
         return self.dead_low | self.dead_high
 

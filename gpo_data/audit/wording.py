@@ -44,11 +44,11 @@ def opening(data: Members, figures: Figures) -> str:
             f"None of the {count(groups, 'group')} varies under this reward, so there is nothing to learn from: every "
             f"advantage is zero. Try a more lenient reward, other prompts, or a model that is sometimes right."
         )
-    last = figures.pass_at[np.isfinite(figures.pass_at)]
+    last = figures.last_k
     return (
         f"{alive:,} of {count(groups, 'group')} ({percent(alive / groups)}) can teach: their members differ in reward. "
         f"A single picture is right {percent(figures.accuracy)} of the time; "
-        f"with {len(last)} tries at a prompt at least one is right for {percent(float(last[-1]))} of the prompts. "
+        f"with {last} tries at a prompt at least one is right for {percent(float(figures.pass_at[last - 1]))} of the prompts. "
         f"That gap is what group preference optimisation can turn into skill."
     )
 
@@ -58,7 +58,8 @@ def failures(data: Members) -> str:
     if not failed:
         return "No member failed."
     listed = "; ".join(f"{reason.removeprefix('failed: ')} ({n:,})" for reason, n in data.failed[:5])
-    return f"{count(failed, 'member')} of {data.drawn:,} failed and {'is' if failed == 1 else 'are'} left out: {listed}."
+    are = "is" if failed == 1 else "are"
+    return f"{count(failed, 'member')} of {data.drawn:,} failed and {are} left out: {listed}."
 
 
 def rewards(data: Members, figures: Figures) -> str:
@@ -89,7 +90,8 @@ def best_of(figures: Figures) -> str:
         return f"More tries change nothing: pass@1 and pass@{len(known)} are both {percent(float(known[0]))}."
     return (
         f"pass@1 is {percent(float(known[0]))} and pass@{len(known)} is {percent(float(known[-1]))}; half of the way "
-        f"is reached with {count(half, 'member')}. Estimated without bias from all members of every group."
+        f"is reached with {count(half, 'member')}. Estimated without bias, for each k from all groups with at least k "
+        f"measured members."
     )
 
 
@@ -98,7 +100,8 @@ def dead(data: Members, figures: Figures) -> str:
     if not low + high:
         return "No group is dead: in every group some member beats another."
     text = f"{low + high:,} of {count(groups, 'group')} {'is' if low + high == 1 else 'are'} dead: "
-    text += f"{low:,} low (most members wrong, all paid alike) and {high:,} high (most members right, nothing left to learn)."
+    text += f"{low:,} low (most members wrong, all paid alike) and "
+    text += f"{high:,} high (most members right, nothing left to learn)."
     worst = max(figures.levels, key=lambda level: (level.dead_low + level.dead_high) / level.groups)
     share = (worst.dead_low + worst.dead_high) / worst.groups
     return f"{text} The share is largest at {data.level_name} {worst.label}: {percent(share)} of the groups there."
@@ -126,17 +129,16 @@ def difficulty(data: Members, figures: Figures) -> str:
 
 
 def drift(item: Drift) -> str:
-    name = item.name.replace("_", " ").capitalize()
     r = item.within
     if math.isnan(r):
-        return f"{name}: no group varies in both, so nothing can be said."
+        return "No group varies in both, so nothing can be said."
     tail = f"(correlation {signed(r)} inside groups, {signed(item.pooled)} over all members)"
     if abs(r) < SLIGHT:
-        return f"{name}: no pull, better members look like the others {tail}."
+        return f"No pull: better members look like the others {tail}."
     side = MORE.get(item.name, (f"higher in {item.name}", f"lower in {item.name}"))[r < 0]
     if abs(r) < STRONG:
-        return f"{name}: a slight pull, better members are a little {side} {tail}."
+        return f"A slight pull: better members are a little {side} {tail}."
     return (
-        f"{name}: a strong pull, better members of a group are {side} {tail}. "
+        f"A strong pull: better members of a group are {side} {tail}. "
         f"Look at the best pictures below: is that what being right looks like, or what fools the evaluator?"
     )
