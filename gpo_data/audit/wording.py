@@ -45,10 +45,11 @@ def opening(data: Members, figures: Figures) -> str:
             f"advantage is zero. Try a more lenient reward, other prompts, or a model that is sometimes right."
         )
     last = figures.last_k
+    found = percent(float(figures.pass_at[last - 1]))
     return (
         f"{alive:,} of {count(groups, 'group')} ({percent(alive / groups)}) can teach: their members differ in reward. "
         f"A single picture is right {percent(figures.accuracy)} of the time; "
-        f"with {last} tries at a prompt at least one is right for {percent(float(figures.pass_at[last - 1]))} of the prompts. "
+        f"with {last} tries at a prompt at least one is right for {found} of the prompts. "
         f"That gap is what group preference optimisation can turn into skill."
     )
 
