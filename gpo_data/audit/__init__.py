@@ -34,5 +34,5 @@ def run(lake: str, dataset: str, reward: str | None = None, where: str | None = 
     shown = galleries.choose(data, figures)
     path = shard.dataset_folder(lake, dataset) / "audit.html"
     shard.write_atomic(path, page.render(data, figures, shown).encode())
-    terminal.show(data, figures, path)
+    terminal.show(data, figures)
     return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +11,7 @@ from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
 
 
-def show(data: Members, figures: Figures, path: Path) -> None:
+def show(data: Members, figures: Figures) -> None:
     console = Console()
     head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     head.add_column(style="dim")
@@ -26,7 +24,6 @@ def show(data: Members, figures: Figures, path: Path) -> None:
     if figures.drifts:
         console.print(drifts(figures))
     console.print(wording.opening(data, figures), markup=False, highlight=False)
-    console.print(f"page: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def levels(data: Members, figures: Figures) -> Table:

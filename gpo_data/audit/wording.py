@@ -135,7 +135,7 @@ def drift(item: Drift) -> str:
         return "No group varies in both, so nothing can be said."
     tail = f"(correlation {signed(r)} inside groups, {signed(item.pooled)} over all members)"
     if abs(r) < SLIGHT:
-        return f"No pull: better members look like the others {tail}."
+        return f"No pull in one direction {tail}."
     side = MORE.get(item.name, (f"higher in {item.name}", f"lower in {item.name}"))[r < 0]
     if abs(r) < STRONG:
         return f"A slight pull: better members are a little {side} {tail}."
