@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
+import torch
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from gpo_data import catalog, query
-from gpo_data.errors import UsageError
+from gpo_data import shard as store
+from gpo_data.errors import RunError, UsageError
+from gpo_data.group import Group, Prompt
+from gpo_data.recipe import Recipe
+from gpo_data.remeasure import measure
 from gpo_data.shard import sidecar_schema
 
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
@@ -127,7 +134,9 @@ def test_shards_with_different_columns_are_united(tmp_path):
 def test_measures_join_and_the_newest_value_wins(lake):
     keys = {"group_key": "text-00000000"}
     folder = lake / "dataset=a"
-    write_measure(folder, "clip@2", 0, [keys | {"member": 0, "clip_score": 0.2}, keys | {"member": 1, "clip_score": 0.3}])
+    write_measure(
+        folder, "clip@2", 0, [keys | {"member": 0, "clip_score": 0.2}, keys | {"member": 1, "clip_score": 0.3}]
+    )
     write_measure(folder, "clip@10", 0, [keys | {"member": 0, "clip_score": 0.9, "ocr_text": "ZZ"}])
     write_measure(folder, "odd@1", 0, [keys | {"member": 0, "ocr_text": 5}])
     con = catalog.connect(str(lake))
@@ -141,7 +150,10 @@ def test_rescore_follows_into_groups_and_goes_back(lake):
     con = catalog.connect(str(lake))
     before = con.execute("SELECT * FROM groups ORDER BY ALL").fetchall()
     catalog.rescore(con, "text_edit(target, ocr_text) -- strict")
-    assert con.execute("SELECT DISTINCT reward FROM members WHERE status = 'ok' ORDER BY 1").fetchall() == [(0.5,), (1.0,)]
+    assert con.execute("SELECT DISTINCT reward FROM members WHERE status = 'ok' ORDER BY 1").fetchall() == [
+        (0.5,),
+        (1.0,),
+    ]
     assert con.execute("SELECT mean FROM groups WHERE group_key = 'text-00000001'").fetchall() == [(0.5,)]
     assert con.execute("SELECT reward FROM members WHERE status <> 'ok'").fetchall() == [(None,)]
     catalog.rescore(con, "CASE WHEN member = 0 THEN 'nan'::DOUBLE ELSE true::INT END")
@@ -259,3 +271,106 @@ def test_the_prompt_answers_keeps_history_and_survives_mistakes(lake, monkeypatc
     shown = capsys.readouterr().out
     assert "42" in shown and "members" in shown and "nope" in shown and "unknown command .what" in shown
     assert "SELECT 40 + 2" in query.history_file().read_text()
+
+
+class Brightness:
+    """An evaluator that a user might add; raises on the members in `broken`."""
+
+    name, version = "brightness", "1 beta/2"
+    columns: ClassVar = {"brightness": pa.float64()}
+
+    def __init__(self) -> None:
+        self.broken: set[int] = set()
+        self.seen: list[int] = []
+
+    def measure(self, images: list[np.ndarray], targets: list[dict]) -> list[dict]:
+        self.seen += [int(image[0, 0, 0]) for image in images]
+        if self.broken & {int(image[0, 0, 0]) for image in images}:
+            raise ValueError("too dark")
+        return [{"brightness": float(image.mean()) + len(target["target"])} for image, target in
+                zip(images, targets, strict=True)]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A dataset of 3 shards of 2 groups of 4 members; picture m of group g is uniformly 10 g + m; one has none."""
+    folder = tmp_path / "dataset=text-x"
+    (folder / ".stage").mkdir(parents=True)
+    for g in range(6):
+        lost = [g == 0 and m == 3 for m in range(4)]
+        group = Group(
+            key=f"text-{g:08d}", prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}), seeds=[10 * g + m for m in range(4)],
+            latents=torch.zeros(4, 1, 2, 2), conditioning={"prompt_embeds": torch.zeros(1, 2)},
+            images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
+            statuses=["failed: no picture" if x else "ok" for x in lost], measurements=[{"ocr_text": "AB"}] * 4,
+            rewards=[None if x else 1.0 for x in lost],
+        )  # fmt: skip
+        store.stage(folder, group)
+    columns = {"target": pa.string(), "ocr_text": pa.string()}
+    for shard in range(3):
+        store.commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
+    (folder / "dataset.json").write_text("{}")
+    return Recipe(name="text-x", lake=str(tmp_path))
+
+
+def test_a_new_evaluator_on_old_shards(drawn):
+    judge, folder = Brightness(), Path(drawn.lake) / "dataset=text-x"
+    before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
+    written = measure(drawn, [judge])
+    assert [p.parent.name + "/" + p.name for p in written] == [
+        f"brightness@1-beta-2/shard-{i:06d}.parquet" for i in range(3)
+    ]
+    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == before
+    rows = catalog.connect(drawn.lake).execute("SELECT seed, brightness FROM members ORDER BY seed").fetchall()
+    assert rows == [(s, None if s == 3 else s + 2.0) for s in (10 * g + m for g in range(6) for m in range(4))]
+    judge.seen.clear()
+    assert measure(drawn, [judge]) == [] and not judge.seen
+    (folder / "measures" / "brightness@1-beta-2" / "shard-000001.parquet").write_bytes(b"damaged")
+    assert len(measure(drawn, [judge])) == 1 and judge.seen == [20, 21, 22, 23, 30, 31, 32, 33]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_member_that_the_evaluator_raises_on_is_null_and_tried_again(drawn, capsys):
+    judge = Brightness()
+    judge.broken = {41}
+    measure(drawn, [judge])
+    assert "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: failed: brightness" in shown
+    count = "SELECT count(brightness) FROM members"
+    assert catalog.connect(drawn.lake).execute(count).fetchall() == [(22,)]
+    judge.broken = set()
+    assert [path.stem for path in measure(drawn, [judge])] == ["shard-000002"]
+    assert catalog.connect(drawn.lake).execute(count).fetchall() == [(23,)]
+
+
+def test_ctrl_c_keeps_what_is_measured(drawn, capsys):
+    class Impatient(Brightness):
+        def measure(self, images, targets):
+            if int(images[0][0, 0, 0]) == 30:
+                raise KeyboardInterrupt
+            return super().measure(images, targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(drawn, [Impatient()])
+    assert "1 of 3 shards measured are kept" in capsys.readouterr().out
+    judge = Brightness()
+    assert len(measure(drawn, [judge])) == 2 and min(judge.seen) == 20
+
+
+def test_measure_leaves_a_shard_that_another_process_has_and_refuses_damage(drawn, capsys):
+    folder = Path(drawn.lake) / "dataset=text-x"
+    with store.claim(folder, 1):
+        assert len(measure(drawn, [Brightness()])) == 2
+    assert "another process" in capsys.readouterr().out
+    tar = store.tar_path(folder, 1)
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with pytest.raises(RunError, match="shard-000001.tar: damaged"):
+        measure(drawn, [Brightness()])
+
+
+def test_measure_mistakes(drawn):
+    with pytest.raises(UsageError, match="found 'orc'"):
+        measure(drawn, ["orc"])
+    with pytest.raises(UsageError, match="is a URL"):
+        measure(dataclasses.replace(drawn, lake="memory://x"), [Brightness()])
+    with pytest.raises(UsageError, match="no dataset here"):
+        measure(dataclasses.replace(drawn, name="nope"), [Brightness()])

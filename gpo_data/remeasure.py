@@ -1,0 +1,174 @@
+"""`gpo-data measure`: an evaluator's measurements of pictures that are already drawn, in a sidecar of its own.
+
+    dataset=<name>/measures/<evaluator>@<version>/shard-000012.parquet
+
+One row a member: group_key, member, the evaluator's columns (NULL where there is no picture or the evaluator failed).
+The footer holds `tar_sha256` of the shard that was measured, `evaluator`, `version`, and `failed`, how many members
+the evaluator raised on. A sidecar is up to date if it names the shard's present sha256 and nothing failed.
+
+What always holds: tars and shard sidecars never change; a measures sidecar is written whole, under a temporary name
+first, so that Ctrl-C or a kill loses at most the shard in hand and the same command goes on from there. Groups are
+read with their crc32 checked. The pictures are the stored previews: lossless below 128 px, WebP above.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpo_data import shard as store
+from gpo_data.dataset import read_card
+from gpo_data.errors import RunError, UsageError
+from gpo_data.group import OK, decode_image, from_sample
+from gpo_data.recipe import Recipe
+
+MEASURES = "measures"
+
+
+def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[Path]:
+    """Measure every committed shard of the recipe's dataset that lacks it; the sidecars written.
+
+    Args:
+        evaluators: names (`ocr`, `yolo`, `image_stats`) or evaluator objects, which are run wherever their sidecar is
+            missing or out of date. None: those of the recipe, on shards that were not drawn with them.
+
+    Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
+    """
+    console = console or Console()
+    if "://" in recipe.lake:
+        raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
+    assert recipe.name
+    folder = store.dataset_folder(recipe.lake, recipe.name)
+    read_card(folder)
+    sidecars = sorted(folder.glob("shard-*.parquet"))
+    judges = _build(recipe, evaluators)
+    work = [
+        (judge, sidecar)
+        for judge in judges
+        for sidecar in sidecars
+        if not up_to_date(folder, judge, sidecar) and (evaluators is not None or not _drawn_with(judge, sidecar))
+    ]
+    skipped = len(judges) * len(sidecars) - len(work)
+    if skipped or not work:
+        console.print(f"skipped {skipped} of {len(judges) * len(sidecars)} shards that are measured already: "
+                      f"{', '.join(map(folder_name, judges))}", soft_wrap=True)  # fmt: skip
+    written: list[Path] = []
+    failures: list[str] = []
+    progress = Progress(TextColumn("measuring"), BarColumn(), MofNCompleteColumn(),
+                        TextColumn("groups  {task.fields[line]}"), TimeElapsedColumn(), TextColumn("left"),
+                        TimeRemainingColumn(), console=console, disable=not console.is_terminal)  # fmt: skip
+    total = sum(int(store.footer_of(sidecar)["groups"]) for _, sidecar in work)
+    (folder / ".stage").mkdir(exist_ok=True)
+    try:
+        with progress:
+            bar = progress.add_task("measuring", total=total, line="")
+            for judge, sidecar in work:
+                # The shard's lock: nobody else measures it, and `shards` does not draw its failed members again.
+                with store.claim(folder, int(sidecar.stem.removeprefix("shard-"))) as mine:
+                    if not mine or not sidecar.is_file() or up_to_date(folder, judge, sidecar):
+                        continue
+                    rows, reasons = [], []
+                    for group_rows, group_reasons in measure_shard(judge, sidecar):
+                        rows += group_rows
+                        reasons += group_reasons
+                        progress.update(bar, advance=1, line=f"{judge.name} {sidecar.stem}")
+                    written.append(_write(folder, judge, sidecar, rows, len(reasons)))
+                    failures += reasons
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {len(written)} of {len(work)} shards measured are kept; "
+                      f"the same command goes on from there", soft_wrap=True)  # fmt: skip
+        raise
+    if work:
+        console.print(f"measured {len(written)} of {len(work)} shards", soft_wrap=True)
+    if len(written) < len(work):
+        console.print("another process has the others; run again to see whether it finished")
+    if failures:
+        console.print(f"{len(failures)} members failed, the same command tries them again; the first, {failures[0]}",
+                      soft_wrap=True, markup=False)  # fmt: skip
+    return written
+
+
+def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
+    from gpo_data.generate import measure_each  # brings in the model code; only needed once there is work
+
+    wanted = ["group_key", "offset", "size", "crc32"]
+    places = pq.read_table(sidecar, columns=wanted).group_by(wanted, use_threads=False).aggregate([]).to_pylist()
+    for place in sorted(places, key=lambda place: place["offset"]):
+        sample = store.read_sample(sidecar.with_suffix(".tar"), place["offset"], place["size"], place["crc32"])
+        group = from_sample(sample, images=False)
+        images: list[np.ndarray | None] = [None] * group.size
+        for name, data in sample.items():
+            if name.endswith((".png", ".webp")):
+                images[int(name.split(".")[0])] = decode_image(data)
+        # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
+        statuses = [OK] * group.size
+        found = measure_each(judge, images, statuses, group.prompt.target)
+        nothing = dict.fromkeys(judge.columns)
+        yield (
+            [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
+            [f"{group.key} {i}: {status}" for i, status in enumerate(statuses) if status != OK],
+        )
+
+
+def folder_name(judge: Any) -> str:
+    """`<evaluator>@<version>`, fit for a file system."""
+    return f"{judge.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(judge.version))}"
+
+
+def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
+    path = folder / MEASURES / folder_name(judge) / sidecar.name
+    if not path.is_file():
+        return False
+    try:
+        footer = store.footer_of(path)
+    except (pa.ArrowInvalid, OSError):
+        return False  # damaged: measured again and replaced
+    return footer.get("tar_sha256") == store.footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
+
+
+def _drawn_with(judge: Any, sidecar: Path) -> bool:
+    return set(judge.columns) <= set(pq.read_schema(sidecar).names)
+
+
+def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
+    if evaluators is not None and not any(isinstance(e, str) for e in evaluators):
+        return list(evaluators)
+    from gpo_data import evaluators as known
+
+    if evaluators is None:
+        return list(known.build(recipe))
+    for name in evaluators:
+        if name not in ("ocr", "yolo", "image_stats"):
+            raise UsageError(f"evaluator: expected ocr, yolo or image_stats, found {name!r}")
+    asked = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
+    built = known.build(dataclasses.replace(recipe, evaluators=asked))
+    return [judge for judge in built if judge.name in evaluators]
+
+
+def _write(folder: Path, judge: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
+    path = folder / MEASURES / folder_name(judge) / sidecar.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
+    for left in path.parent.glob(f"{path.name}.*{store.TEMPORARY}"):
+        left.unlink(missing_ok=True)  # of a run that was killed
+    footer = {
+        "tar_sha256": store.footer_of(sidecar)["tar_sha256"],
+        "evaluator": judge.name,
+        "version": judge.version,
+        "failed": failed,
+    }
+    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | judge.columns).items()))
+    store.write_atomic(path, store.parquet_bytes(rows, schema, footer))
+    return path
