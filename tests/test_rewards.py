@@ -1,0 +1,150 @@
+"""Named rewards against plain Python, in characters; expressions are checked before anything is drawn."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+
+import pyarrow as pa
+import pytest
+
+from gpo_data import rewards
+from gpo_data.errors import UsageError
+
+COLUMNS = {"target": pa.string(), "ocr_text": pa.string(), "target_count": pa.int32(), "n_detected": pa.int32()}
+
+
+def text(reward: str, target: str | None, read: str | None) -> float | None:
+    return rewards.score([{"target": target, "ocr_text": read}], f"{reward}(target, ocr_text)", COLUMNS)[0]
+
+
+def count(reward: str, wanted: int | None, found: int | None) -> float | None:
+    return rewards.score(
+        [{"target_count": wanted, "n_detected": found}], f"{reward}(target_count, n_detected)", COLUMNS
+    )[0]
+
+
+def distance(a: str, b: str) -> int:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+def fold(s: str) -> str:
+    return "".join(unicodedata.normalize("NFC", s).upper().split())
+
+
+@pytest.mark.parametrize(
+    ("reward", "target", "read", "expected"),
+    [
+        ("text_exact", "Open Late", "OPENLATE", 1),
+        ("text_exact", "KITE", " ki\tte\n", 1),
+        ("text_exact", "KITE", "KITES", 0),
+        ("text_exact", "KITE", "", 0),
+        ("text_exact", "café", "CAFE\u0301", 1),  # composed or not is one character
+        ("text_edit", "KITE", "KITE", 1),
+        ("text_edit", "KITE", "KITS", 0.75),
+        ("text_edit", "KITE", "", 0),
+        ("text_edit", "KITE", "a very long line of other words", 0),
+        ("text_edit", "café", "cafe", 0.75),  # DuckDB's levenshtein counts bytes and would say 0.5
+        ("text_edit", "日本語", "日本", 2 / 3),
+        ("text_edit", "", "", 1),
+        ("text_edit", "", "X", 0),
+        ("text_edit", "KITE", "KITEKITE", 0),
+        ("text_edit_lenient", "KITE", "KITEKITE", 1),
+        ("text_edit_lenient", "KITE", "KITS", 0.75),
+        ("text_contains", "KITE", "the kite shop", 1),
+        ("text_contains", "KITE", "KIT E", 1),
+        ("text_contains", "KITE", "KIT", 0),
+        ("text_contains", "100%", "it is 100% x", 1),
+    ],
+)
+def test_text_rewards(reward, target, read, expected):
+    assert text(reward, target, read) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("reward", "wanted", "found", "expected"),
+    [
+        ("count_exact", 3, 3, 1),
+        ("count_exact", 3, 4, 0),
+        ("count_exact", 0, 0, 1),
+        ("count_relaxed", 4, 4, 1),
+        ("count_relaxed", 4, 3, 0.75),
+        ("count_relaxed", 4, 6, 0.5),
+        ("count_relaxed", 2, 50, 0),
+        ("count_relaxed", 0, 0, 1),
+        ("count_relaxed", 0, 1, 0),
+    ],
+)
+def test_count_rewards(reward, wanted, found, expected):
+    assert count(reward, wanted, found) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("reward", rewards.named())
+def test_what_was_not_measured_has_no_reward(reward):
+    call, values = (text, ("A", "B")) if reward.startswith("text") else (count, (1, 2))
+    assert call(reward, None, values[1]) is None
+    assert call(reward, values[0], None) is None
+    assert call(reward, None, None) is None
+
+
+def test_the_edit_reward_counts_characters_and_every_reward_is_bounded():
+    rng = random.Random(0)
+    letters = "ABcé e\u0301\u0302ö日本中%_'\\\x01\n\U0001f1e9\U0001f1ea"
+    rows = [{k: "".join(rng.choices(letters, k=rng.randint(0, 9))) for k in ("target", "ocr_text")} for _ in range(500)]
+    rows += [{"target": "".join(map(chr, range(0x4E00, 0x4E00 + 126))) * 2, "ocr_text": "一x丁"}]
+    for row, found in zip(rows, rewards.score(rows, "text_edit(target, ocr_text)", COLUMNS), strict=True):
+        a, b = fold(row["target"]), fold(row["ocr_text"])
+        assert found == pytest.approx(max(0, 1 - distance(a, b) / len(a)) if a else float(a == b)), row
+    for reward in rewards.named():
+        if reward.startswith("text"):
+            assert all(0 <= r <= 1 for r in rewards.score(rows, f"{reward}(target, ocr_text)", COLUMNS))
+
+
+def test_a_target_with_too_many_different_characters_is_an_error():
+    with pytest.raises(UsageError, match="126 different characters"):
+        text("text_edit", "".join(map(chr, range(0x4E00, 0x4E00 + 127))), "é")
+
+
+def test_scores_keep_the_order_and_drop_what_is_not_finite():
+    rows = [
+        {"target": "A", "x": 1.0},
+        {"target": "B", "x": 0.0},
+        {"target": "C", "x": None},
+        {"target": "D", "x": -2.0},
+    ]
+    assert rewards.score(rows, "1.0 / x") == [1.0, None, None, -0.5]
+    assert rewards.score(rows, "CASE WHEN x = 1 THEN 'nan'::DOUBLE ELSE 'inf'::DOUBLE END") == [None] * 4
+    assert rewards.score(rows, "target = 'B'") == [0.0, 1.0, 0.0, 0.0]
+    assert rewards.score(pa.Table.from_pylist(rows), "x -- as it is") == [1.0, 0.0, None, -2.0]
+    assert rewards.score([], "x") == []
+    many = [{"x": float(i)} for i in range(200_000)]
+    assert rewards.score(many, "x + 0") == [row["x"] for row in many]
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        ("text_edit(target, ocr_txt)", "ocr_txt.*columns: target, ocr_text, target_count.*named rewards: text_exact"),
+        ("txt_edit(target, ocr_text)", "text_edit"),
+        ("avg(length(target))", "an aggregate"),
+        ("target", "found type string"),
+        ("target, ocr_text", "found type struct"),
+        ("(1", "syntax error"),
+        ("", "found"),
+    ],
+)
+def test_a_bad_expression_is_one_line_that_names_it(reward, says):
+    with pytest.raises(UsageError, match=says) as error:
+        rewards.check(reward, COLUMNS)
+    assert str(error.value).startswith(f"reward: {reward!r}: ") and "\n" not in str(error.value)
+
+
+def test_good_expressions_pass_the_check():
+    for reward in ("0.8*text_exact(target, ocr_text) + 0.2*text_edit(target, ocr_text)", "target = ocr_text",
+                   "count_relaxed(target_count, n_detected)", "1 -- comment"):  # fmt: skip
+        rewards.check(reward, COLUMNS)
