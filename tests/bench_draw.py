@@ -77,7 +77,9 @@ def main() -> None:
             seconds["gpo-data"].append(time.perf_counter() - started)
     members = options.prompts * options.group_size
     for name, times in seconds.items():
-        print(f"{name:10s} {members / statistics.median(times):6.1f} images/s  (seconds: {[round(t, 1) for t in times]})")
+        print(
+            f"{name:10s} {members / statistics.median(times):6.1f} images/s  (seconds: {[round(t, 1) for t in times]})"
+        )
     ratio = statistics.median(seconds["by hand"]) / statistics.median(seconds["gpo-data"])
     print(f"ratio      {ratio:6.2f}  ({members} images a round, {torch.get_num_threads()} threads)")
 

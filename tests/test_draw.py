@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -41,12 +42,14 @@ def drawn(recipe_file: Path) -> tuple[recipe.Recipe, Path]:
 
 
 def test_draws_verified_groups_of_distinct_members(drawn: tuple[recipe.Recipe, Path]) -> None:
-    made, folder = drawn
+    _, folder = drawn
     report = verify(folder)
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (3, 6, 24, 0, [])
     rows = pq.read_table(folder / "shard-000001.parquet").to_pylist()
     assert {"target", "ocr_text", "entropy", "reward", "seed"} <= rows[0].keys()
-    first = from_sample(store.read_sample(folder / rows[0]["tar"], rows[0]["offset"], rows[0]["size"], rows[0]["crc32"]))
+    first = from_sample(
+        store.read_sample(folder / rows[0]["tar"], rows[0]["offset"], rows[0]["size"], rows[0]["crc32"])
+    )
     assert first.latents.shape == (4, 16, 8, 8) and first.images[0] is not None
     assert not torch.equal(first.latents[0], first.latents[1])
 
@@ -91,7 +94,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
 
 def test_a_second_run_draws_nothing(drawn: tuple[recipe.Recipe, Path]) -> None:
     before = {p: p.stat().st_mtime_ns for p in drawn[1].glob("shard-*")}
-    console = Console(record=True, file=open(os.devnull, "w"))
+    console = Console(record=True, file=io.StringIO())
     draw(drawn[0], console)
     assert "nothing to draw: all 3 shards" in console.export_text()
     assert before == {p: p.stat().st_mtime_ns for p in drawn[1].glob("shard-*")}

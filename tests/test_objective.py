@@ -1,0 +1,87 @@
+"""The objective against formulas worked out with numpy in float64, finite differences and identities."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gpo_train.objective import advantages, coefficients, group_loss, is_dead, pairs
+
+RNG = np.random.default_rng(0)
+R = RNG.choice([0.0, 0.25, 0.5, 1.0], 12)
+S = RNG.normal(0, 1e-3, 12)
+BETA = 700.0
+
+
+def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str) -> float:
+    def link(z: float) -> float:
+        return z if kind == "linear" else -np.log(1 / (1 + np.exp(BETA * z)))
+
+    if weighting in ("zscore", "sign"):
+        w = (r - r.mean()) / r.std() if weighting == "zscore" else np.sign(r - r.mean())
+        return link(float((w * s).sum() / len(r)))
+    chosen = [(i, j) for i, j in itertools.permutations(range(len(r)), 2) if r[i] > r[j]]
+    if weighting == "max":
+        chosen = [(int(np.argmax(r)), int(np.argmin(r)))]
+    if weighting == "min":
+        chosen = [min(chosen, key=lambda p: (r[p[0]] - r[p[1]], p))]
+    return float(np.mean([link(s[i] - s[j]) for i, j in chosen]))
+
+
+@pytest.mark.parametrize("kind", ["linear", "logsigmoid"])
+@pytest.mark.parametrize("weighting", ["zscore", "sign", "all", "max", "min"])
+def test_loss_and_gradient(weighting: str, kind: str) -> None:
+    s, r = torch.tensor(S), torch.tensor(R)
+    loss, gradient = coefficients(s, r, weighting, kind, BETA)
+    assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind), rel=1e-10)
+    for i in range(len(S)):
+        step = np.zeros_like(S)
+        step[i] = 1e-7
+        up, down = (numpy_loss(S + sign * step, R, weighting, kind) for sign in (1, -1))
+        assert gradient[i].item() == pytest.approx((up - down) / 2e-7, rel=1e-5, abs=1e-9)
+
+
+def test_pairs_and_group_are_one_identity() -> None:
+    left = sum((R[i] - R[j]) * (S[i] - S[j]) for i, j in itertools.combinations(range(len(R)), 2))
+    assert left == pytest.approx(len(R) * ((R - R.mean()) * S).sum(), rel=1e-10)
+    z = group_loss(torch.tensor(S), torch.tensor(R), "zscore", "linear").item()
+    assert left == pytest.approx(z * len(R) ** 2 * R.std(), rel=1e-10)
+
+
+def test_a_split_group_has_the_whole_groups_gradient() -> None:
+    torch.manual_seed(0)
+    x, y, theta = torch.randn(12, 5).double(), torch.randn(12).double(), torch.randn(5).double().requires_grad_()
+    r, reference = torch.tensor(R), torch.rand(12).double()
+
+    def errors(part: slice) -> torch.Tensor:
+        return (x[part] @ theta - y[part]) ** 2 - reference[part]
+
+    group_loss(errors(slice(None)), r, beta=3.0).backward()
+    whole, theta.grad = theta.grad.clone(), None
+    with torch.no_grad():
+        s = errors(slice(None))
+    _, gradient = coefficients(s, r, beta=3.0)
+    for start in range(0, 12, 5):
+        part = slice(start, start + 5)
+        (gradient[part] * errors(part)).sum().backward()
+    torch.testing.assert_close(theta.grad, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_advantages_are_standardised_and_dead_groups_refused() -> None:
+    a = advantages(torch.tensor(R))
+    assert a.mean().item() == pytest.approx(0, abs=1e-12) and a.std(correction=0).item() == pytest.approx(1)
+    dead = torch.full((4,), 0.3)
+    assert is_dead(dead) and not is_dead(torch.tensor(R))
+    for call in (advantages, lambda r: pairs(r, "all")):
+        with pytest.raises(ValueError, match=r"all 4 rewards are 0\.3"):
+            call(dead)
+
+
+def test_training_data_half_never_imports_the_training_half() -> None:
+    from pathlib import Path
+
+    for path in (Path(__file__).parents[1] / "gpo_data").rglob("*.py"):
+        assert "gpo_train" not in path.read_text().replace("gpo-train", ""), path
