@@ -49,8 +49,8 @@ TWO_WORDS = (
 # Words that end the phrase of the things counted.
 AFTER = set(
     """on in at with of and or near under over above below beside behind between by from to inside around against
-    along across next that which who while is are was were standing sitting lying running walking flying playing swimming
-    floating parked hanging seen made arranged placed for a an the""".split()  # noqa: SIM905 - easier to read
+    along across next that which who while is are was were standing sitting lying running walking flying playing
+    swimming floating parked hanging seen made arranged placed for a an the""".split()  # noqa: SIM905 - easier to read
 )
 
 

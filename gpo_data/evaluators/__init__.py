@@ -1,0 +1,58 @@
+"""Evaluators: image -> measurements, what was seen and not yet what it is worth (that is the reward, in SQL).
+
+An evaluator has
+    name, version    for the folder measures/<name>@<version>/; both match [A-Za-z0-9._-]+
+    columns          {measurement column: Arrow type}
+    measure(images, targets) -> one dict an image with exactly these columns, plain Python values;
+                     images are uint8 [H, W, 3] RGB, targets are the prompts' target columns
+
+What always holds: the order is kept, and the result for a picture depends neither on the pictures beside it nor on
+the number of workers. What the version names covers all that changes what is seen. The heavy packages are imported
+when the first picture is measured; a missing model file is an error when the evaluator is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Recipe
+
+
+class Evaluator(Protocol):
+    name: str
+    version: str
+    columns: dict[str, pa.DataType]
+
+    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+def build(recipe: Recipe) -> list[Evaluator]:
+    """`image_stats`, then the recipe's evaluators in its order. Raises UsageError for what is missing."""
+    from gpo_data.evaluators.image_stats import ImageStats
+
+    return [ImageStats(), *(_named(name, recipe) for name in recipe.evaluators)]
+
+
+def _named(name: str, recipe: Recipe) -> Evaluator:
+    if name == "ocr":
+        from gpo_data.evaluators.ocr import OcrEvaluator
+
+        return OcrEvaluator(recipe.ocr)
+    if name == "yolo":
+        from gpo_data.evaluators.yolo import YoloEvaluator
+
+        if recipe.task.kind != "count":
+            raise UsageError(
+                f"evaluators: yolo counts the class of task.kind count, found task.kind {recipe.task.kind}"
+            )
+        return YoloEvaluator(recipe.yolo)
+    raise UsageError(f"evaluators: expected ocr or yolo, found {name!r}")
+
+
+def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:
+    """The measurement columns of all evaluators, in order."""
+    return {name: kind for evaluator in evaluators for name, kind in evaluator.columns.items()}

@@ -1,0 +1,158 @@
+"""Evaluator `yolo`: what an ultralytics detector sees in a picture.
+
+    n_detected   detections of the class that was asked for, at `yolo.confidence` and after non-maximum suppression
+    detections   all of them: class, confidence, box [x0, y0, x1, y1] in pixels; most confident first
+
+ultralytics is AGPL-3.0: it is imported here, at the first picture, and by the trainer of the tiny world only. Another
+detector takes its place by being another file with the same columns.
+What always holds: nothing is downloaded; a missing weights file is an error that says where it comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gpo_data.errors import UsageError
+from gpo_data.evaluators.ocr import import_cv2
+from gpo_data.evaluators.pool import Batch, Measure, Pool
+from gpo_data.recipe import Yolo
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process needs to load the detector; picklable."""
+
+    yolo: Yolo
+    weights: Path
+
+
+COLUMNS: dict[str, pa.DataType] = {
+    "n_detected": pa.int32(),
+    "detections": pa.list_(
+        pa.struct({"class": pa.string(), "confidence": pa.float64(), "box": pa.list_(pa.float64())}.items())
+    ),
+}
+
+
+class YoloEvaluator:
+    name = "yolo"
+    columns = COLUMNS
+
+    def __init__(self, yolo: Yolo) -> None:
+        """Finds the weights file, or raises UsageError. The detector loads at the first picture."""
+        import_cv2()
+        weights = find_weights(yolo.weights)
+        self.version = _version(yolo, weights)
+        self._pool = Pool(load, Settings(yolo, weights), yolo.workers, yolo.batch_size)
+
+    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """images: uint8 [H, W, 3] RGB; targets: {"target_class": ...} each.
+
+        Raises UsageError if the detector does not know a target's class.
+        """
+        return self._pool(list(zip(images, targets, strict=True)))
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def find_weights(setting: str) -> Path:
+    """The weights file of a setting: `tiny`, a path, or a name in ultralytics' own weights folder."""
+    if setting == "tiny":
+        from gpo_data.tiny import YOLO_WEIGHTS
+
+        if not YOLO_WEIGHTS.is_file():
+            raise UsageError(
+                f"yolo.weights: the embedded detector {YOLO_WEIGHTS} is missing; install the package again"
+            )
+        return YOLO_WEIGHTS
+    if Path(setting).is_file():
+        return Path(setting)
+    _quiet()
+    from ultralytics.utils import SETTINGS
+
+    known = Path(SETTINGS["weights_dir"]) / setting
+    if known.is_file():
+        return known
+    name = Path(setting).name
+    raise UsageError(
+        f"yolo.weights: no file {setting}; get {name} (for an official model: "
+        f"github.com/ultralytics/assets/releases, or `yolo predict model={name}` where there is a network) and put it "
+        f"in {Path.cwd()} or {known.parent}, or set yolo.weights to its path; `tiny` is the embedded detector"
+    )
+
+
+def load(settings: Settings, threads: int) -> Measure:
+    """A function over batches. In a process of its own torch gets `threads` threads."""
+    _quiet()
+    import multiprocessing
+
+    import torch
+    import ultralytics
+
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(threads)  # the drawing process keeps its own number: the denoiser needs it
+    yolo = settings.yolo
+    try:
+        detector = ultralytics.YOLO(str(settings.weights))
+    except Exception as error:  # torch, zip and ultralytics each have their own for a file that is not weights
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(
+            f"yolo.weights: {settings.weights} is not a detector that ultralytics opens: {reason}"
+        ) from None
+    classes = dict(detector.names)
+    # A torch.device, not a string: for "cpu" ultralytics would hide every GPU from this process and reset its threads.
+    device = torch.device(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device)
+
+    def measure(batch: Batch) -> list[dict[str, Any]]:
+        for name in sorted({str(target["target_class"]) for _, target in batch} - set(classes.values())):
+            raise UsageError(
+                f"yolo.weights: {settings.weights.name} does not detect {name!r}; its classes: "
+                f"{', '.join(classes.values())}"
+            )
+        found = detector.predict(
+            [np.ascontiguousarray(image[..., ::-1]) for image, _ in batch],  # ultralytics reads BGR
+            imgsz=yolo.image_size,
+            conf=yolo.confidence,
+            iou=yolo.iou,
+            device=device,
+            verbose=False,
+        )
+        return [_row(result, classes, target) for result, (_, target) in zip(found, batch, strict=True)]
+
+    return measure
+
+
+def _row(result: Any, classes: dict[int, str], target: dict[str, Any]) -> dict[str, Any]:
+    # Rounded, because the last bits depend on the size of the batch.
+    detections = [
+        {"class": classes[int(kind)], "confidence": round(confidence, 5), "box": [round(v, 2) for v in box]}
+        for kind, confidence, box in zip(
+            result.boxes.cls.tolist(), result.boxes.conf.tolist(), result.boxes.xyxy.tolist(), strict=True
+        )
+    ]
+    wanted = sum(detection["class"] == target["target_class"] for detection in detections)
+    return {"n_detected": wanted, "detections": detections}
+
+
+def _quiet() -> None:
+    """ultralytics asks at import whether it is online and may install packages; neither is wanted here."""
+    for name, value in (("YOLO_OFFLINE", "true"), ("YOLO_AUTOINSTALL", "false")):
+        os.environ.setdefault(name, value)
+
+
+def _version(yolo: Yolo, weights: Path) -> str:
+    """Package, weights, and a hash of the weights file and of every setting that changes what is seen."""
+    digest = hashlib.blake2b(f"{yolo.confidence} {yolo.iou} {yolo.image_size}".encode(), digest_size=4)
+    digest.update(weights.read_bytes())
+    version = f"ultralytics-{importlib.metadata.version('ultralytics')}-{weights.stem}-{digest.hexdigest()}"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", version)
