@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import duckdb
@@ -53,7 +53,8 @@ def connect(lake: str) -> duckdb.DuckDBPyConnection:
         con.register_filesystem(files)
         prefix = f"{urlsplit(lake).scheme}://{folder.lstrip('/')}"
     else:
-        files, folder = fsspec.filesystem("file"), os.path.abspath(lake)
+        con.execute("SET parquet_metadata_cache = true")  # footers are read once; a changed file is noticed by its time
+        files, folder = fsspec.filesystem("file"), str(Path(lake).resolve())
         prefix = folder
     _stored_view(con, files, folder, prefix)
     con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
