@@ -39,10 +39,10 @@ def draw(recipe: Recipe, console: Console) -> Path:
     if not todo:
         console.print(f"nothing to draw: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
         return folder
+    console.print(f"loading {recipe.model} on {models.device_of(recipe.sampler)}", soft_wrap=True)
+    model = models.load(model_folder, recipe.sampler)
     with _stop_on_signals(console) as stop:
-        generator = Generator(
-            recipe, folder, fingerprint_of(fields), models.load(model_folder, recipe.sampler), judges, stop=stop
-        )
+        generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
         staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
         with DrawProgress(total - staged, recipe.group_size, console) as progress:

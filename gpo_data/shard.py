@@ -156,7 +156,7 @@ def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
     table = pa.Table.from_pylist(rows, schema=schema.with_metadata({k: str(v) for k, v in footer.items()}))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 

@@ -32,7 +32,7 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "text-tiny.yaml"
 
 def by_hand(made: recipe.Recipe, ocr: object, folder: Path) -> None:
     sampler = made.sampler
-    pipe = StableDiffusion3Pipeline.from_pretrained(models.resolve(made.model), torch_dtype=torch.float32)
+    pipe = StableDiffusion3Pipeline.from_pretrained(models.resolve(made.model), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=8, verbose=0) as writer:
         for shard in plan(made):

@@ -13,8 +13,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import StableDiffusion3Pipeline
 
 from gpo_data.models import Conditioning, device_of
@@ -22,6 +24,9 @@ from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
 logging.getLogger("diffusers.pipelines.pipeline_utils").setLevel(logging.ERROR)
+# The caller says that it loads; bars of a millisecond each are noise.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 
 class SD3:
@@ -29,7 +34,7 @@ class SD3:
         self.sampler = sampler
         self.device = torch.device(device_of(sampler))
         self.dtype: torch.dtype = getattr(torch, sampler.dtype)
-        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=self.dtype).to(self.device)
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(folder, dtype=self.dtype).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         if sampler.compile:
             self.pipe.transformer.compile()
