@@ -30,7 +30,7 @@ from gpo_data.evaluators.pool import Measure, Pool
 from gpo_data.recipe import Ocr
 
 LINE_HEIGHT = 48  # pixels; what recognition models are built for
-WIDTH_STEP = 32  # pixels at that height; small pictures fill only a few widths, so that they share batches
+WIDTH_STEP = 16  # pixels at that height; crops are padded to a few widths, so that they share batches
 BORDER_TOLERANCE = 40  # sum over R, G, B; above it a pixel is not border
 BORDER_SHARE = 0.1  # of a row or a column that must differ from the border before it counts as picture
 
@@ -152,7 +152,8 @@ def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
 
 def _width(crop: np.ndarray) -> int:
     """Pixels that a crop is wide at LINE_HEIGHT, in whole steps."""
-    return -(-crop.shape[1] * LINE_HEIGHT // (crop.shape[0] * WIDTH_STEP)) * WIDTH_STEP
+    steps = -(-crop.shape[1] * LINE_HEIGHT // (crop.shape[0] * WIDTH_STEP))
+    return max(ocr_models.WIDTHS["recognition"], int(steps) * WIDTH_STEP)
 
 
 def _pad(crop: np.ndarray) -> np.ndarray:

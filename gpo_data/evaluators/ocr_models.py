@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -43,16 +44,20 @@ def resolve(setting: str, key: str, kind: str, mode: str) -> Path:
         return _from_wheel(kind, mode)
     folder = Path(setting)
     if folder.is_dir():
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise UsageError(f"{key}: {folder} has no {' and no '.join(missing)}; expected {' and '.join(FILES)}")
-        return folder
+        return _complete(folder, key)
     if folder.exists() or "/" in setting or not re.fullmatch(r"\w[\w.-]*", setting):
         raise UsageError(
             f"{key}: no folder {setting}; expected rapidocr, a folder with {' and '.join(FILES)}, or the name of a "
             f"PaddleOCR model"
         )
     return _official(setting, key)
+
+
+def _complete(folder: Path, key: str) -> Path:
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise UsageError(f"{key}: {folder} has no {' and no '.join(missing)}; expected {' and '.join(FILES)}")
+    return folder
 
 
 def model_name(folder: Path) -> str:
@@ -76,15 +81,16 @@ def _official(name: str, key: str) -> Path:
     try:
         from paddlex.inference.utils.official_models import official_models
 
+        logging.getLogger("paddlex").setLevel(logging.CRITICAL)  # its errors are in the message below
         found = Path(official_models.get_model_path(name, model_formats=["onnx"]))
     except Exception as error:  # every hoster fails in its own way, and the user needs the same thing
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{key}: the model {name} is not on this machine and could not be fetched ({reason}). Get "
-            f"{' and '.join(FILES)} from huggingface.co/PaddlePaddle/{name}_onnx and put them in {folder}, or set {key} to a folder that has "
-            f"them, or to rapidocr, which is installed"
+            f"{' and '.join(FILES)} from huggingface.co/PaddlePaddle/{name}_onnx and put them in {folder}, or set "
+            f"{key} to a folder that has them, or to rapidocr, which is installed"
         ) from None
-    return found
+    return _complete(found, key)
 
 
 def _from_wheel(kind: str, mode: str) -> Path:

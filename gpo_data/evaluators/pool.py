@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -65,6 +66,8 @@ class Pool:
                 initializer=_start,
                 initargs=(self.load, self.settings),
             )
+            # Without it the pool is collected while the interpreter is half gone, which prints a traceback.
+            weakref.finalize(self, self._processes.shutdown)
         try:
             return list(self._processes.map(_run, batches))
         except BrokenProcessPool:

@@ -1,0 +1,156 @@
+"""Prompts and their targets: the grammars, the split, and sources of the user's own."""
+
+import json
+
+import datasets
+import pytest
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Task
+from gpo_data.split import held_out
+from gpo_data.tasks import TASKS, count, text
+from gpo_data.tiny import words
+
+EVERY = [(kind, grammar) for kind in TASKS for grammar in ("signs", "scenes")]
+
+
+def prompts(seed=0, **spec):
+    task = Task(**spec)
+    return TASKS[task.kind].prompts(task, seed)
+
+
+@pytest.mark.parametrize(("kind", "grammar"), EVERY)
+def test_prompts_are_distinct_seeded_and_grow(kind, grammar):
+    many = prompts(kind=kind, grammar=grammar, num_prompts=100)
+    assert len({p.text for p in many}) == len({p.prompt_id for p in many}) == 100
+    assert many[:20] == prompts(kind=kind, grammar=grammar, num_prompts=20)
+    assert many[:20] != prompts(1, kind=kind, grammar=grammar, num_prompts=20)
+    for prompt in many:
+        assert set(prompt.target) <= set(TASKS[kind].COLUMNS)
+
+
+@pytest.mark.parametrize(("kind", "grammar"), EVERY)
+def test_the_sides_of_the_split_share_no_target(kind, grammar):
+    keys = {}
+    for split in ("train", "heldout"):
+        keys[split] = {
+            TASKS[kind].key(p.target) for p in prompts(kind=kind, grammar=grammar, num_prompts=26, split=split)
+        }
+        assert {held_out(key) for key in keys[split]} == {split == "heldout"}
+    assert not keys["train"] & keys["heldout"]
+
+
+def test_signs_are_the_tiny_worlds_captions():
+    for p in prompts(kind="text", num_prompts=30):
+        assert p.text == words.text_caption(p.target["color"], p.target["target"])
+    for p in prompts(kind="count", num_prompts=30):
+        t = p.target
+        assert p.text == words.count_caption(t["target_count"], t["color"], t["target_class"])
+
+
+def test_scenes_are_thousands():
+    assert len(prompts(kind="text", grammar="scenes", num_prompts=None)) > 10_000
+    assert len(prompts(kind="count", grammar="scenes", num_prompts=None)) > 1_000
+    assert not any(text.key({"target": w.upper()}) != text.key({"target": w}) for w in text.WORDS)
+
+
+def test_more_prompts_than_there_are_names_the_key_and_the_number():
+    there = len(prompts(kind="count", num_prompts=None))
+    assert there + len(prompts(kind="count", num_prompts=None, split="heldout")) == 144
+    with pytest.raises(UsageError, match=rf"task\.num_prompts: expected at most {there}.*found 200"):
+        prompts(kind="count", num_prompts=200)
+    with pytest.raises(UsageError, match=r"task\.num_prompts.*give a number"):
+        prompts(kind="text", num_prompts=None)
+
+
+def test_words_for_things():
+    for name in (*count.CLASSES, "knife", "box", "wine glass", "city", "circle"):
+        assert count.singular(count.plural(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ('a neon sign that reads "Open Late" at night', "Open Late"),
+        ("a cup with “Café” on it", "Café"),
+        ('a "red" door that says "Pull"', "Pull"),
+    ],
+)
+def test_a_text_line_has_its_target_in_quotes(tmp_path, line, target):
+    path = tmp_path / "own.txt"
+    path.write_text(line + "\n\n", encoding="utf-8")
+    (prompt,) = prompts(kind="text", prompts=str(path), num_prompts=None, split="all")
+    assert (prompt.text, prompt.target) == (line, {"target": target})
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "number"),
+    [
+        ("a photo of three small brown dogs on a beach", "dog", 3),
+        ("5 teddy bears, on a bed", "teddy bear", 5),
+        ("two people walking", "person", 2),
+        ("One red circle.", "circle", 1),
+    ],
+)
+def test_a_count_line_has_a_number_and_things(tmp_path, line, name, number):
+    path = tmp_path / "own.txt"
+    path.write_text(line, encoding="utf-8")
+    (prompt,) = prompts(kind="count", prompts=str(path), num_prompts=None, split="all")
+    assert prompt.target == {"target_class": name, "target_count": number}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "message"),
+    [
+        ("text", "a.txt", 'a sign "A"\na sign without\n', r"a\.txt:2: no target.*double quotes"),
+        ("text", "a.txt", 'a sign ""\n', r"a\.txt:1: no target"),
+        ("count", "a.txt", "two cats\n\nsome cats\n", r"a\.txt:3: no target"),
+        ("text", "a.txt", "\n\n", r"a\.txt: no prompts"),
+        ("text", "a.txt", 'a "A"\nb "B"\na "A"\n', r"a\.txt:3: the same prompt as .*a\.txt:1"),
+        ("text", "a.jsonl", '{"prompt": "a", "target": "A"}\n{"prompt": "b"}\n', r"a\.jsonl:2: no 'target'.*prompt"),
+        ("text", "a.jsonl", '{"prompt": "a"\n', r"a\.jsonl:1: not JSON"),
+        ("count", "a.jsonl", '{"prompt": "a", "target": "3", "class": "cat"}\n', r":1: target: expected a whole"),
+        ("count", "a.jsonl", '{"prompt": "a", "target": 3}\n', r":1: no 'class'.*task\.class_column"),
+        ("text", "a.csv", "x\n", r"a\.csv: expected a \.txt or \.jsonl"),
+    ],
+)
+def test_a_bad_line_is_an_error_with_its_number(tmp_path, kind, name, content, message):
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        prompts(kind=kind, prompts=str(path), num_prompts=None, split="all")
+
+
+def test_a_missing_file_is_an_error():
+    with pytest.raises(UsageError, match=r"task\.prompts: nowhere\.txt: no such file"):
+        prompts(kind="text", prompts="nowhere.txt")
+
+
+def test_json_lines_with_named_columns(tmp_path):
+    path = tmp_path / "own.jsonl"
+    rows = [{"caption": f"{n} red cats", "n": n, "thing": "cat"} for n in range(1, 9)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    spec = dict(kind="count", prompts=str(path), prompt_column="caption", target_column="n", class_column="thing")
+    every = prompts(**spec, num_prompts=None, split="all")
+    assert [p.target for p in every] == [{"target_class": "cat", "target_count": n} for n in range(1, 9)]
+    sides = [prompts(**spec, num_prompts=None, split=s) for s in ("train", "heldout") if s == "train" or
+             any(held_out(f"{n} cat") for n in range(1, 9))]  # fmt: skip
+    assert sorted(p.text for side in sides for p in side) == sorted(p.text for p in every)
+    with pytest.raises(UsageError, match=r"task\.num_prompts: expected at most 8"):
+        prompts(**spec, num_prompts=9, split="all")
+
+
+def test_a_folder_of_datasets(tmp_path):
+    rows = {"prompt": ['a sign "A"', 'a sign "B"'], "target": ["A", "B"]}
+    folder = str(tmp_path / "saved")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(folder)
+    found = prompts(kind="text", prompts=folder, num_prompts=None, split="all")
+    assert [p.target["target"] for p in found] == ["A", "B"]
+    with pytest.raises(UsageError, match=r"task\.dataset_split: .* has train, not 'test'"):
+        prompts(kind="text", prompts=folder, num_prompts=None, split="all", dataset_split="test")
+
+
+def test_a_data_set_that_does_not_open_says_what_to_put_where(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"task\.prompts: no-body/no-prompts: .*save_to_disk\(folder\)"):
+        prompts(kind="text", prompts="no-body/no-prompts")
