@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpo_data import shard as store
-from gpo_data.dataset import read_card
+from gpo_data.dataset import measured, read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
 from gpo_data.recipe import Recipe
@@ -39,7 +39,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
 
     Args:
         evaluators: names (`ocr`, `yolo`, `image_stats`) or evaluator objects, which are run wherever their sidecar is
-            missing or out of date. None: those of the recipe, on shards that were not drawn with them.
+            missing or out of date. None: those of the recipe, on shards that were not drawn with them and their settings.
 
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
     """
@@ -48,14 +48,15 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
     folder = store.dataset_folder(recipe.lake, recipe.name)
-    read_card(folder)
+    card = read_card(folder)
     sidecars = sorted(folder.glob("shard-*.parquet"))
     judges = _build(recipe, evaluators)
     work = [
         (judge, sidecar)
         for judge in judges
         for sidecar in sidecars
-        if not up_to_date(folder, judge, sidecar) and (evaluators is not None or not _drawn_with(judge, sidecar))
+        if not up_to_date(folder, judge, sidecar)
+        and (evaluators is not None or not _drawn_with(judge, sidecar, card, recipe))
     ]
     skipped = len(judges) * len(sidecars) - len(work)
     if skipped or not work:
@@ -87,6 +88,10 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         console.print(f"interrupted: {len(written)} of {len(work)} shards measured are kept; "
                       f"the same command goes on from there", soft_wrap=True)  # fmt: skip
         raise
+    finally:
+        for judge in judges:
+            if hasattr(judge, "close"):  # ends its worker processes
+                judge.close()
     if work:
         console.print(f"measured {len(written)} of {len(work)} shards", soft_wrap=True)
     if len(written) < len(work):
@@ -136,8 +141,14 @@ def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
     return footer.get("tar_sha256") == store.footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(judge: Any, sidecar: Path) -> bool:
-    return set(judge.columns) <= set(pq.read_schema(sidecar).names)
+def _drawn_with(judge: Any, sidecar: Path, card: dict[str, Any], recipe: Recipe) -> bool:
+    """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
+
+    def settings(of: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in of.items() if k.startswith(f"{judge.name}.")}
+
+    same = settings(card.get("measured", {})) == settings(measured(recipe))
+    return same and set(judge.columns) <= set(pq.read_schema(sidecar).names)
 
 
 def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:

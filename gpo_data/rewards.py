@@ -60,8 +60,8 @@ def score(
     result = _evaluate(reward, table)
     values = result.column(0).to_pylist()
     if len(values) != table.num_rows or not _is_number(result.schema.field(0).type):
-        raise UsageError(f"reward: {reward!r}: expected one number a row, found {len(values)} for {table.num_rows} rows "
-                         f"of type {result.schema.field(0).type}")  # fmt: skip
+        found = f"{len(values)} of type {result.schema.field(0).type} for {table.num_rows} rows"
+        raise UsageError(f"reward: {reward!r}: expected one number a row, found {found}")
     numbers = [None if v is None else float(v) for v in values]
     return [v if v is not None and math.isfinite(v) else None for v in numbers]
 

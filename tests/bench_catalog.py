@@ -89,7 +89,8 @@ def standardise(members: int, groups_per_shard: int, repeats: int) -> float:
         opened, _ = median(lambda: catalog.connect(folder).close(), 3)
         con = catalog.connect(folder)
         seconds, cpu = median(lambda: con.execute(STANDARDISE).fetchall(), repeats)
-        print(f"standardise {members:>10,} members in {shards} shards ({size / 1e6:.0f} MB): {seconds:.2f} s, {cpu:.2f} s of CPU "
+        print(f"standardise {members:>10,} members in {shards} shards ({size / 1e6:.0f} MB): {seconds:.2f} s, "
+            f"{cpu:.2f} s of CPU "
               f"(connect {opened:.2f} s)", flush=True)  # fmt: skip
     return seconds
 
@@ -119,7 +120,7 @@ def main() -> None:
     if len(seconds) > 1:
         first, last = options.members[0], options.members[-1]
         print(
-            f"growth {first:,} to {last:,}: {seconds[-1] / seconds[0]:.1f} times for {last / first:.1f} times the members"
+            f"growth {first:,} to {last:,}: {seconds[-1] / seconds[0]:.1f} times for {last / first:.1f} times the rows"
         )
 
 

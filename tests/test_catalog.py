@@ -19,6 +19,7 @@ from prompt_toolkit.output import DummyOutput
 
 from gpo_data import catalog, query
 from gpo_data import shard as store
+from gpo_data.dataset import measured
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, Prompt
 from gpo_data.recipe import Recipe
@@ -299,7 +300,8 @@ def drawn(tmp_path):
     for g in range(6):
         lost = [g == 0 and m == 3 for m in range(4)]
         group = Group(
-            key=f"text-{g:08d}", prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}), seeds=[10 * g + m for m in range(4)],
+            key=f"text-{g:08d}", prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}),
+            seeds=[10 * g + m for m in range(4)],
             latents=torch.zeros(4, 1, 2, 2), conditioning={"prompt_embeds": torch.zeros(1, 2)},
             images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
             statuses=["failed: no picture" if x else "ok" for x in lost], measurements=[{"ocr_text": "AB"}] * 4,
@@ -374,3 +376,30 @@ def test_measure_mistakes(drawn):
         measure(dataclasses.replace(drawn, lake="memory://x"), [Brightness()])
     with pytest.raises(UsageError, match="no dataset here"):
         measure(dataclasses.replace(drawn, name="nope"), [Brightness()])
+
+
+def test_evaluators_by_name(drawn):
+    image_stats = measure(drawn, ["image_stats"])
+    assert len(image_stats) == 3 and image_stats[0].parent.name.startswith("image_stats@")
+    rows = catalog.connect(drawn.lake).execute("SELECT count(entropy), max(entropy), count(*) FROM members").fetchall()
+    assert rows == [(23, 0.0, 24)]  # flat pictures
+    # Without names: the recipe's evaluators, where the shards were not drawn with them and have no measures.
+    assert measure(drawn) == []
+
+
+def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_settings_change(drawn, monkeypatch):
+    class Reader(Brightness):
+        name, columns = "ocr", {"ocr_text": pa.string()}  # noqa: RUF012
+
+        def measure(self, images, targets):
+            return [{"ocr_text": "again"}] * len(images)
+
+    monkeypatch.setattr("gpo_data.evaluators.build", lambda recipe: [Reader()])
+    recipe = dataclasses.replace(drawn, evaluators=["ocr"])
+    card = {"measured": measured(recipe)}
+    (Path(drawn.lake) / "dataset=text-x" / "dataset.json").write_text(json.dumps(card))
+    assert measure(recipe) == []
+    changed = dataclasses.replace(recipe, ocr=dataclasses.replace(recipe.ocr, upscale=2.0))
+    assert len(measure(changed)) == 3
+    texts = "SELECT ocr_text, count(*) FROM members GROUP BY 1 ORDER BY 2"
+    assert catalog.connect(drawn.lake).execute(texts).fetchall() == [("AB", 1), ("again", 23)]  # one has no picture
