@@ -39,7 +39,8 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
 
     Args:
         evaluators: names (`ocr`, `yolo`, `image_stats`) or evaluator objects, which are run wherever their sidecar is
-            missing or out of date. None: those of the recipe, on shards that were not drawn with them and their settings.
+            missing or out of date. None: those of the recipe, on shards that were not drawn with them,
+            or with other settings.
 
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
     """

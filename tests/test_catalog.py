@@ -389,7 +389,7 @@ def test_evaluators_by_name(drawn):
 
 def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_settings_change(drawn, monkeypatch):
     class Reader(Brightness):
-        name, columns = "ocr", {"ocr_text": pa.string()}  # noqa: RUF012
+        name, columns = "ocr", {"ocr_text": pa.string()}
 
         def measure(self, images, targets):
             return [{"ocr_text": "again"}] * len(images)
