@@ -58,7 +58,7 @@ def run(
         raise UsageError("--format parquet: expected --out FILE, found none; a terminal cannot show Parquet")
     query = sys.stdin.read() if query is None else query
     if not query.strip(" \n\t;"):
-        raise UsageError("query: expected SQL such as \"select * from groups\", found nothing")
+        raise UsageError('query: expected SQL such as "select * from groups", found nothing')
     write(ask(lake, query, reward), format, out)
 
 
