@@ -26,7 +26,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from diffusers.models.attention_processor import JointAttnProcessor2_0
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
@@ -116,33 +115,41 @@ def new_transformer() -> SD3Transformer2DModel:
     )
 
 
-class ZeroRows(JointAttnProcessor2_0):
-    """Joint attention in which the last key stands for `rows` equal ones.
+class ZeroRows:
+    """Joint attention of SD3 in which the last key stands for `rows` equal ones.
 
     The sum over m equal keys, m exp(q k), is exp(q k + log m): a bias on one column.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.rows = 1
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
-        if self.rows == 1:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
-        attention = torch.nn.functional.scaled_dot_product_attention
-        keys = hidden_states.shape[1] + encoder_hidden_states.shape[1]
-        bias = torch.zeros(keys, keys, device=hidden_states.device)
-        bias[:, -1] = math.log(self.rows)
+    def __call__(self, attn, hidden_states, encoder_hidden_states, **_):
+        batch, pixels = hidden_states.shape[:2]
 
-        def biased(query, key, value, **options):
-            return attention(query, key, value, attn_mask=bias.to(query.dtype), **options)
+        def heads(x: torch.Tensor, norm=None) -> torch.Tensor:
+            x = x.view(batch, -1, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+            return x if norm is None else norm(x)
 
-        # The processor of diffusers takes no bias; its attention call is replaced for one call.
-        torch.nn.functional.scaled_dot_product_attention = biased
-        try:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, **kwargs)
-        finally:
-            torch.nn.functional.scaled_dot_product_attention = attention
+        query, key, value = (
+            torch.cat([heads(picture(hidden_states), norm), heads(words(encoder_hidden_states), added_norm)], dim=2)
+            for picture, norm, words, added_norm in (
+                (attn.to_q, attn.norm_q, attn.add_q_proj, attn.norm_added_q),
+                (attn.to_k, attn.norm_k, attn.add_k_proj, attn.norm_added_k),
+                (attn.to_v, None, attn.add_v_proj, None),
+            )
+        )
+        bias = None
+        if self.rows > 1:
+            bias = torch.zeros(1, key.shape[2], device=key.device, dtype=query.dtype)
+            bias[:, -1] = math.log(self.rows)
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        picture, words = (
+            mixed.transpose(1, 2)
+            .reshape(batch, -1, query.shape[1] * query.shape[3])
+            .split([pixels, key.shape[2] - pixels], dim=1)
+        )
+        return attn.to_out[0](picture), words if attn.context_pre_only else attn.to_add_out(words)
 
 
 def encode(token_ids: torch.Tensor, encoders: torch.nn.ModuleList) -> tuple[torch.Tensor, torch.Tensor]:

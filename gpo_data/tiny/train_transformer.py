@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from gpo_data.tiny.muon import BatchedMuon
 from gpo_data.tiny.pipeline import (
     ZeroRows,
     encode,
@@ -24,7 +25,7 @@ from gpo_data.tiny.pipeline import (
     tokenize,
 )
 from gpo_data.tiny.train_autoencoder import scenes
-from gpo_data.tiny.training import Run, autocast, device, picture_grid, to_tensor
+from gpo_data.tiny.training import Run, autocast, compiled, device, picture_grid, to_tensor
 
 GRID_CAPTIONS = [
     'a red sign that says "KITE"', 'a blue sign that says "OX"', 'a green sign that says "ZEBRA"',
@@ -36,14 +37,18 @@ GRID_CAPTIONS = [
 
 
 class Average:
-    """theta_ema <- d theta_ema + (1 - d) theta, with d rising to `decay` as the steps go."""
+    """theta_ema <- d theta_ema + (1 - d) theta, d rising to `decay`; four steps are taken at once."""
+
+    EVERY = 4
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.model, self.decay = deepcopy(model).eval().requires_grad_(False), decay
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        if step % self.EVERY:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step)) ** self.EVERY
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
 
     def state_dict(self) -> dict:
@@ -53,31 +58,15 @@ class Average:
         self.model.load_state_dict(state)
 
 
-def _orthogonal_float32(grad, coefficients, steps: int, eps: float) -> torch.Tensor:
-    """Newton-Schulz iteration of torch.optim.Muon, in float32: bfloat16 matrix products are
-    emulated, and slower, on a CPU without AMX."""
-    a, b, c = coefficients
-    wide = grad.T if grad.size(0) > grad.size(1) else grad
-    x = wide / wide.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if grad.size(0) > grad.size(1) else x
-
-
-def optimizers(model: torch.nn.Module, settings: dict) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+def optimizers(model: torch.nn.Module, settings: dict) -> tuple[BatchedMuon, torch.optim.AdamW]:
     """Muon for the matrices of the transformer's blocks, AdamW for all else."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         # The modulations (norm1, norm1_context) are half of Muon's cost and gain least by it.
         block = "transformer_blocks" in name and parameter.ndim == 2 and "norm" not in name
         (matrices if block else rest).append(parameter)
-    if device().type == "cpu":
-        import torch.optim._muon as torch_muon
-
-        torch_muon._zeropower_via_newtonschulz = _orthogonal_float32
-    muon = torch.optim.Muon(matrices, lr=settings["lr"], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(rest, lr=settings["lr_adamw"], betas=(0.9, 0.98), weight_decay=0.0)
+    muon = BatchedMuon(matrices, lr=settings["lr"])
+    adamw = torch.optim.AdamW(rest, lr=settings["lr_adamw"], betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     return muon, adamw
 
 
@@ -92,7 +81,7 @@ def to_latents(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def draw_grid(model, tokenizer, vae: AutoencoderKL, path: Path, steps: int = 16) -> None:
     """Euler from t=1 to 0 at guidance 2, for people to look at while it trains."""
-    captions = GRID_CAPTIONS * 2
+    captions = GRID_CAPTIONS
     x = torch.randn(len(captions), 16, 8, 8, generator=torch.Generator().manual_seed(0))
     x = x.to(device())
     embeds, pooled = encode(tokenize(tokenizer, captions + [""] * len(captions)).to(device()), model["encoders"])
@@ -134,6 +123,7 @@ def train_transformer(settings: dict, vae: AutoencoderKL, folder: Path, weights:
     if not run.step:
         save()
     batch, per_chunk = settings["batch"], 8
+    transformer = compiled(model["transformer"])
     while not run.done():
         pictures, captions = scenes(rng, batch * per_chunk, settings["text_share"])
         captions = [c if rng.random() >= settings["dropout"] else "" for c in captions]
@@ -147,7 +137,7 @@ def train_transformer(settings: dict, vae: AutoencoderKL, folder: Path, weights:
             x_t = torch.lerp(x0, noise, t[:, None, None, None])
             with autocast():
                 embeds, pooled = encode(token_ids, model["encoders"])
-                v = model["transformer"](x_t, embeds, pooled, 1000 * t).sample
+                v = transformer(x_t, embeds, pooled, 1000 * t).sample
             loss = ((v.float() - (noise - x0)) ** 2).mean()
             muon.zero_grad(set_to_none=True)
             adamw.zero_grad(set_to_none=True)

@@ -5,17 +5,20 @@ optimizer, random generators, step, pictures seen and seconds trained. The learn
 
     lr(s) = warm-up over 100 steps; constant; linear to 0 over the last `decay` share of seconds
 
-A kill costs at most the minute since the last checkpoint.
+A kill costs at most the three minutes since the last checkpoint.
 """
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+
+SAVE_SECONDS = 180
 
 
 def device() -> torch.device:
@@ -30,6 +33,16 @@ def autocast() -> AbstractContextManager:
     """
     gains = device().type == "cuda" or torch.cpu._is_amx_tile_supported()
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=gains)
+
+
+def compiled(module: torch.nn.Module) -> Callable:
+    """`torch.compile` of the module (a fifth faster on two cores), or the module where nothing compiles."""
+    try:
+        if torch.compile(lambda x: x.sin() + 1)(torch.zeros(1, device=device())).item() == 1:
+            return torch.compile(module, dynamic=False)
+    except (RuntimeError, OSError):  # no C++ compiler, or no Triton
+        pass
+    return module
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
@@ -92,7 +105,7 @@ class Run:
                 group["lr"] = group["initial_lr"] * self.lr_factor()
 
     def step_done(self, loss: float, pictures: int) -> bool:
-        """Count a step; True once a minute, when a sample grid is due."""
+        """Count a step; True every SAVE_SECONDS, when a sample grid is due."""
         now = time.monotonic()
         self.seconds += now - self.clock
         self.clock = now
@@ -107,7 +120,7 @@ class Run:
                 flush=True,
             )
             self.last_print, self.pictures_then, self.losses = now, self.pictures, []
-        if now - self.last_save > 60:
+        if now - self.last_save > SAVE_SECONDS:
             self.save()
             self.last_save = self.clock = time.monotonic()
             return True
