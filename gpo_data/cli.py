@@ -53,7 +53,7 @@ def sql(recipe: Recipe, options: argparse.Namespace) -> int:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
     from gpo_data import query
 
-    query.run(recipe.lake, options.query, options.format, options.out)
+    query.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
     return 0
 
 
@@ -114,7 +114,8 @@ def _folder(recipe: Recipe) -> Path:
     return dataset_folder(recipe.lake, str(recipe.name))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command, which gives help, and one a verb."""
     parser = argparse.ArgumentParser(
         "gpo-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--group", action="append", metavar="KEY", help="a group, for example text-00000003")
             verb.add_argument("--limit", type=int, default=4, help="without --group: how many groups")
             verb.add_argument("--out", type=Path, help="PNG file; default: show.png beside the shards")
-    return parser
+    return parser, dict(verbs.choices)
 
 
 def _recipe_help() -> str:
@@ -151,9 +152,16 @@ def _recipe_help() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options, overrides = _parser().parse_known_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    parser, verbs = _parsers()
+    if not arguments or arguments[0] not in verbs:
+        parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
+    # A recipe's keys come out first: their values would look like this verb's positional arguments.
+    overrides, rest = recipes.split_overrides(arguments[1:])
+    options, unknown = verbs[arguments[0]].parse_known_intermixed_args(rest)
+    options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
     try:
-        return VERBS[options.verb](recipes.load(options.recipe, overrides), options)
+        return VERBS[arguments[0]](recipes.load(options.recipe, overrides + unknown), options)
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -181,17 +181,24 @@ def fingerprint_of(fields: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Give `parser` the recipe's keys as options, and the recipe file itself as the first argument."""
-    parser.add_argument("recipe", help="recipe file, for example recipes/text-tiny.yaml")
-    parser.add_class_arguments(Recipe, as_group=False)
-
-
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file, apply `--key value` overrides, check it. Raises UsageError."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, as_group=False)
     return from_namespace(parse(parser, path, list(overrides)), path)
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
+    known, overrides, rest = set(key_names(Recipe)), [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and (key in known or key.split(".")[0] in SECTIONS):
+            overrides += [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value)]
+        else:
+            rest.append(argument)
+    return overrides, rest
 
 
 def parse(parser: ArgumentParser, path: str | Path, args: list[str]) -> Namespace:

@@ -79,3 +79,10 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.txt" in capsys.readouterr().err
     assert cli.main(["verify", str(path)]) == 2
     assert "no dataset here" in capsys.readouterr().err
+
+
+def test_recipe_keys_go_anywhere_on_the_command_line() -> None:
+    arguments = ["r.yaml", "--lake", "x", "select 1", "--sampler.guidance_scale=2", "--format", "csv"]
+    assert recipe.split_overrides(arguments) == (
+        ["--lake", "x", "--sampler.guidance_scale=2"], ["r.yaml", "select 1", "--format", "csv"]
+    )  # fmt: skip
