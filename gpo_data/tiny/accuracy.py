@@ -1,10 +1,10 @@
-"""How good the tiny world is: `python -m gpo_data.tiny.accuracy [--weights DIR] [--quick]`.
+"""How good the tiny world is: `python -m gpo_data.tiny.accuracy [--weights DIR] [--groups 25] [--speed]`.
 
 Tables, all on held-out words and counts:
 1. rendered pictures: OCR exact, YOLO exact (the judges)
 2. the same after the autoencoder
 3. the base model by word length and by count; groups with right and wrong members
-4. images/s drawn
+4. images/s drawn, by precision, batch size and compilation (--speed)
 """
 
 import argparse
@@ -66,6 +66,46 @@ def draw(pipe, captions: list[str], seeds: list[int], args) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def speed_table(pipe, args) -> None:
+    """Images/s by precision, batch and compilation; the share of the time inside the transformer."""
+    _, _, captions, _ = scenes_of("text", 128, seed=13)
+    spent = [0.0]
+
+    def timed(transformer):
+        def forward(*inputs, **named):
+            started = time.monotonic()
+            output = transformer(*inputs, **named)
+            spent[0] += time.monotonic() - started
+            return output
+
+        return forward
+
+    original = pipe.transformer.forward
+    for dtype, compiles, batch in (
+        (torch.float32, False, 8),
+        (torch.float32, False, 16),
+        (torch.float32, False, 32),
+        (torch.float32, False, 64),
+        (torch.float32, True, 32),
+        (torch.bfloat16, False, 32),
+        (torch.bfloat16, True, 32),
+    ):
+        pipe.to(dtype)
+        pipe.transformer.forward = timed(torch.compile(original, dynamic=False) if compiles else original)
+        options = argparse.Namespace(**{**vars(args), "batch": batch})
+        draw(pipe, captions[:batch], list(range(batch)), options)  # compiles, warms up
+        spent[0], started = 0.0, time.monotonic()
+        draw(pipe, captions, list(range(len(captions))), options)
+        seconds = time.monotonic() - started
+        print(
+            f"drawing         {str(dtype)[6:]:<9}batch {batch:<3}{'compiled' if compiles else 'eager':<9}"
+            f"{len(captions) / seconds:5.1f} images/s, {100 * spent[0] / seconds:3.0f}% in the transformer",
+            flush=True,
+        )
+    pipe.transformer.forward = original
+    pipe.to(torch.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gpo_data.tiny.accuracy")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
@@ -76,6 +116,7 @@ def main() -> None:
     parser.add_argument("--rendered", type=int, default=600, help="pictures a task, tables 1, 2")
     parser.add_argument("--prompts", type=int, default=300, help="prompts a task, table 3")
     parser.add_argument("--groups", type=int, default=0, help="groups of 32 a task")
+    parser.add_argument("--speed", action="store_true", help="table 4")
     args = parser.parse_args()
     torch.set_num_threads(2)
     from ultralytics import YOLO
@@ -114,6 +155,8 @@ def main() -> None:
         ok = right(task, pictures, [t for t in targets for _ in range(32)], yolo).reshape(-1, 32)
         mixed = (ok.any(1) & ~ok.all(1)).mean()
         print(f"groups of 32    {task:<7}{100 * mixed:5.1f}% of {len(ok)} have right and wrong")
+    if args.speed:
+        speed_table(pipe, args)
 
 
 if __name__ == "__main__":
