@@ -50,6 +50,7 @@ def draw(recipe: Recipe, console: Console) -> Path:
             try:
                 for shard in todo:
                     elsewhere += not generator.draw(shard)
+                generator.finish()
             finally:
                 generator.close()
     seconds = time.monotonic() - started

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,24 @@ class Generator:
         self._waiting: list[Future[None]] = []
 
     def draw(self, shard: PlannedShard) -> bool:
-        """Draw and commit one shard; False if another process has it or committed it meanwhile. Idempotent."""
-        with store.claim(self.folder, shard.shard_id) as mine:
-            if not mine or store.sidecar_path(self.folder, shard.shard_id).is_file():
-                return False
+        """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
+        claim = ExitStack()
+        mine = claim.enter_context(store.claim(self.folder, shard.shard_id))
+        if not mine or store.sidecar_path(self.folder, shard.shard_id).is_file():
+            claim.close()
+            return False
+        try:
             self._clear_temporaries(shard)
-            missing = [g for g, group in enumerate(shard.groups) if not self._staged(group)]
-            self._draw_groups(shard, missing)
-            self._settle(0)
-            store.commit(
-                self.folder, shard.shard_id, [g.key for g in shard.groups], self.columns, self.fingerprint
-            )  # fmt: skip
+            self._draw_groups(shard, [g for g, group in enumerate(shard.groups) if not self._staged(group)])
+        except BaseException:
+            self._finisher.submit(claim.close)  # after the groups that are still on their way to the stage
+            raise
+        self._waiting.append(self._finisher.submit(self._commit, shard, claim))
         return True
+
+    def finish(self) -> None:
+        """Wait until every drawn shard is committed; an error of the second thread surfaces here."""
+        self._settle(0)
 
     def close(self) -> None:
         """Let the groups that are already drawn reach the stage, then stop the second thread."""
@@ -115,6 +122,11 @@ class Generator:
         group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning)
         store.stage(self.folder, group)
         self.on_group(group)
+
+    def _commit(self, shard: PlannedShard, claim: ExitStack) -> None:
+        with claim:
+            keys = [g.key for g in shard.groups]
+            store.commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
         return store.staged_path(self.folder, group.key).is_file()
