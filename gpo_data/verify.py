@@ -28,7 +28,6 @@ from gpo_data.models import repeat
 from gpo_data.plan import PlannedGroup
 from gpo_data.recipe import Recipe
 
-
 FOOTER = {"tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint"}
 
 
@@ -69,7 +68,7 @@ def repair(folder: Path, report: Report) -> int:
         quarantine.mkdir(exist_ok=True)
         for file in (path.with_suffix(".parquet"), path.with_suffix(".tar")):  # the sidecar first: it is the commit
             if file.is_file():
-                os.replace(file, quarantine / file.name)
+                file.replace(quarantine / file.name)
                 moved += 1
     store.fsync_folder(folder)
     return moved
@@ -125,7 +124,8 @@ def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict]) -> list[str
             continue
         # Parquet checksums its pages but not its footer; what the tar says settles it.
         told = store.member_rows(json.loads(sample["group.json"]))
-        listed = [{k: r.get(k) for k in t} for t, r in zip(told, [r for r in rows if r["group_key"] == key], strict=False)]
+        of_group = [r for r in rows if r["group_key"] == key]
+        listed = [{k: r.get(k) for k in t} for t, r in zip(told, of_group, strict=False)]
         if listed != told:
             problems.append(f"the sidecar's rows of {key} are not what its group.json in {tar.name} says")
     return problems

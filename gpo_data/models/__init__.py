@@ -48,7 +48,9 @@ def resolve(model: str, revision: str | None = None) -> Path:
     if model == "tiny":
         from gpo_data.tiny import PIPELINE_DIR
 
-        return _folder(PIPELINE_DIR, "the embedded model's weights are not in this checkout: `make tiny` trains them, or give another `model:`")
+        return _folder(
+            PIPELINE_DIR, "this checkout has no embedded weights: `make tiny` trains them, or give another `model:`"
+        )
     if Path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return _folder(Path(model).expanduser(), "give a diffusers folder, a hub id such as owner/name, or `tiny`")
     from huggingface_hub import hf_hub_download, snapshot_download

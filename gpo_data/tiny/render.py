@@ -4,8 +4,8 @@
     count  one to six shapes of one kind, size and colour, never touching
 
 A picture is a pure function of its arguments and of the random generator's state.
-Deliberately narrow (one bold font on a grid of columns, a jitter of a pixel):
-a model of eight million parameters has to learn it in minutes on two cores.
+Deliberately narrow (three bold fonts in two sizes on a grid of columns, a jitter of two pixels):
+a model of eight million parameters has to learn it in an hour or two on two cores.
 """
 
 import math
@@ -21,28 +21,44 @@ from gpo_data.tiny.words import COLORS, SHAPES
 
 SIZE = 64
 BACKGROUNDS = ((245, 245, 240), (225, 235, 245), (245, 232, 214), (222, 240, 222))
-# One bold font, one size, letters on a grid of columns that is shared by all word lengths
-# (as nearly centred as whole columns allow): a letter in a column always looks the same, up
-# to the jitter. Each font, size and offset more costs the model training pictures.
-FONT, FONT_SIZE, PITCH = "DejaVuSansMono-Bold.ttf", 19, 12
+# A look is a font, its size and the pitch of its columns. Letters stand on a grid of columns
+# shared by all word lengths (as nearly centred as whole columns allow). Each look and offset
+# more costs the model training pictures.
+LOOKS = (
+    ("DejaVuSansMono-Bold.ttf", 19, 12),
+    ("DejaVuSansMono-Bold.ttf", 16, 10),
+    ("DejaVuSans-Bold.ttf", 19, 12),
+    ("DejaVuSans-Bold.ttf", 16, 10),
+    ("DejaVuSerif-Bold.ttf", 19, 12),
+    ("DejaVuSerif-Bold.ttf", 16, 10),
+)
 FIRST_COLUMN = {2: 1, 3: 1, 4: 0, 5: 0}
-JITTER = 1  # pixels, each way
+JITTER = {12: (1, 2), 10: (2, 2)}  # pixels each way, across and down, by pitch
 MARGIN = 8  # pixels of sign above and below the word
 GAP = 3.0  # pixels that always stay between two shapes
 # Radii (of the circle around a shape's middle) by count: six must fit with a gap.
 RADIUS = (5.5, 8.5)
 
 
-@lru_cache(maxsize=1)
-def _letter_masks() -> dict[str, Image.Image]:
-    """The ink of every capital, PITCH wide, from the top of an H to below the tail of a Q."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FONT
-    face = ImageFont.truetype(str(path), FONT_SIZE)
+@lru_cache(maxsize=len(LOOKS))
+def _letter_masks(look: int) -> dict[str, Image.Image]:
+    """The ink of every capital, one pitch wide, from the top of an H to below the tail of a Q.
+
+    A letter wider than its column is squeezed into it.
+    """
+    font, size, pitch = LOOKS[look]
+    face = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font), size)
     _, top, _, bottom = face.getbbox("H")
     masks = {}
     for letter in words.LETTERS:
-        masks[letter] = Image.new("L", (PITCH, bottom - top + 4), 0)
-        ImageDraw.Draw(masks[letter]).text((0, -top), letter, font=face, fill=255)
+        left, _, right, _ = face.getbbox(letter)
+        width, height = right - left, bottom - top + 4
+        ink = Image.new("L", (width, height), 0)
+        ImageDraw.Draw(ink).text((-left, -top), letter, font=face, fill=255)
+        if width >= pitch:
+            ink = ink.resize((pitch - 1, height), Image.Resampling.BOX, reducing_gap=None)
+        masks[letter] = Image.new("L", (pitch, height), 0)
+        masks[letter].paste(ink, ((pitch - ink.width) // 2, 0))
     return masks
 
 
@@ -51,23 +67,27 @@ def render_text(
     *,
     color: str,
     background: tuple[int, int, int] | None = None,
+    look: int | None = None,
     seed: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """A sign with `word`, uint8 [64, 64, 3]. Give `seed` or `rng`."""
+    """A sign with `word`, uint8 [64, 64, 3]. `look` is an index in LOOKS. Give `seed` or `rng`."""
     words.text_caption(color, word)  # refuses what is outside the grammar
     rng = rng or np.random.default_rng(seed)
-    pick, u, v = rng.random(3)
+    pick, u, v, w = rng.random(4)
     ground = BACKGROUNDS[int(pick * len(BACKGROUNDS))] if background is None else background
-    masks = _letter_masks()
-    x = 2 + PITCH * FIRST_COLUMN[len(word)] + round((2 * u - 1) * JITTER)
-    y = 25 + round((2 * v - 1) * JITTER)
+    look = int(w * len(LOOKS)) if look is None else look
+    pitch, masks = LOOKS[look][2], _letter_masks(look)
+    across, down = JITTER[pitch]
+    x = (SIZE - 5 * pitch) // 2 + pitch * FIRST_COLUMN[len(word)] + round((2 * u - 1) * across)
+    height = masks["H"].height
+    y = (SIZE - height + 4) // 2 + round((2 * v - 1) * down)
     image = Image.new("RGB", (SIZE, SIZE), ground)
-    box = (x - 2, y - MARGIN, x + PITCH * len(word) + 1, y + 14 + MARGIN)
+    box = (x - 2, y - MARGIN, x + pitch * len(word) + 1, y + height - 4 + MARGIN)
     draw = ImageDraw.Draw(image)
     draw.rectangle(box, fill=COLORS[color])
     for column, letter in enumerate(word):
-        draw.bitmap((x + PITCH * column, y), masks[letter], fill=(255, 255, 255))
+        draw.bitmap((x + pitch * column, y), masks[letter], fill=(255, 255, 255))
     return np.asarray(image)
 
 
