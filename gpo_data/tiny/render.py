@@ -26,14 +26,14 @@ BACKGROUNDS = ((245, 245, 240), (225, 235, 245), (245, 232, 214), (222, 240, 222
 # more costs the model training pictures.
 LOOKS = (
     ("DejaVuSansMono-Bold.ttf", 19, 12),
-    ("DejaVuSansMono-Bold.ttf", 16, 10),
-    ("DejaVuSans-Bold.ttf", 19, 12),
-    ("DejaVuSans-Bold.ttf", 16, 10),
+    ("DejaVuSansMono-Bold.ttf", 17, 11),
+    ("DejaVuSansMono-BoldOblique.ttf", 19, 12),
+    ("DejaVuSansMono-BoldOblique.ttf", 17, 11),
     ("DejaVuSerif-Bold.ttf", 19, 12),
-    ("DejaVuSerif-Bold.ttf", 16, 10),
+    ("DejaVuSerif-Bold.ttf", 17, 11),
 )
 FIRST_COLUMN = {2: 1, 3: 1, 4: 0, 5: 0}
-JITTER = {12: (1, 2), 10: (2, 2)}  # pixels each way, across and down, by pitch
+JITTER = {12: (1, 2), 11: (2, 2)}  # pixels each way, across and down, by pitch
 MARGIN = 8  # pixels of sign above and below the word
 GAP = 3.0  # pixels that always stay between two shapes
 # Radii (of the circle around a shape's middle) by count: six must fit with a gap.

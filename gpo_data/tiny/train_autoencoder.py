@@ -54,7 +54,11 @@ def scenes_with(rng: np.random.Generator, n: int, text_share: float, letter: str
 
 
 def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
-    """Train for `settings["minutes"]`, or pick up the checkpoint in `folder`."""
+    """Train for `settings["minutes"]`, or pick up the checkpoint in `folder`.
+
+    settings["letter"] is drawn far more often: the tail that makes an O a Q was lost (all but
+    one of the misread words had a Q).
+    """
     torch.manual_seed(settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     vae = new_autoencoder().to(device(), memory_format=torch.channels_last)
@@ -62,8 +66,7 @@ def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
     run = Run(folder, "autoencoder", settings, {"vae": vae, "optimizer": optimizer}, rng)
     while not run.done():
         run.set_lr(optimizer)
-        pictures, _ = scenes(rng, settings["batch"], settings["text_share"])
-        x = to_tensor(pictures)
+        x = to_tensor(scenes_with(rng, settings["batch"], settings["text_share"], settings["letter"]))
         with autocast():
             posterior = vae.encode(x).latent_dist
             decoded = vae.decode(posterior.sample()).sample
@@ -82,11 +85,7 @@ def train_autoencoder(settings: dict, folder: Path) -> AutoencoderKL:
 
 
 def polish_decoder(settings: dict, vae: AutoencoderKL, folder: Path) -> AutoencoderKL:
-    """Train the decoder on, the encoder frozen: the latents, and so the transformer, stay valid.
-
-    settings["letter"] is drawn far more often: the tail that makes an O a Q was lost (all but
-    one of the misread words had a Q).
-    """
+    """Train the decoder on, the encoder frozen: the latents, and so the transformer, stay valid."""
     torch.manual_seed(settings["seed"])
     rng = np.random.default_rng(settings["seed"])
     decoder = vae.decoder.train()
