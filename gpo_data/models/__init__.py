@@ -4,7 +4,9 @@
     draw(conditioning, seeds)         -> latents [B, C, h, w], the sampler's own final latents
     decode(latents)                   -> B pictures, uint8 [H, W, 3]
     noise(x_0, e, t)                  -> x_t        (the family's forward process)
-    predict(x_t, t, conditioning)     -> the denoiser's output at t
+    target(x_0, e, t)                 -> y, what the denoiser was trained to say there
+    time(u)                           -> u in (0, 1) as the family's t, with the scheduler's own shift
+    predict(x_t, t, conditioning)     -> the denoiser's output at t; `denoiser` is the module that trains
 
 `load` picks the family from `model_index.json`. `tiny` is the embedded model; anything else is a local diffusers
 folder or a hub id. Nothing at import time touches the network.
@@ -34,13 +36,21 @@ Conditioning = dict[str, torch.Tensor]
 class Model(Protocol):
     """What generate.py and the trainers need of a family; see the module's docstring for shapes."""
 
+    lora_targets: tuple[str, ...]
+
+    @property
+    def denoiser(self) -> torch.nn.Module: ...
     def encode(self, prompts: list[str]) -> Conditioning: ...
     def draw(
         self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
     ) -> torch.Tensor: ...
     def decode(self, latents: torch.Tensor) -> list[np.ndarray]: ...
     def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
-    def predict(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor: ...
+    def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
+    def time(self, u: torch.Tensor) -> torch.Tensor: ...
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
+    ) -> torch.Tensor: ...
 
 
 def resolve(model: str, revision: str | None = None) -> Path:

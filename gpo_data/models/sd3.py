@@ -30,6 +30,10 @@ transformers.utils.logging.disable_progress_bar()
 
 
 class SD3:
+    # Attention and MLP of both streams; the names diffusers' own SD3 LoRA training uses, plus the MLPs.
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+                    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
+
     def __init__(self, folder: Path, sampler: Sampler) -> None:
         self.sampler = sampler
         self.device = torch.device(device_of(sampler))
@@ -91,9 +95,23 @@ class SD3:
         t = t.view(-1, *[1] * (x_0.ndim - 1)).to(x_0.dtype)
         return t * e + (1.0 - t) * x_0
 
-    def predict(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """The velocity e - x_0 at t [B] in [0, 1]."""
-        return self.pipe.transformer(
+    def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return e - x_0
+
+    def time(self, u: torch.Tensor) -> torch.Tensor:
+        """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas."""
+        shift = self.pipe.scheduler.config.shift
+        return shift * u / (1 + (shift - 1) * u)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        return self.pipe.transformer
+
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
+    ) -> torch.Tensor:
+        """The velocity e - x_0 at t [B] in [0, 1], by `denoiser` or the pipeline's own."""
+        return (denoiser or self.pipe.transformer)(
             hidden_states=x_t,
             timestep=t * self.pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=conditioning["prompt_embeds"],
