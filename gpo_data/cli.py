@@ -132,7 +132,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             verb.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
             verb.add_argument("--out", type=Path, help="write there instead of printing")
         if name == "measure":
-            verb.add_argument("--evaluator", action="append", help="ocr or yolo; default: those of the recipe")
+            verb.add_argument("--evaluator", action="append", metavar="NAME",
+                              help=f"{', '.join(recipes.EVALUATORS)}; default: those of the recipe")  # fmt: skip
         if name == "verify":
             verb.add_argument("--redraw", type=int, default=0, metavar="N", help="draw N members again and compare")
             verb.add_argument("--repair", action="store_true", help="quarantine what is damaged")

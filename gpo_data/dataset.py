@@ -18,7 +18,7 @@ import gpo_data
 from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.plan import PlannedShard, prompts_digest
-from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 from gpo_data.shard import dataset_folder, write_atomic
 
 # Settings that change where and how fast an evaluator runs, never what it sees.
@@ -27,17 +27,21 @@ NOT_MEASURED = ("device", "batch_size", "workers")
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
     """`fields` of dataset.json."""
-    return recipe.fingerprint_fields() | {
+    fields = recipe.fingerprint_fields() | {
         "model_digest": models.digest(model_folder),
         "prompts_digest": prompts_digest(shards),
     }
+    if recipe.policy is not None:
+        fields["policy_digest"] = models.digest(Path(recipe.policy))
+    return fields
 
 
 def measured(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
     for name in recipe.evaluators:
-        settings = dataclasses.asdict(getattr(recipe, name))
-        fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}
+        if name in SECTIONS:  # `color` has no settings
+            settings = dataclasses.asdict(getattr(recipe, name))
+            fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}
     return fields
 
 

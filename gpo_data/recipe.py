@@ -133,23 +133,28 @@ class Recipe:
         name: of the dataset; null takes the recipe file's name.
         model: `tiny` (the embedded model), a local diffusers folder, or a hub id.
         revision: of a hub model.
+        policy: folder with trained weights that go over the model's own: LoRA safetensors, or a denoiser's sub-folder,
+            as `gpo-train fit` writes them to `runs/<run>/policy`.
         lake: folder (reading: also an fsspec URL) that holds the datasets.
         seed: every random choice comes from it.
         group_size: members a group, G.
         groups_per_shard: groups in one tar.
         task: what to draw.
         sampler: how to draw.
-        evaluators: what measures the pictures: `ocr`, `yolo`.
+        evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things).
         ocr: settings of `ocr`.
         yolo: settings of `yolo`, or just its weights.
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
-        train: settings of gpo-train; not read here.
+        train: settings of `gpo-train fit`; not read here.
+        online: settings of `gpo-train fit --mode online`; not read here.
+        eval: settings of `gpo-train eval`; not read here.
     """
 
     name: str | None = None
     model: str = "tiny"
     revision: str | None = None
+    policy: str | None = None
     lake: str = "lake"
     seed: int = 0
     group_size: int = 32
@@ -162,6 +167,8 @@ class Recipe:
     reward: str = ""
     where: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
+    online: dict[str, Any] = field(default_factory=dict)
+    eval: dict[str, Any] = field(default_factory=dict)
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
@@ -194,7 +201,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     waiting = iter(arguments)
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and (key in known or key.split(".")[0] in SECTIONS):
+        if argument.startswith("--") and (key in known or key.split(".")[0] in (*SECTIONS, *OPEN_SECTIONS)):
             overrides += [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value)]
         else:
             rest.append(argument)
@@ -246,6 +253,8 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
+EVALUATORS = ("ocr", "yolo", "color")  # what `evaluators:` may name; evaluators/__init__.py builds them
+OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo_train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
 
 
@@ -279,9 +288,10 @@ def from_namespace(namespace: Namespace, path: str | Path) -> Recipe:
          recipe.task.num_prompts)  # fmt: skip
     for key in ("num_inference_steps", "batch_size", "height", "width"):
         need(getattr(recipe.sampler, key) >= 1, f"sampler.{key}", "1 or more", getattr(recipe.sampler, key))
-    need(bool(recipe.evaluators), "evaluators", "at least one of ocr, yolo, as in [ocr]", recipe.evaluators)
+    need(bool(recipe.evaluators), "evaluators", f"at least one of {', '.join(EVALUATORS)}, as in [ocr]",
+         recipe.evaluators)  # fmt: skip
     for name in recipe.evaluators:
-        need(name in ("ocr", "yolo"), "evaluators", "ocr or yolo", name)
+        need(name in EVALUATORS, "evaluators", " or ".join(EVALUATORS), name)
     need(len(set(recipe.evaluators)) == len(recipe.evaluators), "evaluators", "each name once", recipe.evaluators)
     need(bool(recipe.reward.strip()), "reward", "a SQL expression such as text_exact(target, ocr_text)", recipe.reward)
     return recipe

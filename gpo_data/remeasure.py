@@ -29,7 +29,7 @@ from gpo_data import shard as store
 from gpo_data.dataset import measured, read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import EVALUATORS, Recipe
 
 MEASURES = "measures"
 
@@ -38,8 +38,8 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     """Measure every committed shard of the recipe's dataset that lacks it; the sidecars written.
 
     Args:
-        evaluators: names (`ocr`, `yolo`, `image_stats`) or evaluator objects, which are run wherever their sidecar is
-            missing or out of date. None: those of the recipe, on shards that were not drawn with them,
+        evaluators: names (as in a recipe, or `image_stats`) or evaluator objects, which are run wherever their
+            sidecar is missing or out of date. None: those of the recipe, on shards that were not drawn with them,
             or with other settings.
 
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
@@ -160,8 +160,8 @@ def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
     if evaluators is None:
         return list(known.build(recipe))
     for name in evaluators:
-        if name not in ("ocr", "yolo", "image_stats"):
-            raise UsageError(f"evaluator: expected ocr, yolo or image_stats, found {name!r}")
+        if name not in (*EVALUATORS, "image_stats"):
+            raise UsageError(f"evaluator: expected {', '.join(EVALUATORS)} or image_stats, found {name!r}")
     asked = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
     built = known.build(dataclasses.replace(recipe, evaluators=asked))
     return [judge for judge in built if judge.name in evaluators]

@@ -24,6 +24,11 @@ def count(reward: str, wanted: int | None, found: int | None) -> float | None:
     )[0]
 
 
+def color(reward: str, wanted: str | None, seen: str | None) -> float | None:
+    columns = {"color": pa.string(), "color_seen": pa.string()}
+    return rewards.score([{"color": wanted, "color_seen": seen}], f"{reward}(color, color_seen)", columns)[0]
+
+
 def distance(a: str, b: str) -> int:
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -84,9 +89,15 @@ def test_count_rewards(reward, wanted, found, expected):
     assert count(reward, wanted, found) == pytest.approx(expected)
 
 
+def test_color_reward():
+    assert "color_exact" in rewards.named()
+    assert [color("color_exact", "red", seen) for seen in ("red", "teal", "")] == [1, 0, 0]
+
+
 @pytest.mark.parametrize("reward", rewards.named())
 def test_what_was_not_measured_has_no_reward(reward):
-    call, values = (text, ("A", "B")) if reward.startswith("text") else (count, (1, 2))
+    kinds = {"text": (text, ("A", "B")), "count": (count, (1, 2)), "color": (color, ("red", "teal"))}
+    call, values = kinds[reward.split("_")[0]]
     assert call(reward, None, values[1]) is None
     assert call(reward, values[0], None) is None
     assert call(reward, None, None) is None

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import EVALUATORS, Recipe
 
 
 class Evaluator(Protocol):
@@ -50,7 +50,11 @@ def _named(name: str, recipe: Recipe) -> Evaluator:
                 f"evaluators: yolo counts the class of task.kind count, found task.kind {recipe.task.kind}"
             )
         return YoloEvaluator(recipe.yolo)
-    raise UsageError(f"evaluators: expected ocr or yolo, found {name!r}")
+    if name == "color":
+        from gpo_data.evaluators.color import ColorEvaluator
+
+        return ColorEvaluator()
+    raise UsageError(f"evaluators: expected {' or '.join(EVALUATORS)}, found {name!r}")
 
 
 def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:

@@ -138,11 +138,15 @@ def _recognise(reader: Any, images: list[np.ndarray], prepared: Any) -> list[dic
     return rows
 
 
+def border_color(image: np.ndarray) -> np.ndarray:
+    """The median of the first and the last row, float [3]."""
+    return np.median(np.concatenate([image[0], image[-1]]), axis=0)
+
+
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """(x0, y0, x1, y1) of what is inside an even border; the whole picture if there is none, or nothing in it."""
     height, width = image.shape[:2]
-    border = np.median(np.concatenate([image[0], image[-1]]), axis=0)
-    differs = np.abs(image - border).sum(-1) > BORDER_TOLERANCE
+    differs = np.abs(image - border_color(image)).sum(-1) > BORDER_TOLERANCE
     rows = np.flatnonzero(differs.mean(1) > BORDER_SHARE)
     columns = np.flatnonzero(differs.mean(0) > BORDER_SHARE)
     if len(rows) < 4 or len(columns) < 4:
