@@ -17,6 +17,7 @@ from typing import Any
 import gpo_data
 from gpo_data import models
 from gpo_data.errors import UsageError
+from gpo_data.evaluators import function
 from gpo_data.plan import PlannedShard, prompts_digest
 from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 from gpo_data.shard import dataset_folder, write_atomic
@@ -42,6 +43,8 @@ def measured(recipe: Recipe) -> dict[str, Any]:
         if name in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, name))
             fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}
+        elif ":" in name:
+            fields[f"{function.name_of(name)}.version"] = function.version_of(name)
     return fields
 
 

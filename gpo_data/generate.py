@@ -21,7 +21,7 @@ import torch
 
 from gpo_data import shard as store
 from gpo_data.errors import UsageError
-from gpo_data.evaluators import columns_of
+from gpo_data.evaluators import asked, columns_of
 from gpo_data.group import OK, Group
 from gpo_data.models import Conditioning, Model, repeat
 from gpo_data.plan import PlannedGroup, PlannedShard
@@ -161,7 +161,7 @@ def finish_group(
             images[i] = image
     measurements: list[dict[str, Any]] = [{} for _ in range(size)]
     for evaluator in evaluators:
-        for i, found in measure_each(evaluator, images, statuses, planned.prompt.target).items():
+        for i, found in measure_each(evaluator, images, statuses, asked(planned.prompt)).items():
             measurements[i] |= found
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size

@@ -141,7 +141,8 @@ class Recipe:
         groups_per_shard: groups in one tar.
         task: what to draw.
         sampler: how to draw.
-        evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things).
+        evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
+            or a function of your own, `module:function`.
         ocr: settings of `ocr`.
         yolo: settings of `yolo`, or just its weights.
         reward: SQL expression over targets and measurements.
@@ -254,6 +255,7 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
 
 
 EVALUATORS = ("ocr", "yolo", "color")  # what `evaluators:` may name; evaluators/__init__.py builds them
+OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo_train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
 
@@ -291,7 +293,8 @@ def from_namespace(namespace: Namespace, path: str | Path) -> Recipe:
     need(bool(recipe.evaluators), "evaluators", f"at least one of {', '.join(EVALUATORS)}, as in [ocr]",
          recipe.evaluators)  # fmt: skip
     for name in recipe.evaluators:
-        need(name in EVALUATORS, "evaluators", " or ".join(EVALUATORS), name)
+        need(name in EVALUATORS or bool(OWN_EVALUATOR.fullmatch(name)), "evaluators",
+             f"{', '.join(EVALUATORS)} or module:function", name)  # fmt: skip
     need(len(set(recipe.evaluators)) == len(recipe.evaluators), "evaluators", "each name once", recipe.evaluators)
     need(bool(recipe.reward.strip()), "reward", "a SQL expression such as text_exact(target, ocr_text)", recipe.reward)
     return recipe

@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gpo_data import evaluators as known
 from gpo_data import shard as store
 from gpo_data.dataset import measured, read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
-from gpo_data.recipe import EVALUATORS, Recipe
+from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
 
 MEASURES = "measures"
 
@@ -118,7 +119,7 @@ def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, An
                 images[int(name.split(".")[0])] = decode_image(data)
         # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
         statuses = [OK] * group.size
-        found = measure_each(judge, images, statuses, group.prompt.target)
+        found = measure_each(judge, images, statuses, known.asked(group.prompt))
         nothing = dict.fromkeys(judge.columns)
         yield (
             [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
@@ -155,16 +156,16 @@ def _drawn_with(judge: Any, sidecar: Path, card: dict[str, Any], recipe: Recipe)
 def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
     if evaluators is not None and not any(isinstance(e, str) for e in evaluators):
         return list(evaluators)
-    from gpo_data import evaluators as known
-
     if evaluators is None:
         return list(known.build(recipe))
     for name in evaluators:
-        if name not in (*EVALUATORS, "image_stats"):
-            raise UsageError(f"evaluator: expected {', '.join(EVALUATORS)} or image_stats, found {name!r}")
+        if name not in (*EVALUATORS, "image_stats") and not OWN_EVALUATOR.fullmatch(name):
+            raise UsageError(
+                f"evaluator: expected {', '.join(EVALUATORS)}, image_stats or module:function, found {name!r}"
+            )
     asked = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
     built = known.build(dataclasses.replace(recipe, evaluators=asked))
-    return [judge for judge in built if judge.name in evaluators]
+    return built if "image_stats" in evaluators else built[1:]
 
 
 def _write(folder: Path, judge: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
