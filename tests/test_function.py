@@ -108,7 +108,7 @@ def test_numbers_and_dicts_become_columns(own: Path) -> None:
         ("scalar", "own:scalar: expected a list with a number or a dict an image, found float"),
         ("nothing", "own:nothing: no type for nothing: it is None for a grey picture.*nothing.columns ="),
         ("raises", "own:raises: it raised AttributeError: .*no_such_thing"),
-        ("NOT_A_FUNCTION", "own:NOT_A_FUNCTION: not a function: .* in .*own.py; its functions: sharpness, words"),
+        ("NOT_A_FUNCTION", "own:NOT_A_FUNCTION: not a function: .* in .*own.py; its functions: array, few"),
         ("sharpnes", "own:sharpnes: no function 'sharpnes' in"),
     ],
 )
