@@ -126,6 +126,23 @@ class Yolo:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A scorer on CLIP embeddings.
+
+    Args:
+        model: a transformers CLIPModel with its processor, hub id or folder.
+        weights: file that goes with it: the MLP of `aesthetic`; elsewhere an open_clip checkpoint over the model's own.
+        device: `cpu`, `cuda` or `cuda:0`.
+        batch_size: pictures at once.
+    """
+
+    model: str = "openai/clip-vit-large-patch14"
+    weights: str | None = None
+    device: str = "cpu"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One experiment.
 
@@ -142,9 +159,13 @@ class Recipe:
         task: what to draw.
         sampler: how to draw.
         evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
-            or a function of your own, `module:function`.
+            `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, or a function of your own, `module:function`.
         ocr: settings of `ocr`.
         yolo: settings of `yolo`, or just its weights.
+        clip_score: settings of `clip_score`, the fit of picture and prompt.
+        pickscore: settings of `pickscore`, what people would pick.
+        hpsv2: settings of `hpsv2`, the human preference score.
+        aesthetic: settings of `aesthetic`, LAION's predictor; its `weights` have to be given.
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
         train: settings of `gpo-train fit`; not read here.
@@ -165,6 +186,10 @@ class Recipe:
     evaluators: list[str] = field(default_factory=list)
     ocr: Ocr = field(default_factory=Ocr)
     yolo: Yolo = field(default_factory=Yolo)
+    clip_score: Clip = field(default_factory=Clip)
+    pickscore: Clip = field(default_factory=lambda: Clip("yuvalkirstain/PickScore_v1"))
+    hpsv2: Clip = field(default_factory=lambda: Clip("adams-story/HPSv2-hf"))
+    aesthetic: Clip = field(default_factory=Clip)
     reward: str = ""
     where: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
@@ -254,10 +279,12 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
-EVALUATORS = ("ocr", "yolo", "color")  # what `evaluators:` may name; evaluators/__init__.py builds them
+CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
+EVALUATORS = ("ocr", "yolo", "color", *CLIP_SCORERS)  # what `evaluators:` may name; evaluators/__init__.py builds them
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo_train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
+SECTIONS |= dict.fromkeys(CLIP_SCORERS, Clip)
 
 
 def _check_keys(content: dict[str, Any], kind: type, path: Path, prefix: str = "") -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from gpo_data.errors import UsageError
 from gpo_data.group import Prompt
-from gpo_data.recipe import EVALUATORS, Recipe
+from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe
 from gpo_data.shard import sidecar_schema
 from gpo_data.tasks import TASKS
 
@@ -66,6 +66,10 @@ def _named(name: str, recipe: Recipe) -> Evaluator:
         from gpo_data.evaluators.color import ColorEvaluator
 
         return ColorEvaluator()
+    if name in CLIP_SCORERS:
+        from gpo_data.evaluators.clip_models import ClipEvaluator
+
+        return ClipEvaluator(name, getattr(recipe, name))
     if ":" in name:
         from gpo_data.evaluators.function import FunctionEvaluator
 
