@@ -40,8 +40,9 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
 def measured(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
     for name in recipe.evaluators:
-        if name in SECTIONS:  # `color` has no settings
-            settings = dataclasses.asdict(getattr(recipe, name))
+        section = "yolo" if name == "boxes" else name
+        if section in SECTIONS:  # `color` has no settings
+            settings = dataclasses.asdict(getattr(recipe, section))
             fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}
         elif ":" in name:
             fields[f"{function.name_of(name)}.version"] = function.version_of(name)

@@ -27,7 +27,7 @@ class Task:
     """What to draw. Without `prompts` the task's own grammar writes them.
 
     Args:
-        kind: `text` (a word to draw) or `count` (so many things of a class).
+        kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
         prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
         num_prompts: how many groups; null takes every prompt of the file.
         split: `train`, `heldout` or `all`; held-out prompts are chosen by a hash of the target.
@@ -38,7 +38,7 @@ class Task:
         dataset_split: split of a `datasets` source to read.
     """
 
-    kind: Literal["text", "count"] = "text"
+    kind: Literal["text", "count", "align"] = "text"
     prompts: str | None = None
     num_prompts: int | None = 64
     split: Literal["train", "heldout", "all"] = "train"
@@ -159,9 +159,10 @@ class Recipe:
         task: what to draw.
         sampler: how to draw.
         evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
-            `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, or a function of your own, `module:function`.
+            `boxes` (colour and class of what `yolo` finds), `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, or a
+            function of your own, `module:function`.
         ocr: settings of `ocr`.
-        yolo: settings of `yolo`, or just its weights.
+        yolo: settings of `yolo` and of `boxes`, or just its weights.
         clip_score: settings of `clip_score`, the fit of picture and prompt.
         pickscore: settings of `pickscore`, what people would pick.
         hpsv2: settings of `hpsv2`, the human preference score.
@@ -280,7 +281,7 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
 
 
 CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
-EVALUATORS = ("ocr", "yolo", "color", *CLIP_SCORERS)  # what `evaluators:` may name; evaluators/__init__.py builds them
+EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/__init__.py
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo_train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}

@@ -29,7 +29,7 @@ def add_macros(con: duckdb.DuckDBPyConnection) -> None:
 
 def named() -> list[str]:
     """Names of the rewards that rewards.sql defines, `text_exact`, `count_relaxed`, ..."""
-    return re.findall(r"MACRO ((?:text|count|color)_(?!fold)\w+)", MACROS.read_text(encoding="utf-8"))
+    return re.findall(r"MACRO ((?:text|count|color|class)_(?!fold)\w+)", MACROS.read_text(encoding="utf-8"))
 
 
 def check(reward: str, columns: dict[str, pa.DataType]) -> None:

@@ -56,6 +56,10 @@ CREATE OR REPLACE MACRO text_edit_lenient(target, ocr_text) AS
 CREATE OR REPLACE MACRO count_exact(target_count, n_detected) AS
     CAST(target_count = n_detected AS DOUBLE);
 
+-- 1 if the class asked for is the one seen.
+CREATE OR REPLACE MACRO class_exact(target_class, class_seen) AS
+    CAST(target_class = class_seen AS DOUBLE);
+
 -- 1 if the colour asked for is the one seen.
 CREATE OR REPLACE MACRO color_exact(color, color_seen) AS
     CAST(color = color_seen AS DOUBLE);

@@ -29,6 +29,12 @@ def color(reward: str, wanted: str | None, seen: str | None) -> float | None:
     return rewards.score([{"color": wanted, "color_seen": seen}], f"{reward}(color, color_seen)", columns)[0]
 
 
+def same_class(reward: str, wanted: str | None, seen: str | None) -> float | None:
+    columns = {"target_class": pa.string(), "class_seen": pa.string()}
+    row = {"target_class": wanted, "class_seen": seen}
+    return rewards.score([row], f"{reward}(target_class, class_seen)", columns)[0]
+
+
 def distance(a: str, b: str) -> int:
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -94,9 +100,15 @@ def test_color_reward():
     assert [color("color_exact", "red", seen) for seen in ("red", "teal", "")] == [1, 0, 0]
 
 
+def test_class_reward():
+    assert "class_exact" in rewards.named()
+    assert [same_class("class_exact", "circle", seen) for seen in ("circle", "square", "")] == [1, 0, 0]
+
+
 @pytest.mark.parametrize("reward", rewards.named())
 def test_what_was_not_measured_has_no_reward(reward):
-    kinds = {"text": (text, ("A", "B")), "count": (count, (1, 2)), "color": (color, ("red", "teal"))}
+    kinds = {"text": (text, ("A", "B")), "count": (count, (1, 2)), "color": (color, ("red", "teal")),
+             "class": (same_class, ("circle", "square"))}  # fmt: skip
     call, values = kinds[reward.split("_")[0]]
     assert call(reward, None, values[1]) is None
     assert call(reward, values[0], None) is None

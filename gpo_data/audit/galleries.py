@@ -106,7 +106,7 @@ def reading(task: str, row: dict[str, object]) -> str:
     """What the evaluator saw, for the line under a picture."""
     if task == "text":
         return f"“{row['ocr_text']}”" if row["ocr_text"] else "nothing read"
-    return f"saw {row['n_detected']} of {row['target_count']}"
+    return f"saw {row['n_detected']} of {row['target_count']}" if task == "count" else ""
 
 
 def data_uri(coded: bytes) -> tuple[str, int]:

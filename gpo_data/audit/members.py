@@ -21,9 +21,12 @@ import pyarrow as pa
 from gpo_data import catalog, shard
 from gpo_data.errors import RunError, UsageError
 
-EXACT = {"text": "text_exact(target, ocr_text)", "count": "n_detected = target_count"}
-LEVEL = {"text": "length(target)", "count": "target_count"}
-READING = {"text": ["target", "ocr_text", "ocr_confidence"], "count": ["target_class", "target_count", "n_detected"]}
+# What is right. A prompt of `align` has no target that every evaluator knows: there, right is the full reward.
+EXACT = {"text": "text_exact(target, ocr_text)", "count": "n_detected = target_count", "align": "reward > 0.999"}
+LEVEL = {"text": "length(target)", "count": "target_count", "align": "len(string_split(prompt, ' '))"}
+LEVEL_NAME = {"text": "target length", "count": "target count", "align": "words in the prompt"}
+READING = {"text": ["target", "ocr_text", "ocr_confidence"], "count": ["target_class", "target_count", "n_detected"],
+           "align": []}  # fmt: skip
 IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
 
 
@@ -31,7 +34,7 @@ IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
 class Members:
     folder: Path
     name: str
-    task: str  # text or count
+    task: str  # text, count or align
     model: str
     fingerprint: str
     reward: str  # the expression, for the reader of the page
@@ -42,7 +45,7 @@ class Members:
     row_of: np.ndarray  # [groups, G] int
     rewards: np.ndarray  # [groups, G]
     exact: np.ndarray  # [groups, G]: 1 right, 0 wrong
-    levels: np.ndarray  # [groups] int: characters of the target, or things to draw
+    levels: np.ndarray  # [groups] int: characters of the target, things to draw, or words of the prompt
     image_statistics: dict[str, np.ndarray]  # each [groups, G]
 
     @property
@@ -52,7 +55,7 @@ class Members:
 
     @property
     def level_name(self) -> str:
-        return {"text": "target length", "count": "target count"}[self.task]
+        return LEVEL_NAME[self.task]
 
     def row(self, group: int, member: int) -> dict[str, Any]:
         """A measured member's columns: key, prompt, what was read, place in the tar."""

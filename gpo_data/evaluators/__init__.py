@@ -57,11 +57,13 @@ def _named(name: str, recipe: Recipe) -> Evaluator:
     if name == "yolo":
         from gpo_data.evaluators.yolo import YoloEvaluator
 
-        if recipe.task.kind != "count":
-            raise UsageError(
-                f"evaluators: yolo counts the class of task.kind count, found task.kind {recipe.task.kind}"
-            )
+        if recipe.task.kind == "text":
+            raise UsageError("evaluators: yolo counts the class of task.kind count or align, found task.kind text")
         return YoloEvaluator(recipe.yolo)
+    if name == "boxes":
+        from gpo_data.evaluators.boxes import BoxesEvaluator
+
+        return BoxesEvaluator(recipe.yolo)
     if name == "color":
         from gpo_data.evaluators.color import ColorEvaluator
 

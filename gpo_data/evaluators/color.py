@@ -41,20 +41,21 @@ class ColorEvaluator:
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """images: uint8 [H, W, 3] RGB; the targets play no part in what is seen."""
-        return [_seen(image) for image in images]
+        return [seen(image, border_color(image)) for image in images]
 
 
-def _seen(image: np.ndarray) -> dict[str, Any]:
-    differs = np.abs(image - border_color(image)).sum(-1) > BORDER_TOLERANCE
+def seen(image: np.ndarray, ground: np.ndarray) -> dict[str, Any]:
+    """The columns of a picture, or of a part of one; image: uint8 [H, W, 3], ground: RGB of what does not count."""
+    differs = np.abs(image - ground).sum(-1) > BORDER_TOLERANCE
     pixels = image[differs].astype(np.float64)  # [N, 3]
     nearest = np.stack([((pixels - color) ** 2).sum(-1) for color in PALETTE]).argmin(0)
     counts = np.bincount(nearest, minlength=len(PALETTE))[: len(NAMES)]
     if counts.sum() < MIN_SHARE * differs.size:
         return {"color_seen": "", "color_share": 0.0, "color_distance": 0.0}
-    seen = int(counts.argmax())
-    distance = np.linalg.norm(pixels[nearest == seen].mean(0) - PALETTE[seen])
+    best = int(counts.argmax())
+    distance = np.linalg.norm(pixels[nearest == best].mean(0) - PALETTE[best])
     return {
-        "color_seen": NAMES[seen],
-        "color_share": float(counts[seen] / counts.sum()),
+        "color_seen": NAMES[best],
+        "color_share": float(counts[best] / counts.sum()),
         "color_distance": float(distance),
     }

@@ -1,6 +1,7 @@
 """Evaluator `yolo`: what an ultralytics detector sees in a picture.
 
-    n_detected   detections of the class that was asked for, at `yolo.confidence` and after non-maximum suppression
+    n_detected   detections of the class that was asked for, at `yolo.confidence` and after non-maximum suppression;
+                 NULL where the prompt asks for none
     detections   all of them: class, confidence, box [x0, y0, x1, y1] in pixels; most confident first
 
 ultralytics is AGPL-3.0: it is imported here, at the first picture, and by the trainer of the tiny world only. Another
@@ -55,7 +56,7 @@ class YoloEvaluator:
         self._pool = Pool(load, Settings(yolo, weights), yolo.workers, yolo.batch_size)
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """images: uint8 [H, W, 3] RGB; targets: {"target_class": ...} each.
+        """images: uint8 [H, W, 3] RGB; targets: {"target_class": ...} each, or none.
 
         Raises UsageError if the detector does not know a target's class.
         """
@@ -114,7 +115,8 @@ def load(settings: Settings, threads: int) -> Measure:
     device = torch.device(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device)
 
     def measure(batch: Batch) -> list[dict[str, Any]]:
-        for name in sorted({str(target["target_class"]) for _, target in batch} - set(classes.values())):
+        asked = {str(target["target_class"]) for _, target in batch if target.get("target_class")}
+        for name in sorted(asked - set(classes.values())):
             raise UsageError(
                 f"yolo.weights: {settings.weights.name} does not detect {name!r}; its classes: "
                 f"{', '.join(classes.values())}"
@@ -140,8 +142,9 @@ def _row(result: Any, classes: dict[int, str], target: dict[str, Any]) -> dict[s
             result.boxes.cls.tolist(), result.boxes.conf.tolist(), result.boxes.xyxy.tolist(), strict=True
         )
     ]
-    wanted = sum(detection["class"] == target["target_class"] for detection in detections)
-    return {"n_detected": wanted, "detections": detections}
+    wanted = target.get("target_class")
+    number = None if wanted is None else sum(detection["class"] == wanted for detection in detections)
+    return {"n_detected": number, "detections": detections}
 
 
 def _quiet() -> None:

@@ -4,9 +4,9 @@
     .jsonl    one object a line, with `task.prompt_column`, `task.target_column` (and `task.class_column`)
     else      a local folder (written by `save_to_disk`, or one that `load_dataset` understands) or a `datasets` id
 
-What always holds: every prompt has a target, and a line without one is an error with the file and the line number; a
-prompt that occurs twice is an error with both line numbers, because a group of the same prompt and seeds would be the
-same pictures twice; the order is the source's own.
+What always holds: every prompt has the target its task wants, and a line without it is an error with file and line
+number; a prompt that occurs twice is an error with both line numbers, because a group of the same prompt and seeds
+would be the same pictures twice; the order is the source's own.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def own_prompts(
     spec: Task,
     from_sentence: Callable[[str], Target],
     from_row: Callable[[dict[str, Any]], Target],
-    key: Callable[[Target], str],
+    key: Callable[[Target], str] | None = None,
 ) -> list[Prompt]:
     """The prompts of `spec.prompts` on the wanted side of the split, in the source's order.
 
     Args:
         from_sentence: target out of a line of a .txt file; ValueError says what is missing.
         from_row: target out of a row with named columns; ValueError likewise.
-        key: the content key that the split hashes.
+        key: the content key that the split hashes; without one it is the sentence.
     """
     assert spec.prompts is not None
     is_text = Path(spec.prompts).suffix == ".txt"
@@ -50,10 +50,15 @@ def own_prompts(
         if sentence in seen:
             raise UsageError(f"task.prompts: {where}: the same prompt as {seen[sentence]}; delete one: {sentence}")
         seen[sentence] = where
-        found.append((Prompt(prompt_id(sentence), sentence, target), key(target)))
+        found.append((Prompt(prompt_id(sentence), sentence, target), key(target) if key else folded(sentence)))
     if not found:
         raise UsageError(f"task.prompts: {spec.prompts}: no prompts in it; expected one a line")
     return [prompt for prompt, content in found if on_side(content, spec)]
+
+
+def folded(sentence: str) -> str:
+    """The content key of a prompt that has no target."""
+    return " ".join(sentence.lower().split())
 
 
 def on_side(key: str, spec: Task) -> bool:
