@@ -28,7 +28,12 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe import Sampler
 
 # pipeline class in model_index.json -> (module, class) of the family
-FAMILIES = {"StableDiffusion3Pipeline": ("gpo_data.models.sd3", "SD3")}
+FAMILIES = {
+    "StableDiffusion3Pipeline": ("gpo_data.models.sd3", "SD3"),
+    "StableDiffusionPipeline": ("gpo_data.models.sd", "SD"),
+    "StableDiffusionXLPipeline": ("gpo_data.models.sdxl", "SDXL"),
+    "FluxPipeline": ("gpo_data.models.flux", "Flux"),
+}
 
 Conditioning = dict[str, torch.Tensor]
 

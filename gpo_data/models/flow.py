@@ -1,0 +1,28 @@
+"""The forward process of rectified flow: a straight line from the latents to the noise.
+
+    x_t = (1 - t) x_0 + t e,   y = e - x_0,   t in [0, 1] is the scheduler's sigma
+
+Source: Flow Matching (arXiv 2210.02747), Rectified Flow (arXiv 2209.03003), as diffusers'
+FlowMatchEulerDiscreteScheduler has them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gpo_data.models.pipeline import Pipeline
+
+
+class Flow(Pipeline):
+    def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t for t [B] in [0, 1]; the interpolation of FlowMatchEulerDiscreteScheduler.scale_noise."""
+        t = t.view(-1, *[1] * (x_0.ndim - 1)).to(x_0.dtype)
+        return t * e + (1.0 - t) * x_0
+
+    def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return e - x_0
+
+    def time(self, u: torch.Tensor) -> torch.Tensor:
+        """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas."""
+        shift = self.pipe.scheduler.config.shift
+        return shift * u / (1 + (shift - 1) * u)

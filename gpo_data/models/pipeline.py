@@ -1,0 +1,116 @@
+"""What every family does alike: open a diffusers folder, draw through its `__call__`, decode.
+
+Drawing goes through the pipeline's own `__call__`, with one CPU generator a member, so a member is what anybody gets
+from `pipe(prompt, generator=torch.Generator().manual_seed(seed))`. The unconditional half of classifier-free guidance
+is encoded once from `negative_prompt`; it is needed only to draw and is not part of the conditioning.
+
+A family names its diffusers class and says how it encodes, what else `__call__` takes and what its denoiser is given;
+its forward process is ddpm.py's or flow.py's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+from gpo_data.models import Conditioning, device_of
+from gpo_data.recipe import Sampler
+
+# A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
+logging.getLogger("diffusers.pipelines.pipeline_utils").setLevel(logging.ERROR)
+# A policy's LoRA holds the denoiser alone; diffusers remarks on each text encoder that it does not hold.
+logging.getLogger("diffusers.loaders.lora_base").setLevel(logging.ERROR)
+# The caller says that it loads; bars of a millisecond each are noise.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+
+
+class Pipeline:
+    """The base of the families.
+
+    Class attributes:
+        pipeline_class: of diffusers.
+        denoiser_name: the pipeline's own name of the denoiser, `transformer` or `unet`.
+        open_with: arguments of `from_pretrained` besides the dtype.
+        lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
+    """
+
+    pipeline_class: ClassVar[Any]
+    denoiser_name: ClassVar[str] = "transformer"
+    open_with: ClassVar[dict[str, Any]] = {}
+    lora_targets: tuple[str, ...]
+
+    def __init__(self, folder: Path, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.device = torch.device(device_of(sampler))
+        self.dtype: torch.dtype = getattr(torch, sampler.dtype)
+        self.pipe = self.pipeline_class.from_pretrained(folder, dtype=self.dtype, **self.open_with).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        if sampler.compile:
+            self.denoiser.compile()
+        self._negative: Conditioning | None = None
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        denoiser: torch.nn.Module = getattr(self.pipe, self.denoiser_name)
+        return denoiser
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        raise NotImplementedError
+
+    def encode_negative(self) -> Conditioning:
+        """The unconditional half, [1, ...] each, under the names of `encode`."""
+        return self.encode([self.sampler.negative_prompt])
+
+    def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
+        """What `__call__` takes of a batch's conditioning, with the unconditional half if guidance is on."""
+        if self.sampler.guidance_scale <= 1:
+            return dict(conditioning)
+        if self._negative is None:
+            self._negative = self.encode_negative()
+        size = len(next(iter(conditioning.values())))
+        negative = {f"negative_{k}": v.to(self.device) for k, v in self._negative.items()}
+        return conditioning | {k: v.expand(size, *v.shape[1:]) for k, v in negative.items()}
+
+    def unpack(self, latents: torch.Tensor) -> torch.Tensor:
+        """The pipeline's final latents as [B, C, h, w]."""
+        return latents
+
+    @torch.inference_mode()
+    def draw(
+        self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
+    ) -> torch.Tensor:
+        def step_end(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
+            if on_step:
+                on_step()
+            return tensors
+
+        output = self.pipe(
+            **self.call_arguments({k: v.to(self.device) for k, v in conditioning.items()}),
+            height=self.sampler.height,
+            width=self.sampler.width,
+            num_inference_steps=self.sampler.num_inference_steps,
+            guidance_scale=self.sampler.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="latent",
+            callback_on_step_end=step_end,
+            callback_on_step_end_tensor_inputs=[],
+        )
+        return self.unpack(output.images).cpu()
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
+        vae = self.pipe.vae
+        latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
+        if vae.config.shift_factor is not None:
+            latents = latents + vae.config.shift_factor
+        images = vae.decode(latents, return_dict=False)[0]
+        pictures = self.pipe.image_processor.postprocess(images.float(), output_type="np")
+        return list((pictures * 255).round().astype(np.uint8))

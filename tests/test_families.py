@@ -1,0 +1,330 @@
+"""Every family against the real diffusers pipeline it wraps: tiny random weights, equality to the last bit.
+
+The pipelines have two UNet blocks or three transformer blocks and see 64x64 pictures; what is compared is what the
+plain pipeline, opened by diffusers alone and called with the prompt's text, feeds its denoiser and returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from rich.console import Console
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+from gpo_data import draw, models, recipe
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Sampler
+from gpo_data.tiny.pipeline import new_text_encoder, new_tokenizer
+from gpo_data.verify import verify
+
+SAMPLER = Sampler(num_inference_steps=2, guidance_scale=4.0, height=64, width=64, dtype="float32", device="cpu")
+PROMPTS = ['a red sign that says "AB"', "one blue circle"]
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # of every SD and SDXL
+PLAIN = {"steps_offset": 1, "clip_sample": False}  # StableDiffusionPipeline warns of anything else
+
+
+def new_autoencoder(**config: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, mid_block_add_attention=False, **config,
+    )  # fmt: skip
+
+
+def new_unet(**config: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **config,
+    )  # fmt: skip
+
+
+def new_sd(scheduler: Any, **unet: Any) -> StableDiffusionPipeline:
+    tokenizer = new_tokenizer()
+    return StableDiffusionPipeline(
+        vae=new_autoencoder(scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(new_text_encoder(tokenizer).config),
+        tokenizer=tokenizer,
+        unet=new_unet(cross_attention_dim=64, **unet),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def new_sdxl() -> StableDiffusionXLPipeline:
+    tokenizer = new_tokenizer()
+    encoder = new_text_encoder(tokenizer)
+    time_ids = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return StableDiffusionXLPipeline(
+        vae=new_autoencoder(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(encoder.config),
+        tokenizer=tokenizer,
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+        unet=new_unet(cross_attention_dim=128, projection_class_embeddings_input_dim=6 * 8 + 64, **time_ids),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+    )
+
+
+def new_flux(guidance_embeds: bool) -> FluxPipeline:
+    tokenizer = new_tokenizer()
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance_embeds),
+        vae=new_autoencoder(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=CLIPTextModel(new_text_encoder(tokenizer).config),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=tokenizer,
+        transformer=FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, pooled_projection_dim=64, guidance_embeds=guidance_embeds, axes_dims_rope=(4, 6, 6),
+        ),
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd-epsilon": lambda: new_sd(PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)),
+    "sd-v": lambda: new_sd(DDIMScheduler(**BETAS, prediction_type="v_prediction", **PLAIN)),
+    "sdxl": new_sdxl,
+    "flux-dev": lambda: new_flux(guidance_embeds=True),
+    "flux-schnell": lambda: new_flux(guidance_embeds=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A folder, and settings that it takes."""
+
+    name: str
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"max_sequence_length": 12} if self.name.startswith("flux") else {}
+
+    def model(self, **sampler: Any) -> Any:
+        return models.load(self.folder, dataclasses.replace(SAMPLER, **self.settings, **sampler))
+
+    def plain(self) -> Any:
+        """The pipeline as a user opens it."""
+        pipe = diffusers.DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def call(self, pipe: Any, output_type: str, guidance_scale: float = SAMPLER.guidance_scale) -> Any:
+        return pipe(
+            PROMPTS, generator=[torch.Generator().manual_seed(s) for s in (1, 2)], output_type=output_type, height=64,
+            width=64, num_inference_steps=2, guidance_scale=guidance_scale, **self.settings,
+        ).images  # fmt: skip
+
+
+def save(pipeline: Any, folder: Path) -> None:
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"  # transformers 5 writes its own name of the class
+    index.write_text(index.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    save(FAMILIES[request.param](), folder)
+    return Family(request.param, folder)
+
+
+def recorded(denoiser: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The list that will hold (input, timestep, output) of every call."""
+    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def record(module: torch.nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
+        x_t, t = args[:2] if args else (kwargs["hidden_states"], kwargs["timestep"])
+        calls.append((x_t, t, output[0].clone()))
+
+    denoiser.register_forward_hook(record, with_kwargs=True)
+    return calls
+
+
+def test_predict_reproduces_the_pipelines_calls(family: Family) -> None:
+    model, plain = family.model(guidance_scale=1.0), family.plain()
+    calls = recorded(getattr(plain, model.denoiser_name))
+    family.call(plain, "latent", guidance_scale=1.0)
+    conditioning = model.encode(PROMPTS)
+    assert len(calls) >= 2
+    for x_t, t, output in calls:
+        with torch.inference_mode():
+            said = model.predict(model.unpack(x_t), t.expand(2), conditioning)
+        assert said.shape == (2, 4, 8, 8) and torch.equal(said, model.unpack(output))
+
+
+def test_the_conditional_half_of_guidance_is_what_predict_gives(family: Family) -> None:
+    model, plain = family.model(), family.plain()
+    calls = recorded(getattr(plain, model.denoiser_name))
+    family.call(plain, "latent")
+    conditioning = model.encode(PROMPTS)
+    for x_t, t, output in calls:
+        with torch.inference_mode():
+            said = model.predict(model.unpack(x_t[-2:]), t.expand(2), conditioning)
+        torch.testing.assert_close(said, model.unpack(output[-2:]), rtol=1e-4, atol=1e-5)
+
+
+def test_draws_and_decodes_what_the_plain_pipeline_does(family: Family) -> None:
+    model, plain, steps = family.model(), family.plain(), []
+    latents = model.draw(model.encode(PROMPTS), [1, 2], lambda: steps.append(1))
+    assert latents.shape == (2, 4, 8, 8) and len(steps) >= 2
+    assert torch.equal(latents, model.unpack(family.call(plain, "latent")))
+    pictures = (family.call(plain, "np") * 255).round().astype(np.uint8)
+    np.testing.assert_array_equal(np.stack(model.decode(latents)), pictures)
+
+
+def test_a_member_does_not_depend_on_its_companions(family: Family) -> None:
+    model = family.model()
+    conditioning = model.encode(PROMPTS)
+    both = model.draw(conditioning, [1, 2])
+    alone = model.draw({k: v[1:] for k, v in conditioning.items()}, [2])
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_and_target_are_the_schedulers(family: Family) -> None:
+    model, scheduler = family.model(), family.plain().scheduler
+    x_0, e = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    if family.name.startswith("flux"):
+        scheduler.set_timesteps(3, mu=0.7)
+        t = scheduler.sigmas[:3]
+        assert torch.equal(model.noise(x_0, e, t), scheduler.scale_noise(x_0, scheduler.timesteps, e))
+        assert torch.equal(model.target(x_0, e, t), e - x_0)
+        return
+    t = torch.tensor([0, 500, 999])
+    x_t, y = model.noise(x_0, e, t), model.target(x_0, e, t)
+    trained = DDPMScheduler.from_pretrained(family.folder, subfolder="scheduler")
+    assert torch.equal(x_t, trained.add_noise(x_0, e, t))
+    if family.name == "sdxl":  # Euler samples in x_0 + sigma e, and scales that before the UNet sees it
+        scheduler.set_timesteps(3)
+        for step in scheduler.timesteps:
+            t = step.long().expand(3)
+            added = scheduler.add_noise(x_0, e, step.expand(3))
+            scheduler._step_index = None  # asked anew at every timestep
+            torch.testing.assert_close(model.noise(x_0, e, t), scheduler.scale_model_input(added, step))
+    else:
+        assert torch.equal(x_t, scheduler.add_noise(x_0, e, t))
+    assert torch.equal(y, scheduler.get_velocity(x_0, e, t) if family.name == "sd-v" else e)
+
+
+def test_time_is_the_schedulers(family: Family) -> None:
+    model = family.model()
+    if family.name.startswith("flux"):
+        plain = family.plain()
+        family.call(plain, "latent")  # the pipeline sets the dynamic shift
+        torch.testing.assert_close(model.time(torch.tensor([1.0, 0.5])), plain.scheduler.sigmas[:2])
+        return
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert torch.equal(model.time(u), torch.arange(1000))
+    assert model.time(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
+
+
+def test_adapters_reach_attention_and_mlp_and_learn(family: Family, tmp_path: Path) -> None:
+    model = family.model()
+    model.denoiser.requires_grad_(False)
+    linear = {name for name, part in model.denoiser.named_modules() if isinstance(part, torch.nn.Linear)}
+    wanted = {n for n in linear if re.search(r"\.(attn\d?|ff|ff_context)\.|\.proj_mlp$|single.*\.proj_out$", n)}
+    model.denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(model.lora_targets)))
+    adapted = {n.removesuffix(".lora_A") for n, _ in model.denoiser.named_modules() if n.endswith(".lora_A")}
+    assert adapted == wanted and wanted
+    conditioning = {k: v.clone() for k, v in model.encode(PROMPTS).items()}  # stored: no longer inference tensors
+    x_0, e = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = model.time(torch.tensor([0.3, 0.7]))
+    x_t = model.noise(x_0, e, t)
+    loss = ((model.target(x_0, e, t) - model.predict(x_t, t, conditioning)) ** 2).mean()
+    loss.backward()
+    trained = {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
+    assert all(".lora_" in name for name in trained)
+    for name, parameter in trained.items():
+        assert ".lora_A" in name or parameter.grad.abs().sum() > 0, name  # A waits for B, which starts at 0
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.normal_(std=0.3)
+    layers = {f"{model.denoiser_name}_lora_layers": get_peft_model_state_dict(model.denoiser)}
+    model.pipe.save_lora_weights(tmp_path, **layers)
+    again = family.model()
+    base = again.predict(x_t, t, conditioning)
+    again.pipe.load_lora_weights(tmp_path)
+    assert torch.equal(again.predict(x_t, t, conditioning), model.predict(x_t, t, conditioning))
+    assert not torch.allclose(again.predict(x_t, t, conditioning), base)
+
+
+def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None:
+    settings = {**dataclasses.asdict(SAMPLER), **family.settings, "batch_size": 4}
+    made = {
+        "model": str(family.folder), "lake": str(tmp_path / "lake"), "group_size": 3, "groups_per_shard": 2,
+        "task": {"kind": "text", "num_prompts": 3}, "sampler": settings, "evaluators": ["ocr"],
+        "ocr": {"mode": "recognition"}, "reward": "text_edit(target, ocr_text)",
+    }  # fmt: skip
+    path = tmp_path / f"{family.name}.yaml"
+    path.write_text(json.dumps(made))  # JSON is YAML
+    report = verify(draw.draw(recipe.load(path), Console(quiet=True)))
+    assert (report.shards, report.groups, report.members, report.failed, report.problems) == (2, 3, 9, 0, [])
+
+
+def test_the_recipes_of_these_families_load() -> None:
+    for name in ("count-sd15", "text-sdxl", "text-flux-dev"):
+        assert recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml").name == name
+
+
+def test_settings_that_a_family_has_no_use_for_are_refused(family: Family) -> None:
+    if family.name.startswith("flux"):
+        with pytest.raises(UsageError, match=r"sampler\.negative_prompt: expected an empty one, found 'blurry'"):
+            family.model(negative_prompt="blurry")
+        with pytest.raises(UsageError, match=r"sampler\.width: expected a multiple of 16, found 72"):
+            family.model(width=72)
+    else:
+        with pytest.raises(UsageError, match=r"sampler\.max_sequence_length: expected null, found 77"):
+            family.model(max_sequence_length=77)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "message"),
+    [
+        (diffusers.EDMEulerScheduler(), {}, "scheduler EDMEulerScheduler with prediction_type epsilon: expected one"),
+        (
+            DDIMScheduler(prediction_type="sample", **PLAIN),
+            {},
+            "DDIMScheduler with prediction_type sample: expected .* epsilon",
+        ),
+        (
+            DDIMScheduler(**PLAIN),
+            {"time_cond_proj_dim": 8},
+            r"a UNet distilled for few steps .* \(LCM\) is not supported",
+        ),
+    ],
+)
+def test_what_was_trained_on_another_process_is_refused(
+    scheduler: Any, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save(new_sd(scheduler, **config), tmp_path)
+    with pytest.raises(UsageError, match=message):
+        models.load(tmp_path, SAMPLER)
