@@ -18,14 +18,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -33,7 +37,7 @@ from diffusers import (
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from rich.console import Console
-from transformers import CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, Gemma2Config, Gemma2Model, T5Config, T5EncoderModel
 
 from gpo_data import draw, models, recipe
 from gpo_data.errors import UsageError
@@ -108,12 +112,36 @@ def new_flux(guidance_embeds: bool) -> FluxPipeline:
     )  # fmt: skip
 
 
+def new_sana() -> SanaPipeline:
+    tokenizer = new_tokenizer()
+    tokenizer.model_max_length = 512  # the pipeline's instruction is long
+    blocks = {f"{half}_block_out_channels": (8,) * 4 for half in ("encoder", "decoder")}
+    layers = {f"{half}_layers_per_block": (1,) * 4 for half in ("encoder", "decoder")}
+    scales = {f"{half}_qkv_multiscales": ((),) * 4 for half in ("encoder", "decoder")}
+    return SanaPipeline(
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, final_sigmas_type="zero"
+        ),
+        vae=AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **blocks, **layers, **scales),
+        text_encoder=Gemma2Model(Gemma2Config(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=2, head_dim=8,
+        )),
+        tokenizer=tokenizer,
+        transformer=SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        ),
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd-epsilon": lambda: new_sd(PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)),
     "sd-v": lambda: new_sd(DDIMScheduler(**BETAS, prediction_type="v_prediction", **PLAIN)),
     "sdxl": new_sdxl,
     "flux-dev": lambda: new_flux(guidance_embeds=True),
     "flux-schnell": lambda: new_flux(guidance_embeds=False),
+    "sana": new_sana,
 }
 
 
@@ -126,7 +154,11 @@ class Family:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"max_sequence_length": 12} if self.name.startswith("flux") else {}
+        return {"max_sequence_length": 12} if self.flow else {}
+
+    @property
+    def flow(self) -> bool:
+        return not self.name.startswith("sd")
 
     def model(self, **sampler: Any) -> Any:
         return models.load(self.folder, dataclasses.replace(SAMPLER, **self.settings, **sampler))
@@ -138,9 +170,10 @@ class Family:
         return pipe
 
     def call(self, pipe: Any, output_type: str, guidance_scale: float = SAMPLER.guidance_scale) -> Any:
+        extra = {"use_resolution_binning": False} if self.name == "sana" else {}
         return pipe(
             PROMPTS, generator=[torch.Generator().manual_seed(s) for s in (1, 2)], output_type=output_type, height=64,
-            width=64, num_inference_steps=2, guidance_scale=guidance_scale, **self.settings,
+            width=64, num_inference_steps=2, guidance_scale=guidance_scale, **self.settings, **extra,
         ).images  # fmt: skip
 
 
@@ -163,7 +196,9 @@ def recorded(denoiser: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor
     calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def record(module: torch.nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
-        x_t, t = args[:2] if args else (kwargs["hidden_states"], kwargs["timestep"])
+        x_t, t = [*args, *(kwargs[k] for k in ("hidden_states", "timestep") if k in kwargs)]
+        if isinstance(module, SanaTransformer2DModel):
+            t = t.double() / 1000
         calls.append((x_t, t, output[0].clone()))
 
     denoiser.register_forward_hook(record, with_kwargs=True)
@@ -189,7 +224,7 @@ def test_the_conditional_half_of_guidance_is_what_predict_gives(family: Family) 
     conditioning = model.encode(PROMPTS)
     for x_t, t, output in calls:
         with torch.inference_mode():
-            said = model.predict(model.unpack(x_t[-2:]), t.expand(2), conditioning)
+            said = model.predict(model.unpack(x_t[-2:]), t.expand(len(x_t))[-2:], conditioning)
         torch.testing.assert_close(said, model.unpack(output[-2:]), rtol=1e-4, atol=1e-5)
 
 
@@ -213,10 +248,15 @@ def test_a_member_does_not_depend_on_its_companions(family: Family) -> None:
 def test_noise_and_target_are_the_schedulers(family: Family) -> None:
     model, scheduler = family.model(), family.plain().scheduler
     x_0, e = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    if family.name.startswith("flux"):
-        scheduler.set_timesteps(3, mu=0.7)
+    if family.flow:
+        if family.name == "sana":  # a DPM-Solver: another name, another order
+            scheduler.set_timesteps(3)
+            added = scheduler.add_noise(x_0, e, scheduler.timesteps)
+        else:
+            scheduler.set_timesteps(3, mu=0.7)
+            added = scheduler.scale_noise(x_0, scheduler.timesteps, e)
         t = scheduler.sigmas[:3]
-        assert torch.equal(model.noise(x_0, e, t), scheduler.scale_noise(x_0, scheduler.timesteps, e))
+        assert torch.equal(model.noise(x_0, e, t), added)
         assert torch.equal(model.target(x_0, e, t), e - x_0)
         return
     t = torch.tensor([0, 500, 999])
@@ -237,10 +277,11 @@ def test_noise_and_target_are_the_schedulers(family: Family) -> None:
 
 def test_time_is_the_schedulers(family: Family) -> None:
     model = family.model()
-    if family.name.startswith("flux"):
+    if family.flow:
         plain = family.plain()
         family.call(plain, "latent")  # the pipeline sets the dynamic shift
-        torch.testing.assert_close(model.time(torch.tensor([1.0, 0.5])), plain.scheduler.sigmas[:2])
+        u = torch.tensor([0.999, 0.4995]) if family.name == "sana" else torch.tensor([1.0, 0.5])
+        torch.testing.assert_close(model.time(u), plain.scheduler.sigmas[:2])
         return
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     assert torch.equal(model.time(u), torch.arange(1000))
@@ -301,7 +342,7 @@ def test_settings_that_a_family_has_no_use_for_are_refused(family: Family) -> No
             family.model(negative_prompt="blurry")
         with pytest.raises(UsageError, match=r"sampler\.width: expected a multiple of 16, found 72"):
             family.model(width=72)
-    else:
+    elif not family.flow:
         with pytest.raises(UsageError, match=r"sampler\.max_sequence_length: expected null, found 77"):
             family.model(max_sequence_length=77)
 
@@ -327,4 +368,12 @@ def test_what_was_trained_on_another_process_is_refused(
 ) -> None:
     save(new_sd(scheduler, **config), tmp_path)
     with pytest.raises(UsageError, match=message):
+        models.load(tmp_path, SAMPLER)
+
+
+def test_a_flow_with_a_scheduler_of_another_process_is_refused(tmp_path: Path) -> None:
+    pipe = new_sana()
+    pipe.scheduler = DPMSolverMultistepScheduler()
+    save(pipe, tmp_path)
+    with pytest.raises(UsageError, match="scheduler DPMSolverMultistepScheduler: expected one of rectified flow"):
         models.load(tmp_path, SAMPLER)

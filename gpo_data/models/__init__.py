@@ -33,6 +33,7 @@ FAMILIES = {
     "StableDiffusionPipeline": ("gpo_data.models.sd", "SD"),
     "StableDiffusionXLPipeline": ("gpo_data.models.sdxl", "SDXL"),
     "FluxPipeline": ("gpo_data.models.flux", "Flux"),
+    "SanaPipeline": ("gpo_data.models.sana", "Sana"),
 }
 
 Conditioning = dict[str, torch.Tensor]

@@ -8,12 +8,25 @@ FlowMatchEulerDiscreteScheduler has them.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from gpo_data.errors import UsageError
 from gpo_data.models.pipeline import Pipeline
+from gpo_data.recipe import Sampler
 
 
 class Flow(Pipeline):
+    def __init__(self, folder: Path, sampler: Sampler) -> None:
+        super().__init__(folder, sampler)
+        config = self.pipe.scheduler.config
+        if not config.get("use_flow_sigmas", "shift" in config):
+            raise UsageError(
+                f"model {folder}: scheduler {type(self.pipe.scheduler).__name__}: expected one of rectified flow, "
+                f"FlowMatchEulerDiscreteScheduler or one with use_flow_sigmas"
+            )
+
     def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t for t [B] in [0, 1]; the interpolation of FlowMatchEulerDiscreteScheduler.scale_noise."""
         t = t.view(-1, *[1] * (x_0.ndim - 1)).to(x_0.dtype)
@@ -24,5 +37,6 @@ class Flow(Pipeline):
 
     def time(self, u: torch.Tensor) -> torch.Tensor:
         """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas."""
-        shift = self.pipe.scheduler.config.shift
+        config = self.pipe.scheduler.config
+        shift = config.flow_shift if "flow_shift" in config else config.shift  # a DPM-Solver's name for it
         return shift * u / (1 + (shift - 1) * u)

@@ -109,8 +109,8 @@ class Pipeline:
     def decode(self, latents: torch.Tensor) -> list[np.ndarray]:
         vae = self.pipe.vae
         latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
-        if vae.config.shift_factor is not None:
-            latents = latents + vae.config.shift_factor
+        if (shift := vae.config.get("shift_factor")) is not None:
+            latents = latents + shift
         images = vae.decode(latents, return_dict=False)[0]
         pictures = self.pipe.image_processor.postprocess(images.float(), output_type="np")
         return list((pictures * 255).round().astype(np.uint8))
