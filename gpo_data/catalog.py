@@ -39,7 +39,7 @@ EMPTY = {
     "offset": "BIGINT", "size": "BIGINT", "crc32": "BIGINT", "filename": "VARCHAR",
 }  # fmt: skip
 NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored
-SNAPSHOT = ("group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
+SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
 
 
 def connect(lake: str) -> duckdb.DuckDBPyConnection:
@@ -99,13 +99,18 @@ def rescore(con: duckdb.DuckDBPyConnection, reward: str | None, dataset: str | N
 
 
 def snapshot(
-    con: duckdb.DuckDBPyConnection, dataset: str, reward: str | None = None, where: str | None = None
+    con: duckdb.DuckDBPyConnection,
+    dataset: str,
+    reward: str | None = None,
+    where: str | None = None,
+    keep_dead: bool = False,
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
     Args:
         reward: expression in the place of the stored reward; the views of `con` show it from then on.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
+        keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -128,10 +133,12 @@ def snapshot(
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
     advantages, alive = standardise(group, values, len(keys.dictionary))
-    table = table.append_column("advantage", pa.array(advantages)).filter(pa.array(alive[group]))
+    table = table.append_column("advantage", pa.array(advantages))
+    if not keep_dead:
+        table = table.filter(pa.array(alive[group]))
     facts = {
         "digest": digest(table),
-        "groups": str(int(alive.sum())),
+        "groups": str(len(alive) if keep_dead else int(alive.sum())),
         "dead_groups": str(int((~alive).sum())),
         "failed_members": str(failed),
     }

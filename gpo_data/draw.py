@@ -33,6 +33,7 @@ def draw(recipe: Recipe, console: Console) -> Path:
     judges = evaluators.build(recipe)
     rewards.check(recipe.reward, TASKS[recipe.task.kind].COLUMNS | evaluators.columns_of(judges))
     model_folder = models.resolve(recipe.model, recipe.revision)
+    policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     folder = open_dataset(recipe, fields)
     todo = _missing(recipe, folder, shards, console)
@@ -41,6 +42,8 @@ def draw(recipe: Recipe, console: Console) -> Path:
         return folder
     console.print(f"loading {recipe.model} on {models.device_of(recipe.sampler)}", soft_wrap=True)
     model = models.load(model_folder, recipe.sampler)
+    if policy:
+        models.adopt(model, policy)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0

@@ -172,9 +172,14 @@ def read_sample(tar: Path, offset: int, size: int, crc32: int) -> dict[str, byte
             blocks = os.pread(stream.fileno(), size, offset)
     except FileNotFoundError:
         blocks = b""
+    return unpack_checked(str(tar), blocks, offset, size, crc32)
+
+
+def unpack_checked(where: str, blocks: bytes, offset: int, size: int, crc32: int) -> dict[str, bytes]:
+    """A sample's files out of `blocks`, read at `offset` of the tar `where`. Raises RunError on damage."""
     if len(blocks) != size or zlib.crc32(blocks) != crc32:
         raise RunError(
-            f"{tar}: damaged at bytes {offset} to {offset + size}: expected crc32 {crc32:#010x}, found "
+            f"{where}: damaged at bytes {offset} to {offset + size}: expected crc32 {crc32:#010x}, found "
             f"{zlib.crc32(blocks):#010x} over {len(blocks)} bytes; run `gpo-data verify RECIPE --repair`"
         )
     return unpack_sample(blocks)[1]

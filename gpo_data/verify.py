@@ -152,6 +152,8 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     rows = [r for r in rows if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
+    if recipe.policy:
+        models.adopt(model, models.policy_folder(recipe.policy))
     judges, found = evaluators.build(recipe), []
     size = recipe.sampler.batch_size
     for start in range(0, len(picks), size):

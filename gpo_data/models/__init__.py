@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file as load_safetensors
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Sampler
@@ -96,6 +97,31 @@ def load(folder: Path, sampler: Sampler) -> Model:
     module, family = FAMILIES[name]
     model: Model = getattr(importlib.import_module(module), family)(folder, sampler)
     return model
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
+
+
+def policy_folder(folder: str) -> Path:
+    """The folder of a recipe's `policy:`, checked. Raises UsageError."""
+    path = Path(folder)
+    if not (path / LORA_FILE).is_file() and not list(path.glob("*/diffusion_pytorch_model*.safetensors")):
+        raise UsageError(
+            f"policy: expected {path / LORA_FILE} or a denoiser's sub-folder with diffusion_pytorch_model.safetensors, "
+            f"found neither; `gpo-train fit` writes one to runs/<run>/policy"
+        )
+    return path
+
+
+def adopt(model: Any, folder: Path) -> None:
+    """Put the trained weights in `folder` (see `policy_folder`) over the model's own."""
+    if (folder / LORA_FILE).is_file():
+        model.pipe.load_lora_weights(folder, weight_name=LORA_FILE)
+        return
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
+        state |= load_safetensors(file)
+    model.denoiser.load_state_dict(state)
 
 
 def device_of(sampler: Sampler) -> str:

@@ -1,0 +1,144 @@
+"""Groups as training reads them: a frozen snapshot, a deterministic order, checked bytes.
+
+    order(seed, epoch, pass) = permutation(PCG64([seed, epoch, pass])) of the snapshot's groups
+    step s of a pass         = the B groups order[s B : (s + 1) B];  rank r takes its slice [r::world]
+
+What always holds: the order is a pure function, so every rank sees the same global batches and a resumed run goes on
+where it stopped; all ranks take equally many steps (the remainder of groups modulo B sits a pass out, other groups
+each time); a sample is read at the sidecar's offset and checked by crc32, and damage stops the run with the shard's
+path and the command that repairs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from gpo_data import shard as store
+from gpo_data.errors import UsageError
+
+
+@dataclass(frozen=True)
+class TrainGroup:
+    """One prompt's members, as many as the snapshot kept.
+
+    latents: [n, C, h, w], the sampler's own. conditioning: {name: [...]}, without a batch axis. rewards: [n] float64.
+    """
+
+    key: str  # <dataset>/<group_key>: two iterations of a run may hold the same group_key
+    prompt: str
+    members: tuple[int, ...]
+    latents: Tensor
+    conditioning: dict[str, Tensor]
+    rewards: Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group lies, and which of its members count."""
+
+    key: str
+    prompt: str
+    tar: str
+    offset: int
+    size: int
+    crc32: int
+    members: tuple[int, ...]
+    rewards: tuple[float, ...]
+
+
+class Reader(torch.utils.data.Dataset):
+    """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
+
+    def __init__(self, lake: str, snapshot: pa.Table) -> None:
+        self.lake, self.places = lake, _places(lake, snapshot)
+        self.digest = digest_of([snapshot])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> TrainGroup:
+        place = self.places[index]
+        if self._files is None:
+            sample = store.read_sample(Path(place.tar), place.offset, place.size, place.crc32)
+        else:
+            blocks = self._files.cat_file(place.tar, place.offset, place.offset + place.size)
+            sample = store.unpack_checked(place.tar, blocks, place.offset, place.size, place.crc32)
+        latents = load_safetensors(sample["latents.safetensors"])["latents"]
+        return TrainGroup(
+            key=place.key,
+            prompt=place.prompt,
+            members=place.members,
+            latents=latents[list(place.members)],
+            conditioning=load_safetensors(sample["prompt.safetensors"]),
+            rewards=torch.tensor(place.rewards, dtype=torch.float64),
+        )
+
+    @cached_property
+    def _files(self) -> fsspec.AbstractFileSystem | None:
+        return fsspec.core.url_to_fs(self.lake)[0] if "://" in self.lake else None
+
+
+def digest_of(snapshots: Sequence[pa.Table]) -> str:
+    """Of one snapshot, or of several read as one."""
+    digests = [(s.schema.metadata or {}).get(b"digest", b"").decode() for s in snapshots]
+    return digests[0] if len(digests) == 1 else hashlib.blake2b("/".join(digests).encode(), digest_size=16).hexdigest()
+
+
+def merge(snapshots: Sequence[pa.Table]) -> pa.Table:
+    """Several snapshots as one, each with its own advantages (replay of past iterations)."""
+    if len(snapshots) == 1:
+        return snapshots[0]
+    facts = {name: str(sum(int((s.schema.metadata or {})[name.encode()]) for s in snapshots))
+             for name in ("groups", "dead_groups", "failed_members")}  # fmt: skip
+    return pa.concat_tables(snapshots).replace_schema_metadata(facts | {"digest": digest_of(snapshots)})
+
+
+def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> list[list[int]]:
+    """The global batches of one epoch: `passes` permutations, groups // batch steps each. Raises UsageError."""
+    if groups < batch:
+        raise UsageError(
+            f"train.batch_groups: {batch} groups a step, and the snapshot has {groups} with a reward that varies; "
+            f"lower it, or draw more groups"
+        )
+    steps, found = groups // batch, []
+    for number in range(passes):
+        order = np.random.Generator(np.random.PCG64([seed, epoch, number])).permutation(groups).tolist()
+        found += [order[s * batch : (s + 1) * batch] for s in range(steps)]
+    return found
+
+
+def _places(lake: str, table: pa.Table) -> list[Place]:
+    folder = lake.rstrip("/")
+    places: list[Place] = []
+    rows = table.select(
+        ["dataset", "group_key", "prompt", "member", "reward", "tar", "offset", "size", "crc32"]
+    ).to_pylist()
+    by_group: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
+    for (dataset, key), members in by_group.items():
+        first = members[0]
+        places.append(
+            Place(
+                key=f"{dataset}/{key}",
+                prompt=first["prompt"],
+                tar=f"{folder}/dataset={dataset}/{first['tar']}",
+                offset=first["offset"],
+                size=first["size"],
+                crc32=first["crc32"],
+                members=tuple(row["member"] for row in members),
+                rewards=tuple(row["reward"] for row in members),
+            )
+        )
+    return places

@@ -1,0 +1,123 @@
+"""gpo-train: from groups to a better policy.
+
+    gpo-train fit    recipes/text-tiny.yaml                   train on the recipe's frozen shards (resumes)
+    gpo-train fit    recipes/text-tiny.yaml --mode online     draw with the current policy, train, and so on
+    gpo-train eval   recipes/text-tiny.yaml                   its newest run against the base, held-out prompts
+    gpo-train export recipes/text-tiny.yaml --out folder      files that diffusers opens with no code of ours
+    gpo-train watch  recipes/text-tiny.yaml                   an online run's curves, out of the lake
+
+Every key of the recipe can be overridden: --train.learning_rate 1e-5 --train.tuning lora --eval.prompts 64.
+Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from gpo_data import recipe as recipes
+from gpo_data.errors import RunError, UsageError
+from gpo_data.recipe import Recipe
+
+console = Console(highlight=False)
+
+
+def fit(recipe: Recipe, options: argparse.Namespace) -> int:
+    """train a policy; resumes"""
+    from gpo_data.generate import Interrupted
+    from gpo_train.fit import Stopped, fit
+
+    try:
+        fit(recipe, options.mode, options.run, console)
+    except (Stopped, Interrupted):
+        console.print("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def evaluate(recipe: Recipe, options: argparse.Namespace) -> int:
+    """compare a run's policy with its base on held-out prompts, same seeds"""
+    from gpo_train.evaluate import evaluate
+
+    evaluate(recipe, _run(recipe, options), console)
+    return 0
+
+
+def export(recipe: Recipe, options: argparse.Namespace) -> int:
+    """write the policy as a plain diffusers folder or LoRA file"""
+    from gpo_train.export import export
+
+    console.print(f"exported: {export(_run(recipe, options), options.out)}", soft_wrap=True)
+    return 0
+
+
+def watch(recipe: Recipe, options: argparse.Namespace) -> int:
+    """curves of an online run, out of the lake"""
+    from gpo_train.watch import watch
+
+    watch(recipe, _run(recipe, options), console)
+    return 0
+
+
+VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
+    "fit": fit, "eval": evaluate, "export": export, "watch": watch,
+}  # fmt: skip
+
+
+def _run(recipe: Recipe, options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from gpo_train.run import RUNS, Run, newest
+
+    return Run(RUNS / options.run) if options.run else newest(str(recipe.name), options.mode)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("gpo-train", description=__doc__, formatter_class=style, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, function in VERBS.items():
+        verb = verbs.add_parser(name, help=function.__doc__, description=f"{name}: {function.__doc__}",
+                                epilog=_settings_help(name), formatter_class=style, allow_abbrev=False)  # fmt: skip
+        verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
+        mode = "online" if name == "watch" else "offline"
+        verb.add_argument("--mode", choices=("offline", "online"), default=mode, help=f"default: {mode}")
+        verb.add_argument("--run", metavar="NAME", help="folder in runs/; default: " + (
+            "<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"))  # fmt: skip
+        if name == "export":
+            verb.add_argument("--out", type=Path, required=True, help="a new folder")
+    return parser, dict(verbs.choices)
+
+
+def _settings_help(verb: str) -> str:
+    """The keys of the recipe's sections that the verb reads, with what they mean."""
+    if not {"-h", "--help"} & set(sys.argv) or verb not in ("fit", "eval"):
+        return ""
+    from gpo_train.settings import Eval, Online, Train
+
+    sections = {"fit": {"train": Train, "online": Online}, "eval": {"eval": Eval}}[verb]
+    return "\n\n".join(f"--{name}.KEY VALUE: {inspect.getdoc(kind)}" for name, kind in sections.items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    parser, verbs = _parsers()
+    if not arguments or arguments[0] not in verbs:
+        parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
+    overrides, rest = recipes.split_overrides(arguments[1:])
+    options, unknown = verbs[arguments[0]].parse_known_intermixed_args(rest)
+    try:
+        return VERBS[arguments[0]](recipes.load(options.recipe, overrides + unknown), options)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

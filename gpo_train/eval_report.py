@@ -1,0 +1,108 @@
+"""What `eval` found, for people: a table in the terminal, one static page, a grid of matched seeds before and after."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from gpo_data.recipe import Recipe
+from gpo_data.shard import dataset_folder, write_atomic
+from gpo_data.show import load_groups
+
+PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
+
+
+def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(what, base, policy, difference) as text."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}%"
+
+    base, policy, difference = found["base"], found["policy"], found["difference"]
+    low, high = difference["ci95"]
+    rows = [("exact", percent(base["exact"]), percent(policy["exact"]),
+             f"{100 * difference['exact']:+.1f} points, 95% [{100 * low:+.1f}, {100 * high:+.1f}]"),
+            ("lenient", percent(base["lenient"]), percent(policy["lenient"]),
+             f"{100 * difference['lenient']:+.1f} points")]  # fmt: skip
+    for level, one in found["by_level"].items():
+        gain = one["policy"] - one["base"]
+        rows.append(
+            (
+                f"  exact at {level} (n={one['n']})",
+                percent(one["base"]),
+                percent(one["policy"]),
+                f"{100 * gain:+.1f} points",
+            )
+        )
+    if "color_exact" in base:
+        rows.append(("colour as asked", percent(base["color_exact"]), percent(policy["color_exact"]),
+                     f"{100 * (policy['color_exact'] - base['color_exact']):+.1f} points"))  # fmt: skip
+    for name in ("reward", "diversity", "entropy", "edge_density", "dark_fraction"):
+        if name in base:
+            change = policy[name] / base[name] if base[name] else float("nan")
+            rows.append((name.replace("_", " "), f"{base[name]:.3f}", f"{policy[name]:.3f}", f"x {change:.2f}"))
+    return rows
+
+
+def headline(found: dict[str, Any]) -> str:
+    return f"{found['run']}: {found['n']} images each side, {found['prompts']} held-out prompts, same seeds"
+
+
+def terminal(found: dict[str, Any], console: Console) -> None:
+    table = Table("", "base", "policy", "difference", title=headline(found), title_justify="left")
+    for row in rows_of(found):
+        table.add_row(*row)
+    console.print(table)
+
+
+def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
+    """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right)."""
+    sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
+    shown = [image for group in sides[0] for image in group.images if image is not None]
+    edge = shown[0].shape[0] * SCALE if shown[0].shape[0] <= 128 else 192
+    members = min(MEMBERS, sides[0][0].size)
+    width, height = 2 * members * (edge + GAP) + 3 * GAP, len(sides[0]) * (edge + LABEL + GAP) + LABEL + GAP
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for side, title in enumerate(("base", "policy, the same seeds")):
+        draw.text((GAP + side * (members * (edge + GAP) + GAP), 1), title, fill="black")
+    for row, pair in enumerate(zip(*sides, strict=True)):
+        top = LABEL + row * (edge + LABEL + GAP)
+        draw.text((GAP, top), pair[0].prompt.text[: width // 7], fill="black")
+        for side, group in enumerate(pair):
+            for member in range(members):
+                image = group.images[member]
+                x = GAP + side * (members * (edge + GAP) + GAP) + member * (edge + GAP)
+                if image is not None:
+                    sheet.paste(Image.fromarray(image).resize((edge, edge), Image.Resampling.NEAREST), (x, top + LABEL))
+                if (group.rewards[member] or 0) >= 1:
+                    draw.rectangle(
+                        (x, top + LABEL, x + edge - 1, top + LABEL + edge - 1), outline=(0, 170, 60), width=2
+                    )
+    sheet.save(path)
+    return path
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
+<style>body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
+table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left;white-space:pre}img{max-width:100%;image-rendering:pixelated}</style>
+<h1>{{ title }}</h1><p>The interval resamples prompts. A green frame is a reward of 1.</p>
+<table><tr><th></th><th>base</th><th>policy</th><th>difference</th></tr>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table><h2>Before and after</h2><img alt="the same seeds, base and policy" src="{{ picture }}">
+"""
+
+
+def page(found: dict[str, Any], picture: Path, path: Path) -> Path:
+    """One static file, the picture inside."""
+    uri = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    html = jinja2.Environment(autoescape=True).from_string(PAGE)
+    write_atomic(path, html.render(title=headline(found), rows=rows_of(found), picture=uri).encode())
+    return path

@@ -1,0 +1,161 @@
+"""The verb `eval`: policy against base on held-out prompts, the same noise seeds for both.
+
+    exact       the word was read, the number was counted, exactly
+    lenient     text: the word is in what was read; count: at most one off
+    difference  policy - base, paired by (prompt, seed); its 95% interval resamples prompts, because members of one
+                prompt are not independent
+    diversity   root of the mean variance of latents over a group's members, mean over groups; a policy that collapses
+                onto one picture a prompt loses it
+    drift       entropy, edge density and dark fraction of the pictures, and the colour as asked where it is measured
+
+Both sides are datasets in the lake like everything else (`<recipe>-eval-<hash>`, `<run>-eval-<hash>`), so SQL sees
+them, drawing resumes, and a base that was drawn before is not drawn again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from gpo_data import catalog, models
+from gpo_data.audit.members import EXACT, IMAGE_STATISTICS, LEVEL
+from gpo_data.dataset import identity
+from gpo_data.draw import draw
+from gpo_data.errors import UsageError
+from gpo_data.plan import plan
+from gpo_data.reader import Reader
+from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.shard import write_atomic
+from gpo_data.tasks import TASKS
+from gpo_train.run import Run
+from gpo_train.settings import Eval, eval_settings
+
+LENIENT = {
+    "text": "text_contains(target, ocr_text)",
+    "count": "(abs(n_detected - target_count) <= 1)",
+    "align": "(reward >= 0.5)",
+}
+
+
+def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
+    """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
+    from gpo_train import eval_report
+
+    card, settings = run.card(), eval_settings(recipe)
+    if not run.policy.is_dir():
+        raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
+    if recipe.task.kind not in EXACT:
+        raise UsageError(f"eval: task.kind {recipe.task.kind} has no exact accuracy; expected {' or '.join(EXACT)}")
+    base, policy = eval_recipes(recipe, run, settings)
+    for side in (base, policy):
+        console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
+        draw(side, console)
+    found = {"run": run.name, "mode": card["mode"], "train_seconds": card.get("train_seconds")}
+    found |= compare(recipe, base, policy, settings)
+    write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
+    eval_report.terminal(found, console)
+    grid = eval_report.grid(recipe, str(base.name), str(policy.name), run.folder / "eval.png")
+    page = eval_report.page(found, grid, run.folder / "eval.html")
+    console.print(f"page: {page}", soft_wrap=True)
+    return found
+
+
+def eval_recipes(recipe: Recipe, run: Run, settings: Eval) -> tuple[Recipe, Recipe]:
+    """The recipes of base and policy: held-out prompts, prompts x group_size pictures also where prompts are few."""
+    task = dataclasses.replace(recipe.task, split="heldout", num_prompts=None)
+    try:
+        available = len(TASKS[task.kind].prompts(task, settings.seed))
+    except UsageError:  # the grammar has no end
+        available = settings.prompts
+    prompts = min(settings.prompts, available)
+    base = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(task, num_prompts=prompts),
+        group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
+        seed=settings.seed, where=None, policy=recipe.policy, train={}, online={}, eval={},
+    )  # fmt: skip
+    policy = dataclasses.replace(base, policy=str(run.policy))
+    return _named(base, f"{recipe.name}-eval"), _named(policy, f"{run.name}-eval")
+
+
+def _named(recipe: Recipe, stem: str) -> Recipe:
+    fields = identity(recipe, models.resolve(recipe.model, recipe.revision), plan(recipe))
+    return dataclasses.replace(recipe, name=f"{stem}-{fingerprint_of(fields)[:6]}")
+
+
+def compare(recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval) -> dict[str, Any]:
+    """Every number of eval.json, fractions and not percents."""
+    con = catalog.connect(recipe.lake)
+    columns = {row[0] for row in con.execute("describe members").fetchall()}
+    kind = recipe.task.kind
+    statistics = [name for name in IMAGE_STATISTICS if name in columns]
+    wanted = {"exact": f"({EXACT[kind]})::double", "lenient": f"({LENIENT[kind]})::double", "reward": "reward"}
+    wanted |= {name: name for name in statistics}
+    if {"color", "color_seen"} <= columns:
+        wanted["color_exact"] = "(color = color_seen)::double"
+    sides = []
+    for side in (base, policy):
+        listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
+        table = con.execute(
+            f"SELECT group_key, member, {LEVEL[kind]} AS level, {listed} FROM members "
+            f"WHERE dataset = ? AND status = 'ok' ORDER BY 1, 2",
+            [side.name],
+        ).to_arrow_table()
+        sides.append({(row["group_key"], row["member"]): row for row in table.to_pylist()})
+    shared = sorted(sides[0].keys() & sides[1].keys())  # a failed member has no partner
+
+    def column(side: int, name: str) -> np.ndarray:
+        values = [sides[side][key][name] for key in shared]
+        return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+    groups = np.unique([key for key, _ in shared], return_inverse=True)[1]
+    difference = column(1, "exact") - column(0, "exact")
+    levels = column(0, "level").astype(int)
+    found: dict[str, Any] = {"n": len(shared), "prompts": int(groups.max()) + 1}
+    for side, name in enumerate(("base", "policy")):
+        found[name] = {key: _mean(column(side, key)) for key in wanted}
+        found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[side].name))
+    found["difference"] = {
+        "exact": float(difference.mean()),
+        "ci95": bootstrap(difference, groups, settings.bootstrap, settings.seed),
+        "lenient": _mean(column(1, "lenient") - column(0, "lenient")),
+    }
+    found["diversity_ratio"] = found["policy"]["diversity"] / found["base"]["diversity"]
+    found["by_level"] = {
+        str(level): {
+            "n": int((levels == level).sum()),
+            "base": _mean(column(0, "exact")[levels == level]),
+            "policy": _mean(column(1, "exact")[levels == level]),
+        }
+        for level in np.unique(levels)
+    }
+    found["datasets"] = {"base": base.name, "policy": policy.name}
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def bootstrap(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> list[float]:
+    """The 95% percentile interval of the mean of `values`, resampling whole groups (prompts)."""
+    count = int(groups.max()) + 1
+    sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count)
+    picks = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    means = sums[picks].sum(1) / sizes[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def diversity(lake: str, dataset: str) -> float:
+    """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
+    found = []
+    table = catalog.snapshot(catalog.connect(lake), dataset, keep_dead=True)
+    for group in Reader(lake, table):
+        if len(group.members) > 1:
+            found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
+    return float(np.mean(found))

@@ -1,0 +1,77 @@
+"""The trained weights as files that diffusers opens with no code of ours.
+
+    LoRA    <folder>/pytorch_lora_weights.safetensors      pipe.load_lora_weights(folder)
+    full    <folder>/<denoiser>/                           <DenoiserClass>.from_pretrained(folder, subfolder=...)
+
+`export` makes of a full policy a whole diffusers folder for `DiffusionPipeline.from_pretrained`, with the base model's
+other parts copied; of a LoRA the one file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import get_peft_model_state_dict
+
+from gpo_data import models
+from gpo_data.errors import UsageError
+from gpo_train.policy import Policy
+from gpo_train.run import Run
+
+
+def denoiser_name(model: Any) -> str:
+    """`transformer` or `unet`: the pipeline's own name of the denoiser."""
+    return next(name for name, part in model.pipe.components.items() if part is model.denoiser)
+
+
+def save_policy(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+    """Write the policy's weights, in the precision that draws; the folder appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model: Any = policy.model
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        out = Path(temporary) / "policy"
+        if policy.settings.tuning == "lora":
+            name = denoiser_name(model)
+            layers = get_peft_model_state_dict(policy.denoiser)
+            save: Any = model.pipe.save_lora_weights
+            save(out, **{f"{name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
+        else:
+            before = {name: p.data for name, p in policy.denoiser.named_parameters()}
+            try:
+                for parameter in policy.denoiser.parameters():
+                    parameter.data = parameter.data.to(dtype)
+                policy.denoiser.save_pretrained(out / denoiser_name(model))  # type: ignore[operator]
+            finally:
+                for name, parameter in policy.denoiser.named_parameters():
+                    parameter.data = before[name]
+        if folder.exists():
+            shutil.rmtree(folder)
+        out.rename(folder)
+
+
+def export(run: Run, out: Path) -> Path:
+    """The run's policy as a plain diffusers folder or LoRA file in `out`. Raises UsageError."""
+    card = run.card()
+    if not run.policy.is_dir():
+        raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
+    if (run.policy / models.LORA_FILE).is_file():
+        shutil.copytree(run.policy, out, dirs_exist_ok=True)
+        return out
+    base = models.resolve(card["recipe"]["model"], card["recipe"]["revision"])
+    denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
+    wanted = {name for name, value in json.loads((base / "model_index.json").read_text()).items()
+              if isinstance(value, list) and value[0] and name != denoiser}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(base / "model_index.json", out)
+    for name in sorted(wanted):
+        if (base / name).is_dir():
+            shutil.copytree(base / name, out / name)
+    shutil.copytree(run.policy / denoiser, out / denoiser)
+    return out

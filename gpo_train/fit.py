@@ -1,0 +1,222 @@
+"""The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
+
+Offline reads the recipe's dataset, frozen in runs/<run>/snapshot.parquet; online draws an iteration an epoch
+(online.py). Ctrl-C and SIGTERM stop after the step in flight, with a checkpoint; the same command goes on there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pyarrow.parquet as pq
+import torch
+from lightning.pytorch import loggers as logging_to
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from rich.console import Console
+
+from gpo_data import catalog, models
+from gpo_data.dataset import read_card
+from gpo_data.errors import RunError, UsageError
+from gpo_data.reader import Reader
+from gpo_data.recipe import Recipe
+from gpo_data.shard import dataset_folder, write_atomic
+from gpo_train.data import GroupDataModule, GroupsOf
+from gpo_train.export import save_policy
+from gpo_train.module import GPOModule
+from gpo_train.policy import Policy
+from gpo_train.run import Run, open_run
+from gpo_train.settings import Train, train_settings
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM: a checkpoint is on disk."""
+
+
+def fit(recipe: Recipe, mode: str, name: str | None, console: Console) -> Run:
+    """Train, or go on training. Raises UsageError, RunError and Stopped."""
+    settings = train_settings(recipe, mode)
+    model_folder = models.resolve(recipe.model, recipe.revision)
+    run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
+    if run.card()["state"] == "finished":
+        console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
+        return run
+    seed = recipe.seed if settings.seed is None else settings.seed
+    L.seed_everything(seed, verbose=False)
+    _quiet()
+    groups_of, callbacks, model = _offline(recipe, settings, run, model_folder, console), list[Callback](), None
+    if mode == "online":
+        raise UsageError("--mode online: not built yet")
+    model = model or load_for_training(recipe, settings, model_folder)
+    policy = Policy(model, settings)
+    module = GPOModule(policy, settings, seed, run.folder)
+    data = GroupDataModule(groups_of, settings, seed)
+    stop = _StopOnSignals()
+    trainer = make_trainer(recipe, settings, run, [*callbacks, stop])
+    resume = run.last if run.last.is_file() else None
+    if trainer.is_global_zero:
+        size = sum(p.numel() for p in policy.trainable())
+        console.print(
+            f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
+            f"({settings.tuning}) on {trainer.strategy.root_device}, {settings.epochs} epochs of {settings.passes} passes",
+            soft_wrap=True,
+        )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch (now {settings.micro_batch}; the "
+            f"gradient stays the same), set train.gradient_checkpointing: true, train.precision: bfloat16 or "
+            f"train.tuning: lora; the last checkpoint is {run.last}"
+        ) from None
+    if stop.stopped or trainer.interrupted:
+        raise Stopped
+    if trainer.is_global_zero:
+        save_policy(policy, run.policy, getattr(torch, recipe.sampler.dtype))
+        run.note(state="finished", steps=trainer.global_step, train_seconds=round(stop.seconds, 1))
+        console.print(
+            f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
+        )
+    return run
+
+
+def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> models.Model:
+    """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
+    half = settings.tuning == "lora" and settings.precision == "bfloat16"
+    sampler = dataclasses.replace(recipe.sampler, dtype="bfloat16" if half else "float32")
+    model = models.load(model_folder, sampler)
+    if recipe.policy:
+        models.adopt(model, models.policy_folder(recipe.policy))
+    return model
+
+
+def _offline(recipe: Recipe, settings: Train, run: Run, model_folder: Path, console: Console) -> GroupsOf:
+    """The frozen snapshot's reader, for every epoch."""
+    assert recipe.name
+    frozen = run.folder / "snapshot.parquet"
+    if frozen.is_file():
+        table = pq.read_table(frozen)
+    else:
+        if "://" not in recipe.lake:
+            _same_model(recipe, model_folder)
+        where = recipe.where
+        if settings.objective == "sft":
+            where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
+        table = catalog.snapshot(
+            catalog.connect(recipe.lake), recipe.name, recipe.reward, where, keep_dead=settings.objective == "sft"
+        )
+        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        console.print(
+            f"dataset {recipe.name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "
+            f"(every reward the same; skipped), {facts['failed_members']} failed members",
+            soft_wrap=True,
+        )
+        if not table.num_rows:
+            raise UsageError(
+                f"dataset {recipe.name}: all {facts['dead_groups']} groups are dead: no member is better than another "
+                f"under the reward {recipe.reward!r}; try another reward: or where:, or draw more or other prompts"
+            )
+        _write_table(table, frozen)
+        run.note(snapshot=facts)
+    reader = Reader(recipe.lake, table)
+    return lambda epoch: reader
+
+
+def _same_model(recipe: Recipe, model_folder: Path) -> None:
+    """The dataset's latents must be this model's."""
+    card = read_card(dataset_folder(recipe.lake, str(recipe.name)))
+    drawn, here = card["fields"].get("model_digest"), models.digest(model_folder)
+    if drawn != here:
+        raise UsageError(
+            f"dataset {recipe.name} was drawn by another model ({card['fields'].get('model')}, digest {drawn}) than "
+            f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
+        )
+
+
+def _write_table(table: Any, path: Path) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue())
+
+
+def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Callback]) -> L.Trainer:
+    """lightning.Trainer with the recipe's own options over ours."""
+    logs = run.folder / "logs"
+    makers: dict[str, Any] = {
+        "csv": lambda: logging_to.CSVLogger(logs, name="csv", version=""),
+        "tensorboard": lambda: logging_to.TensorBoardLogger(logs, name="tensorboard", version=""),
+        "wandb": lambda: logging_to.WandbLogger(name=run.name, save_dir=logs, id=run.name, resume="allow"),
+    }
+    checkpoint = ModelCheckpoint(
+        run.folder / "checkpoints", filename="epoch", save_last=True, save_top_k=1, every_n_train_steps=settings.checkpoint_steps,
+        save_on_train_epoch_end=True, enable_version_counter=False,
+    )  # fmt: skip
+    if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
+        callbacks = [EMAWeightAveraging(decay=settings.ema), *callbacks]
+    options: dict[str, Any] = {
+        "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
+        "devices": 1,
+        "max_epochs": settings.epochs,
+        "callbacks": [checkpoint, TQDMProgressBar(refresh_rate=5), *callbacks],
+        "logger": [makers[name]() for name in settings.loggers] or False,
+        "log_every_n_steps": 1,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": run.folder,
+    }
+    try:
+        return L.Trainer(**(options | settings.trainer))
+    except (TypeError, ValueError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+        raise UsageError(f"train.trainer: lightning.Trainer refuses: {' '.join(str(error).split())}") from None
+
+
+class _StopOnSignals(Callback):
+    """The first Ctrl-C or SIGTERM ends the step in flight and writes a checkpoint; also counts the seconds trained."""
+
+    def __init__(self) -> None:
+        self.stopped, self.seconds, self._started = False, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        import time
+
+        self._started = time.monotonic()
+
+        def handle(number: int, frame: object) -> None:
+            self.stopped = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        import time
+
+        self.seconds += time.monotonic() - self._started
+        self._started = time.monotonic()
+        if self.stopped:
+            checkpoint: Any = trainer.checkpoint_callback
+            trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt")
+            raise Stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds = state["seconds"]
+
+
+def _quiet() -> None:
+    """Lightning's advice on what this loop does on purpose."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*exists and is not empty.*",
+                 ".*isinstance.treespec, LeafSpec.*", ".*is smaller than the logging interval.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,179 @@
+"""The LightningModule: draws, errors, objective and optimiser wired together, and what is worth watching logged.
+
+    L = mean over the step's groups, mean over the k draws of group_loss(s[draw], rewards)      (objective.py)
+
+Optimisation is manual, because a step is many backward passes: a chunk of `micro_batch` samples each. Draws of a group
+are independent terms of the loss, so chunks of whole draws are exact as they are; a group larger than `micro_batch`
+asks for all errors first, without gradients, and then gives each chunk its share of dL/ds (objective.coefficients).
+What always holds: the gradient does not depend on `micro_batch` but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from gpo_data.errors import RunError
+from gpo_data.reader import TrainGroup
+from gpo_train import objective
+from gpo_train.policy import Draws, Policy, make_draws
+from gpo_train.reference import StoredErrors
+from gpo_train.settings import Train
+
+
+class GPOModule(L.LightningModule):
+    """Group Preference Optimization of `policy` (or, with `objective: sft`, plain denoising of chosen members)."""
+
+    def __init__(self, policy: Policy, settings: Train, seed: int, folder: Path) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.policy, self.settings, self.seed = policy, settings, seed
+        self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
+        self._clock = time.monotonic()
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def configure_optimizers(self) -> Any:
+        s = self.settings
+        optimizer = torch.optim.AdamW(self.policy.trainable(), lr=s.learning_rate, weight_decay=s.weight_decay)
+        warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (s.warmup_steps + 1)))
+        return [optimizer], [warm]
+
+    def transfer_batch_to_device(self, batch: list[TrainGroup], device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # a group may be larger than the device's memory; its chunks move one by one
+
+    def draws_of(self, epoch: int, group: TrainGroup) -> Draws:
+        return make_draws(self.policy.model, self.settings, self.seed, epoch, group)
+
+    def on_train_epoch_start(self) -> None:
+        if self.policy.frozen is not None and self.settings.reference_update == "iteration":
+            self.policy.follow(0.0)
+        self._store_reference_errors()
+
+    def _store_reference_errors(self) -> None:
+        """Ask the reference while the policy still is it: for this epoch, or, if it never moves, for all of them."""
+        if self.stored is None or self.settings.objective == "sft":
+            return
+        epoch, last = self.current_epoch, self.trainer.max_epochs or 1
+        loader: Any = self.trainer.train_dataloader
+        follows = self.settings.reference_update == "iteration"
+        if not follows and epoch > 0:
+            return
+        self.policy.denoiser.eval()
+        for asked in [epoch] if follows else range(last):
+            self.stored.compute(asked, loader.reader, self)
+        self.policy.denoiser.train()
+
+    def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:
+        """[k, n]: looked up, or asked now."""
+        if self.stored is not None:
+            return self.stored.look_up(self.current_epoch, group)
+        return self.policy.reference_errors(group, draws)
+
+    def training_step(self, batch: list[TrainGroup], batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {}
+        for position, group in enumerate(batch):
+            found = self.group_backward(group, 1 / len(batch), last=position == len(batch) - 1)
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value / len(batch)
+        norm = self._clip(optimizer)
+        if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
+            raise RunError(
+                f"step {self.global_step}: loss {totals['loss']}, gradient norm {norm}; groups "
+                f"{', '.join(group.key for group in batch)}. Nothing was stepped; the last good checkpoint stays. "
+                f"Lower train.learning_rate or train.beta, or look at these groups with `gpo-data show`"
+            )
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        if self.policy.frozen is not None and self.settings.reference_update == "ema":
+            self.policy.follow(self.settings.reference_decay)
+        samples = sum(len(group.members) for group in batch) * self.settings.draws * self.trainer.world_size
+        now = time.monotonic()
+        totals |= {"grad_norm": norm, "samples_per_s": samples / (now - self._clock)}
+        self._clock = now
+        self.log_dict(totals, prog_bar=True, batch_size=len(batch))
+
+    def group_backward(self, group: TrainGroup, scale: float = 1.0, last: bool = True) -> dict[str, float]:
+        """Add scale * dL/dtheta of one group to the gradients; what is worth logging."""
+        draws = self.draws_of(self.current_epoch, group)
+        if self.settings.objective == "sft":
+            return self._sft_backward(group, draws, scale, last)
+        reference, rewards = self.reference_errors(group, draws), group.rewards.to(self.device)
+        k, n = draws.t.shape
+        size, s = self.settings.micro_batch, self.settings
+        losses: list[Tensor] = []
+        seen: list[Tensor] = []
+        whole = max(1, size // n)
+        for first in range(0, k, whole):
+            rows = slice(first * n, min(k, first + whole) * n)
+            ref = reference.flatten()[rows].to(self.device)
+            if n <= size:
+                errors = self.policy.errors(group, draws, rows)
+                difference = (errors - ref).view(-1, n)
+                loss = torch.stack(
+                    [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta) for d in difference]
+                )
+                self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
+                losses.append(loss.detach())
+                seen.append(difference.detach())
+                continue
+            parts = [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
+            with torch.no_grad():
+                difference = torch.cat([self.policy.errors(group, draws, part) for part in parts]) - ref
+            value, share = objective.coefficients(difference.double(), rewards, s.weighting, s.link, s.beta)
+            for part in parts:
+                errors = self.policy.errors(group, draws, part)
+                weighted = share[part.start - rows.start : part.stop - rows.start] * errors
+                self._backward(weighted.sum() * scale / k, last and part.stop == k * n)
+            losses.append(value[None])
+            seen.append(difference.view(1, n))
+        return self._watched(torch.cat(losses), torch.cat(seen), rewards)
+
+    def _sft_backward(self, group: TrainGroup, draws: Draws, scale: float, last: bool) -> dict[str, float]:
+        rows, size = draws.t.numel(), self.settings.micro_batch
+        total = 0.0
+        for first in range(0, rows, size):
+            errors = self.policy.errors(group, draws, slice(first, min(rows, first + size)))
+            self._backward(errors.sum() * scale / rows, last and first + size >= rows)
+            total += errors.sum().item() / rows
+        return {"loss": total}
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        """Ranks exchange gradients once a step, at its last chunk."""
+        waits: AbstractContextManager = nullcontext()
+        if not self._trainer:
+            loss.backward()
+            return
+        strategy: Any = self.trainer.strategy
+        if not last and hasattr(strategy, "block_backward_sync"):
+            waits = strategy.block_backward_sync()
+        with waits:
+            self.manual_backward(loss)
+
+    def _watched(self, losses: Tensor, s: Tensor, rewards: Tensor) -> dict[str, float]:
+        """Loss, s of the better and the worse half, and the gate: how much of the gradient the link lets through."""
+        weight = objective.weights(rewards, "zscore").to(s.dtype)
+        better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
+        found = {"loss": losses.mean().item(), "s_better": better.item(), "s_worse": worse.item()}
+        if self.settings.link == "logsigmoid":
+            found["gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
+        return found
+
+    def _clip(self, optimizer: Any) -> float:
+        """Clip the gradient norm at `clip` (0: only measure it); the norm before."""
+        largest = self.settings.clip or math.inf
+        sharded: Any = getattr(self.trainer.strategy, "model", None)
+        if hasattr(sharded, "clip_grad_norm_"):  # FSDP: the norm is over all shards
+            return float(sharded.clip_grad_norm_(largest))
+        return float(torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest))

@@ -1,0 +1,176 @@
+"""Policy and reference: what trains, what it is compared with, and the draws at which both are asked.
+
+For a group with latents x_0 [n, C, h, w], draw j gives (t_j, e_j), and the error of a denoiser f is
+
+    err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
+
+Draws are a pure function of (seed, epoch, group key), so a resumed run, another rank or a later pass sees the same
+ones; shared draws give all members of a group one (t, e), which takes the draw's own difficulty out of the comparison.
+The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from gpo_data.models import Conditioning, Model
+from gpo_data.reader import TrainGroup
+from gpo_train.settings import Train
+
+RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """t [k, n] and e [k, n, C, h, w] of one group."""
+
+    t: Tensor
+    e: Tensor
+
+
+def make_draws(model: Model, settings: Train, seed: int, epoch: int, group: TrainGroup) -> Draws:
+    """The group's draws in one epoch; see the module's docstring."""
+    text = f"{seed}/{epoch}/{group.key}"
+    # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
+    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    k, (members, *shape) = settings.draws, group.latents.shape
+    low, high = RANGES[settings.timestep_range]
+    if settings.shared_draws:
+        generator = torch.Generator().manual_seed(digest)
+        u = torch.rand(k, generator=generator)[:, None].expand(k, members)
+        e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
+    else:
+        generators = [torch.Generator().manual_seed((digest + int(m)) % 2**63) for m in group.members]
+        u = torch.stack([torch.rand(k, generator=g) for g in generators], dim=1)
+        e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
+    return Draws(model.time(low + (high - low) * u), e)
+
+
+class Policy(nn.Module):
+    """The trainable denoiser of `model` and its reference.
+
+    Full fine-tuning trains every parameter of the denoiser; LoRA adds PEFT adapters to the family's `lora_targets`.
+    The rest of the pipeline (text encoders, autoencoder) is not part of the module and never moves. Checkpoints hold
+    what trains (and a frozen reference that follows it), never the base model's weights under LoRA.
+    """
+
+    def __init__(self, model: Model, settings: Train) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+        denoiser = model.denoiser
+        denoiser.requires_grad_(False)
+        # A frozen copy is made before adapters are added: it is the model as it came.
+        self.frozen = copy.deepcopy(denoiser).eval() if settings.reference == "frozen" else None
+        if settings.tuning == "lora":
+            denoiser.add_adapter(  # type: ignore[operator]
+                LoraConfig(
+                    r=settings.lora_rank,
+                    lora_alpha=settings.lora_rank,
+                    target_modules=list(model.lora_targets),
+                    init_lora_weights="gaussian",
+                )
+            )
+        else:
+            denoiser.requires_grad_(True)
+        for parameter in denoiser.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # half-precision weights cannot take steps of 1e-5
+        if settings.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if settings.compile:
+            denoiser.compile(dynamic=False)
+        self.denoiser = denoiser.train()
+        self.register_state_dict_post_hook(_drop_what_never_changes)
+        self.register_load_state_dict_post_hook(_allow_what_was_dropped)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
+        # The average of weights copies the module; the pipeline around it is shared, not copied.
+        memo[id(self.model)] = self.model
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return new
+
+    def saved_names(self) -> set[str]:
+        """Names of the parameters that a checkpoint holds."""
+        follows = self.settings.reference_update != "never"
+        return {
+            name for name, p in self.named_parameters() if p.requires_grad or (follows and name.startswith("frozen."))
+        }
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.denoiser.parameters() if p.requires_grad]
+
+    def errors(
+        self, group: TrainGroup, draws: Draws, rows: slice = slice(None), denoiser: nn.Module | None = None
+    ) -> Tensor:
+        """err of the flattened (draw, member) `rows`: [k * n][rows], float32."""
+        device = next(self.denoiser.parameters()).device
+        k, members = draws.t.shape
+        index = torch.arange(k * members)[rows]
+        which = index % members
+        t = draws.t.flatten()[index].to(device)
+        e = draws.e.flatten(0, 1)[index].to(device)
+        x_0 = group.latents.float()[which].to(device)
+        conditioning: Conditioning = {
+            name: value.to(device).float().expand(len(index), *value.shape)
+            for name, value in group.conditioning.items()
+        }
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            said = self.model.predict(self.model.noise(x_0, e, t), t, conditioning, denoiser or self.denoiser)
+        return ((self.model.target(x_0, e, t) - said.float()) ** 2).flatten(1).mean(1)
+
+    @torch.no_grad()
+    def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:
+        """The reference's errors, [k, n], on the CPU."""
+        size, (k, members) = self.settings.micro_batch, draws.t.shape
+        with self.as_reference() as reference:
+            parts = [
+                self.errors(group, draws, slice(start, start + size), reference)
+                for start in range(0, k * members, size)
+            ]
+        return torch.cat(parts).view(k, members).cpu()
+
+    @contextmanager
+    def as_reference(self) -> Iterator[nn.Module]:
+        """The reference network. With `stored` it is the policy itself, asked before it moves."""
+        if self.frozen is not None:
+            yield self.frozen
+        elif self.settings.reference == "adapters":
+            self.denoiser.disable_adapters()
+            try:
+                yield self.denoiser
+            finally:
+                self.denoiser.enable_adapters()
+        else:
+            yield self.denoiser
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """reference <- decay reference + (1 - decay) policy, of a frozen copy of a fully tuned policy."""
+        assert self.frozen is not None
+        for ours, theirs in zip(self.frozen.parameters(), self.denoiser.parameters(), strict=True):
+            ours.lerp_(theirs.to(ours.dtype), 1 - decay)
+
+
+def _drop_what_never_changes(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:
+    assert isinstance(module, Policy)
+    kept = module.saved_names()
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in kept:
+            state.pop(prefix + name, None)
+
+
+def _allow_what_was_dropped(module: nn.Module, incompatible: Any) -> None:
+    assert isinstance(module, Policy)
+    kept = module.saved_names()
+    incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if any(k.endswith(name) for name in kept)]

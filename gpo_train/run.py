@@ -1,0 +1,124 @@
+"""A run's folder: what trained, from what, and where everything of it lies.
+
+    runs/<run>/run.json          recipe, mode, model, snapshot digest, versions, created, state
+    runs/<run>/snapshot.parquet  offline: the groups, rewards and advantages that it trains on
+    runs/<run>/checkpoints/      last.ckpt, exact to resume from
+    runs/<run>/reference/        stored errors of the reference
+    runs/<run>/logs/             csv, tensorboard
+    runs/<run>/policy/           the trained weights: LoRA safetensors, or the denoiser's own diffusers sub-folder
+    runs/<run>/eval.json|html|png
+
+A run is named `<recipe>-<mode>` unless it has a name. The same name with another recipe is an error that says what
+differs; with the same one it resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpo_data
+from gpo_data import models
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Recipe
+from gpo_data.shard import write_atomic
+
+RUNS = Path("runs")
+# Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
+FREE = ("eval", "lake")
+FREE_TRAIN = ("micro_batch", "workers", "checkpoint_steps", "loggers", "trainer", "gradient_checkpointing")
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def policy(self) -> Path:
+        return self.folder / "policy"
+
+    def card(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            known = ", ".join(r.name for r in all_runs(self.folder.parent)) or "none"
+            raise UsageError(f"run {self.folder}: no {path.name} there; runs: {known}") from None
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}: not JSON ({error}); restore it, or train under another --run NAME") from None
+        return found
+
+    def note(self, **facts: Any) -> None:
+        write_atomic(self.folder / "run.json", json.dumps(self.card() | facts, indent=2, ensure_ascii=False).encode())
+
+
+def all_runs(folder: Path = RUNS) -> list[Run]:
+    """Oldest first."""
+    found = [Run(path.parent) for path in folder.glob("*/run.json")]
+    return sorted(found, key=lambda run: (run.card()["created"], run.name))
+
+
+def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
+    """The newest run of a recipe and mode. Raises UsageError."""
+    for run in reversed(all_runs(folder)):
+        card = run.card()
+        if card["recipe"]["name"] == recipe_name and card["mode"] == mode:
+            return run
+    known = ", ".join(run.name for run in all_runs(folder)) or "none"
+    raise UsageError(
+        f"{folder}: no {mode} run of {recipe_name}; `gpo-train fit recipes/{recipe_name}.yaml --mode {mode}` trains one; "
+        f"runs: {known}"
+    )
+
+
+def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: Path = RUNS) -> Run:
+    """The run's folder, made if new. Raises UsageError if another recipe or model trained there."""
+    run = Run(folder / name)
+    content = {
+        "run": name,
+        "mode": mode,
+        "recipe": dataclasses.asdict(recipe),
+        "model_digest": models.digest(model_folder),
+        "versions": models.versions() | {"gpo": gpo_data.__version__},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "state": "training",
+    }
+    if (run.folder / "run.json").is_file():
+        _refuse_difference(run, run.card(), content)
+        return run
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(run.folder / "run.json", json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return run
+
+
+def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
+    before, after = ({"mode": c["mode"], "model_digest": c["model_digest"]} | flat(c["recipe"]) for c in (old, new))
+    differing = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
+    if differing:
+        listed = "; ".join(f"{k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in differing)
+        raise UsageError(f"run {run.folder} has checkpoints of another recipe; train under another name (--run NAME), "
+                         f"or remove the folder. It differs in {listed}")  # fmt: skip
+
+
+def flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run what it is, as {dotted key: value}."""
+    found: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if key in FREE:
+            continue
+        for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
+            if not (key == "train" and inner in FREE_TRAIN):
+                found[f"{key}.{inner}" if inner else key] = one
+    return found
