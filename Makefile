@@ -8,11 +8,12 @@ BIN    = .venv/bin
 READY  = .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup shards audit sql measure verify show test test-slow lint bench tiny clean
+RUN   ?=
+.PHONY: help setup shards audit sql measure verify show train eval export demo test test-slow lint bench tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo; echo "  TASK=text|count  MODEL=tiny|sd35m  ARGS='--key value ...' (any key of the recipe)"
+	@echo; echo "  TASK=text|count|align  MODEL=tiny|sd35m|...  RUN=name  ARGS='--key value ...' (any key of the recipe)"
 
 setup: $(READY) ## build .venv from pinned requirements (every target does this when needed)
 
@@ -45,6 +46,18 @@ verify: $(READY) ## prove a dataset's bytes; ARGS="--redraw 8" draws members aga
 show: $(READY) ## picture grid of groups with rewards
 	@$(BIN)/gpo-data show $(RECIPE) $(ARGS)
 
+train: $(READY) ## train on the frozen shards (resumes); ARGS="--train.learning_rate 1e-5"
+	@$(BIN)/gpo-train fit $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+eval: $(READY) ## the newest run (or RUN=name) against its base on held-out prompts
+	@$(BIN)/gpo-train eval $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+export: $(READY) ## the policy for diffusers: OUT=folder
+	@$(BIN)/gpo-train export $(RECIPE) $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
+
+demo: ## shards, audit, train and eval in one command
+	@$(MAKE) --no-print-directory shards audit train eval
+
 test: $(READY) ## the test suite
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
@@ -54,8 +67,8 @@ test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY) ## drawing against a hand-written loop; SQL over 10 million members
-	@$(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_catalog.py
+bench: $(READY) ## drawing and training against hand-written loops; SQL over 10 million members
+	@$(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_train.py && $(BIN)/python tests/bench_catalog.py
 
 tiny: $(READY) ## train the tiny world's models from nothing (hours on 2 cores)
 	@$(BIN)/python -m gpo_data.tiny recipes/tiny.yaml --out runs/tiny $(ARGS)

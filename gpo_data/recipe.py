@@ -170,7 +170,6 @@ class Recipe:
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
         train: settings of `gpo-train fit`; not read here.
-        online: settings of `gpo-train fit --mode online`; not read here.
         eval: settings of `gpo-train eval`; not read here.
     """
 
@@ -194,7 +193,6 @@ class Recipe:
     reward: str = ""
     where: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
-    online: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
 
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -283,7 +281,7 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
 CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
 EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/__init__.py
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
-OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo_train, which knows their keys
+OPEN_SECTIONS = ("train", "eval")  # checked by gpo_train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
 SECTIONS |= dict.fromkeys(CLIP_SCORERS, Clip)
 

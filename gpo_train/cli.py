@@ -1,10 +1,8 @@
 """gpo-train: from groups to a better policy.
 
     gpo-train fit    recipes/text-tiny.yaml                   train on the recipe's frozen shards (resumes)
-    gpo-train fit    recipes/text-tiny.yaml --mode online     draw with the current policy, train, and so on
     gpo-train eval   recipes/text-tiny.yaml                   its newest run against the base, held-out prompts
     gpo-train export recipes/text-tiny.yaml --out folder      files that diffusers opens with no code of ours
-    gpo-train watch  recipes/text-tiny.yaml                   an online run's curves, out of the lake
 
 Every key of the recipe can be overridden: --train.learning_rate 1e-5 --train.tuning lora --eval.prompts 64.
 Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C or SIGTERM.
@@ -17,6 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -29,12 +28,11 @@ console = Console(highlight=False)
 
 def fit(recipe: Recipe, options: argparse.Namespace) -> int:
     """train a policy; resumes"""
-    from gpo_data.generate import Interrupted
     from gpo_train.fit import Stopped, fit
 
     try:
-        fit(recipe, options.mode, options.run, console)
-    except (Stopped, Interrupted):
+        fit(recipe, options.run, console)
+    except Stopped:
         console.print("stopped; the same command goes on from here")
         return 130
     return 0
@@ -56,23 +54,17 @@ def export(recipe: Recipe, options: argparse.Namespace) -> int:
     return 0
 
 
-def watch(recipe: Recipe, options: argparse.Namespace) -> int:
-    """curves of an online run, out of the lake"""
-    from gpo_train.watch import watch
-
-    watch(recipe, _run(recipe, options), console)
-    return 0
-
-
 VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
-    "fit": fit, "eval": evaluate, "export": export, "watch": watch,
-}  # fmt: skip
+    "fit": fit,
+    "eval": evaluate,
+    "export": export,
+}
 
 
-def _run(recipe: Recipe, options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _run(recipe: Recipe, options: argparse.Namespace) -> Any:
     from gpo_train.run import RUNS, Run, newest
 
-    return Run(RUNS / options.run) if options.run else newest(str(recipe.name), options.mode)
+    return Run(RUNS / options.run) if options.run else newest(str(recipe.name), "offline")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -83,10 +75,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         verb = verbs.add_parser(name, help=function.__doc__, description=f"{name}: {function.__doc__}",
                                 epilog=_settings_help(name), formatter_class=style, allow_abbrev=False)  # fmt: skip
         verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
-        mode = "online" if name == "watch" else "offline"
-        verb.add_argument("--mode", choices=("offline", "online"), default=mode, help=f"default: {mode}")
         verb.add_argument("--run", metavar="NAME", help="folder in runs/; default: " + (
-            "<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"))  # fmt: skip
+            "<recipe>-offline" if name == "fit" else "the newest of this recipe"))  # fmt: skip
         if name == "export":
             verb.add_argument("--out", type=Path, required=True, help="a new folder")
     return parser, dict(verbs.choices)
@@ -96,9 +86,9 @@ def _settings_help(verb: str) -> str:
     """The keys of the recipe's sections that the verb reads, with what they mean."""
     if not {"-h", "--help"} & set(sys.argv) or verb not in ("fit", "eval"):
         return ""
-    from gpo_train.settings import Eval, Online, Train
+    from gpo_train.settings import Eval, Train
 
-    sections = {"fit": {"train": Train, "online": Online}, "eval": {"eval": Eval}}[verb]
+    sections: dict[str, Any] = {"train": Train} if verb == "fit" else {"eval": Eval}
     return "\n\n".join(f"--{name}.KEY VALUE: {inspect.getdoc(kind)}" for name, kind in sections.items())
 
 

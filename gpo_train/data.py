@@ -69,7 +69,7 @@ class GroupLoader:
 
 
 class GroupDataModule(L.LightningDataModule):
-    """`groups_of(epoch)` gives the epoch's reader: the same one offline; online, the newest iterations."""
+    """`groups_of(epoch)` gives the epoch's reader: the same one for all, where the shards are frozen."""
 
     def __init__(self, groups_of: GroupsOf, settings: Train, seed: int) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ def eval_recipes(recipe: Recipe, run: Run, settings: Eval) -> tuple[Recipe, Reci
         recipe,
         task=dataclasses.replace(task, num_prompts=prompts),
         group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
-        seed=settings.seed, where=None, policy=recipe.policy, train={}, online={}, eval={},
+        seed=settings.seed, where=None, policy=recipe.policy, train={}, eval={},
     )  # fmt: skip
     policy = dataclasses.replace(base, policy=str(run.policy))
     return _named(base, f"{recipe.name}-eval"), _named(policy, f"{run.name}-eval")
@@ -100,12 +100,13 @@ def compare(recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval) -> dic
     sides = []
     for side in (base, policy):
         listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
-        table = con.execute(
+        rows = con.execute(
             f"SELECT group_key, member, {LEVEL[kind]} AS level, {listed} FROM members "
             f"WHERE dataset = ? AND status = 'ok' ORDER BY 1, 2",
             [side.name],
-        ).to_arrow_table()
-        sides.append({(row["group_key"], row["member"]): row for row in table.to_pylist()})
+        ).fetchall()
+        names = ("level", *wanted)
+        sides.append({(key, member): dict(zip(names, values, strict=True)) for key, member, *values in rows})
     shared = sorted(sides[0].keys() & sides[1].keys())  # a failed member has no partner
 
     def column(side: int, name: str) -> np.ndarray:
@@ -116,9 +117,9 @@ def compare(recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval) -> dic
     difference = column(1, "exact") - column(0, "exact")
     levels = column(0, "level").astype(int)
     found: dict[str, Any] = {"n": len(shared), "prompts": int(groups.max()) + 1}
-    for side, name in enumerate(("base", "policy")):
-        found[name] = {key: _mean(column(side, key)) for key in wanted}
-        found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[side].name))
+    for number, name in enumerate(("base", "policy")):
+        found[name] = {key: _mean(column(number, key)) for key in wanted}
+        found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[number].name))
     found["difference"] = {
         "exact": float(difference.mean()),
         "ci95": bootstrap(difference, groups, settings.bootstrap, settings.seed),
@@ -155,7 +156,9 @@ def diversity(lake: str, dataset: str) -> float:
     """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
     found = []
     table = catalog.snapshot(catalog.connect(lake), dataset, keep_dead=True)
-    for group in Reader(lake, table):
+    reader = Reader(lake, table)
+    for index in range(len(reader)):
+        group = reader[index]
         if len(group.members) > 1:
             found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
     return float(np.mean(found))

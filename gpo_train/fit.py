@@ -1,14 +1,17 @@
 """The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
 
-Offline reads the recipe's dataset, frozen in runs/<run>/snapshot.parquet; online draws an iteration an epoch
-(online.py). Ctrl-C and SIGTERM stop after the step in flight, with a checkpoint; the same command goes on there.
+It trains on the recipe's dataset, frozen in runs/<run>/snapshot.parquet. Ctrl-C and SIGTERM stop after the step in
+flight, with a checkpoint; the same command goes on there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
+import shutil
 import signal
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,37 +36,42 @@ from gpo_train.policy import Policy
 from gpo_train.run import Run, open_run
 from gpo_train.settings import Train, train_settings
 
+MODE = "offline"  # who writes the shards: `gpo-data shards`, before the training
+
 
 class Stopped(Exception):
     """Ctrl-C or SIGTERM: a checkpoint is on disk."""
 
 
-def fit(recipe: Recipe, mode: str, name: str | None, console: Console) -> Run:
+def fit(recipe: Recipe, name: str | None, console: Console) -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
-    settings = train_settings(recipe, mode)
+    settings = train_settings(recipe)
     model_folder = models.resolve(recipe.model, recipe.revision)
-    run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
+    run = open_run(name or f"{recipe.name}-{MODE}", recipe, MODE, model_folder)
     if run.card()["state"] == "finished":
         console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
         return run
     seed = recipe.seed if settings.seed is None else settings.seed
     L.seed_everything(seed, verbose=False)
     _quiet()
-    groups_of, callbacks, model = _offline(recipe, settings, run, model_folder, console), list[Callback](), None
-    if mode == "online":
-        raise UsageError("--mode online: not built yet")
-    model = model or load_for_training(recipe, settings, model_folder)
-    policy = Policy(model, settings)
+    try:
+        groups_of = _offline(recipe, settings, run, model_folder, console)
+    except UsageError:
+        if not (run.folder / "snapshot.parquet").is_file():  # nothing began: the name stays free
+            shutil.rmtree(run.folder)
+        raise
+    policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     module = GPOModule(policy, settings, seed, run.folder)
     data = GroupDataModule(groups_of, settings, seed)
     stop = _StopOnSignals()
-    trainer = make_trainer(recipe, settings, run, [*callbacks, stop])
+    trainer = make_trainer(recipe, settings, run, [stop])
     resume = run.last if run.last.is_file() else None
     if trainer.is_global_zero:
         size = sum(p.numel() for p in policy.trainable())
         console.print(
             f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
-            f"({settings.tuning}) on {trainer.strategy.root_device}, {settings.epochs} epochs of {settings.passes} passes",
+            f"({settings.tuning}) on {trainer.strategy.root_device}, "
+            f"{settings.epochs} epochs of {settings.passes} passes",
             soft_wrap=True,
         )
     try:
@@ -139,8 +147,6 @@ def _same_model(recipe: Recipe, model_folder: Path) -> None:
 
 
 def _write_table(table: Any, path: Path) -> None:
-    import io
-
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())
@@ -155,9 +161,13 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "wandb": lambda: logging_to.WandbLogger(name=run.name, save_dir=logs, id=run.name, resume="allow"),
     }
     checkpoint = ModelCheckpoint(
-        run.folder / "checkpoints", filename="epoch", save_last=True, save_top_k=1, every_n_train_steps=settings.checkpoint_steps,
-        save_on_train_epoch_end=True, enable_version_counter=False,
-    )  # fmt: skip
+        run.folder / "checkpoints",
+        filename="epoch",
+        save_last=True,
+        every_n_train_steps=settings.checkpoint_steps,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
     if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
         callbacks = [EMAWeightAveraging(decay=settings.ema), *callbacks]
     options: dict[str, Any] = {
@@ -185,8 +195,6 @@ class _StopOnSignals(Callback):
         self.stopped, self.seconds, self._started = False, 0.0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        import time
-
         self._started = time.monotonic()
 
         def handle(number: int, frame: object) -> None:
@@ -197,8 +205,6 @@ class _StopOnSignals(Callback):
             signal.signal(number, handle)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        import time
-
         self.seconds += time.monotonic() - self._started
         self._started = time.monotonic()
         if self.stopped:
@@ -217,6 +223,12 @@ def _quiet() -> None:
     """Lightning's advice on what this loop does on purpose."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*exists and is not empty.*",
-                 ".*isinstance.treespec, LeafSpec.*", ".*is smaller than the logging interval.*"):  # fmt: skip
+    for text in (
+        ".*does not have many workers.*",
+        ".*in eval mode at the start of training.*",
+        ".*exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+        ".*overridden `transfer_batch_to_device`.*",
+    ):
         warnings.filterwarnings("ignore", text)

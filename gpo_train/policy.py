@@ -146,11 +146,11 @@ class Policy(nn.Module):
         if self.frozen is not None:
             yield self.frozen
         elif self.settings.reference == "adapters":
-            self.denoiser.disable_adapters()
+            self.denoiser.disable_adapters()  # type: ignore[operator]
             try:
                 yield self.denoiser
             finally:
-                self.denoiser.enable_adapters()
+                self.denoiser.enable_adapters()  # type: ignore[operator]
         else:
             yield self.denoiser
 

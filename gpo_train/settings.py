@@ -1,8 +1,8 @@
-"""The sections of a recipe that gpo-train reads, `train:`, `online:` and `eval:`, typed and strict.
+"""The sections of a recipe that gpo-train reads, `train:` and `eval:`, typed and strict.
 
 An epoch makes the draws (t, e) of every group anew and passes over the groups `passes` times with them, so that one
 computation of the reference's errors serves all the passes. Defaults follow arXiv 2505.11070 where it says (k=5 draws
-a member, tau=3 passes, 2 epochs) and are for LoRA otherwise. Online, an epoch is an iteration.
+a member, tau=3 passes, 2 epochs) and are for LoRA otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Train:
         shared_draws: one (t, noise) for all members of a group; lowers variance.
         timestep_range: `all`, `high` (t >= 0.5, much noise) or `low`.
         passes: tau, passes over the same draws.
-        epochs: how often the draws are made anew; online: iterations.
+        epochs: how often the draws are made anew.
         batch_groups: B, groups an optimiser step, over all ranks.
         micro_batch: samples in one forward pass; any value gives the same gradient.
         learning_rate: of AdamW.
@@ -40,8 +40,7 @@ class Train:
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
         reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch).
-        reference_update: `never`, `iteration` (reference <- policy at the start of an epoch) or `ema`;
-            null is `never` offline and `iteration` online, the paper's rules.
+        reference_update: `never`, `iteration` (reference <- policy at the start of an epoch) or `ema`.
         reference_decay: of `ema`, an optimiser step.
         ema: decay of an average of the policy's weights, which evaluation and export use; null is off.
         precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights.
@@ -73,7 +72,7 @@ class Train:
     tuning: Literal["full", "lora"] = "lora"
     lora_rank: int = 16
     reference: Literal["frozen", "adapters", "stored"] = "stored"
-    reference_update: Literal["never", "iteration", "ema"] | None = None
+    reference_update: Literal["never", "iteration", "ema"] = "never"
     reference_decay: float = 0.99
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -85,40 +84,6 @@ class Train:
     seed: int | None = None
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     trainer: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Online:
-    """How to draw while training; see online.py.
-
-    Args:
-        prompts: groups drawn an iteration.
-        group_size: members a group; null takes the recipe's.
-        interval: epochs trained on an iteration before the next is drawn.
-        replay: train on the last so many iterations, each with its own advantages.
-        choose: which prompts: `random` of the recipe's, or `unmastered`, weighted by 1 - mean reward so far (SQL).
-        weights: which weights draw: `policy`, or `ema` (needs train.ema).
-        keep: iterations whose tars are kept; older ones are pruned. null keeps all.
-        grid_every: iterations between two picture grids of fixed prompts and seeds; 0 is off.
-        stop_plateau: stop when the mean reward did not rise for so many iterations; 0 is off.
-        stop_diversity: stop when the diversity inside groups is below this share of the first iteration's; 0 is off.
-        stop_drift: stop when entropy, edge density or dark fraction moved by this share of its first value; 0 is off.
-        stop_distance: stop when the mean squared distance of policy and first reference, in predictions, is above
-            this; 0 is off.
-    """
-
-    prompts: int = 64
-    group_size: int | None = None
-    interval: int = 1
-    replay: int = 1
-    choose: Literal["random", "unmastered"] = "random"
-    weights: Literal["policy", "ema"] = "policy"
-    keep: int | None = None
-    grid_every: int = 1
-    stop_plateau: int = 0
-    stop_diversity: float = 0.0
-    stop_drift: float = 0.0
-    stop_distance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +103,7 @@ class Eval:
     bootstrap: int = 10_000
 
 
-Section = TypeVar("Section", Train, Online, Eval)
+Section = TypeVar("Section", Train, Eval)
 
 
 def _section(recipe: Recipe, name: str, kind: type[Section]) -> Section:
@@ -162,14 +127,12 @@ def _section(recipe: Recipe, name: str, kind: type[Section]) -> Section:
     return made
 
 
-MAY_BE_ZERO = ("workers", "warmup_steps", "seed", "grid_every", "stop_plateau")
+MAY_BE_ZERO = ("workers", "warmup_steps", "seed")
 
 
-def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
-    """`recipe.train`, with the mode's own reference rule where none is given. Raises UsageError."""
+def train_settings(recipe: Recipe) -> Train:
+    """`recipe.train`, checked. Raises UsageError."""
     made = _section(recipe, "train", Train)
-    if made.reference_update is None:
-        made = dataclasses.replace(made, reference_update="iteration" if mode == "online" else "never")
 
     def refuse(key: str, found: str, why: str) -> None:
         raise UsageError(f"recipe {recipe.name}: train.{key}: {found}: {why}")
@@ -178,21 +141,20 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         if made.tuning != "lora":
             refuse("reference", "adapters", f"needs train.tuning: lora, found {made.tuning}; use `frozen` or `stored`")
         if made.reference_update != "never":
-            refuse("reference_update", made.reference_update or "",
-                   "a reference of disabled adapters cannot follow the policy; use train.reference: stored, or never")  # fmt: skip
+            refuse(
+                "reference_update",
+                made.reference_update,
+                "a reference of disabled adapters cannot follow the policy; use train.reference: stored, or never",
+            )
     if made.reference == "stored" and made.reference_update == "ema":
         refuse("reference", "stored", "stored errors cannot follow an EMA; use `frozen`, or another reference_update")
     if made.reference == "frozen" and made.tuning == "lora" and made.reference_update != "never":
-        refuse("reference_update", made.reference_update or "", "a frozen copy follows full fine-tuning only; use "
+        refuse("reference_update", made.reference_update, "a frozen copy follows full fine-tuning only; use "
                "train.reference: stored")  # fmt: skip
     for name in made.loggers:
         if name not in ("csv", "tensorboard", "wandb"):
             refuse("loggers", name, "expected any of csv, tensorboard, wandb")
     return made
-
-
-def online_settings(recipe: Recipe) -> Online:
-    return _section(recipe, "online", Online)
 
 
 def eval_settings(recipe: Recipe) -> Eval:

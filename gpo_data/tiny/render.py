@@ -4,7 +4,7 @@
     count  one to six shapes of one kind, size and colour, never touching
 
 A picture is a pure function of its arguments and of the random generator's state.
-Deliberately narrow (three bold fonts in two sizes on a grid of columns, a jitter of two pixels):
+Deliberately narrow (three bold fonts in two sizes, a jitter of four pixels):
 a model of eight million parameters has to learn it in an hour or two on two cores.
 """
 
@@ -21,9 +21,7 @@ from gpo_data.tiny.words import COLORS, SHAPES
 
 SIZE = 64
 BACKGROUNDS = ((245, 245, 240), (225, 235, 245), (245, 232, 214), (222, 240, 222))
-# A look is a font, its size and the pitch of its columns. Letters stand on a grid of columns
-# shared by all word lengths (as nearly centred as whole columns allow). Each look and offset
-# more costs the model training pictures.
+# A look is a font, its size and the pitch of its letters. Each look and offset more costs the model training pictures.
 LOOKS = (
     ("DejaVuSansMono-Bold.ttf", 19, 12),
     ("DejaVuSansMono-Bold.ttf", 17, 11),
@@ -32,8 +30,7 @@ LOOKS = (
     ("DejaVuSerif-Bold.ttf", 19, 12),
     ("DejaVuSerif-Bold.ttf", 17, 11),
 )
-FIRST_COLUMN = {2: 1, 3: 1, 4: 0, 5: 0}
-JITTER = {12: (1, 2), 11: (2, 2)}  # pixels each way, across and down, by pitch
+JITTER = (4, 4)  # pixels each way, across and down; across less where a long word leaves less room
 MARGIN = 8  # pixels of sign above and below the word
 GAP = 3.0  # pixels that always stay between two shapes
 # Radii (of the circle around a shape's middle) by count: six must fit with a gap.
@@ -78,8 +75,9 @@ def render_text(
     ground = BACKGROUNDS[int(pick * len(BACKGROUNDS))] if background is None else background
     look = int(w * len(LOOKS)) if look is None else look
     pitch, masks = LOOKS[look][2], _letter_masks(look)
-    across, down = JITTER[pitch]
-    x = (SIZE - 5 * pitch) // 2 + pitch * FIRST_COLUMN[len(word)] + round((2 * u - 1) * across)
+    free = (SIZE - pitch * len(word)) // 2
+    across, down = min(JITTER[0], max(1, free - 2)), JITTER[1]
+    x = free + round((2 * u - 1) * across)
     height = masks["H"].height
     y = (SIZE - height + 4) // 2 + round((2 * v - 1) * down)
     image = Image.new("RGB", (SIZE, SIZE), ground)

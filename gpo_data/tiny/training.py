@@ -32,9 +32,7 @@ def autocast() -> AbstractContextManager:
     On a CPU with AVX512-BF16 or AMX (159 against 115 pictures/s on two cores); without either float32 was 1.45 times
     faster (71 against 49).
     """
-    gains = (
-        device().type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    gains = device().type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=gains)
 
 

@@ -1,0 +1,232 @@
+"""Training on real parts: a pipeline with random weights, real shards, real Lightning; killed, resumed, damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from gpo_data import catalog, models, recipe
+from gpo_data.draw import draw
+from gpo_data.errors import RunError, UsageError
+from gpo_data.reader import Reader, batches
+from gpo_train import cli
+from gpo_train.fit import fit
+from gpo_train.module import GPOModule
+from gpo_train.policy import Policy, make_draws
+from gpo_train.run import Run
+from gpo_train.settings import train_settings
+
+TRAIN = """
+train: {tuning: full, draws: 2, passes: 1, epochs: 2, batch_groups: 2, learning_rate: 1.0e-4, checkpoint_steps: 1,
+        loggers: [csv], trainer: {enable_progress_bar: false}}
+eval: {prompts: 2, group_size: 2, bootstrap: 100}
+"""
+
+
+def quiet() -> Console:
+    return Console(record=True, quiet=True)
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(next(run.policy.rglob("*.safetensors")))
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
+    """A recipe file whose dataset is drawn, once for the module."""
+    from conftest import RECIPE
+
+    folder = tmp_path_factory.mktemp("train")
+    path = folder / "small.yaml"
+    path.write_text(RECIPE.format(model=random_sd3, lake=folder / "lake") + TRAIN)
+    draw(recipe.load(path), quiet())
+    return path
+
+
+@pytest.fixture
+def here(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipe, with runs/ in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return drawn
+
+
+def train(path: Path, *overrides: str, name: str = "a") -> Run:
+    return fit(recipe.load(path, overrides), name, quiet())
+
+
+def reader_of(path: Path) -> Reader:
+    made = recipe.load(path)
+    return Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small"))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    first = batches(10, 3, 0, 0, 2)
+    assert first == batches(10, 3, 0, 0, 2) and first != batches(10, 3, 0, 1, 2)
+    assert len(first) == 6 and all(len({g for step in part for g in step}) == 9 for part in (first[:3], first[3:]))
+    with pytest.raises(UsageError, match="batch_groups: 4 groups a step, and the snapshot has 3"):
+        batches(3, 4, 0, 0)
+
+
+def test_the_reader_gives_what_was_drawn(here: Path) -> None:
+    reader = reader_of(here)
+    group = reader[0]
+    assert len(reader) == 6 and group.latents.shape == (4, 16, 8, 8) and group.rewards.dtype == torch.float64
+    assert reader.digest == reader_of(here).digest
+    tar = Path(reader.places[0].tar)
+    before = tar.read_bytes()
+    try:
+        tar.write_bytes(before[:700] + b"x" + before[701:])
+        with pytest.raises(RunError, match=r"shard-000000.tar: damaged .* gpo-data verify RECIPE --repair"):
+            reader[0]
+    finally:
+        tar.write_bytes(before)
+
+
+def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
+    made = recipe.load(path, overrides)
+    settings = train_settings(made)
+    torch.manual_seed(0)
+    policy = Policy(models.load(Path(made.model), made.sampler), settings)
+    with torch.no_grad():  # away from the reference, so that s is not 0
+        for parameter in policy.trainable():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+    return GPOModule(policy, settings, 0, folder)
+
+
+@pytest.mark.parametrize("shared", ["true", "false"])
+@pytest.mark.parametrize("weighting", ["zscore", "max"])
+def test_the_gradient_does_not_depend_on_the_micro_batch(
+    here: Path, tmp_path: Path, shared: str, weighting: str
+) -> None:
+    group = reader_of(here)[0]
+    gradients = []
+    for size in ("80", "4", "3"):  # all draws at once, one draw, less than a draw
+        module = module_of(here, tmp_path, "--train.reference", "frozen", "--train.micro_batch", size,
+                           "--train.shared_draws", shared, "--train.weighting", weighting)  # fmt: skip
+        module.group_backward(group)
+        gradients.append([p.grad for p in module.policy.trainable()])
+    for other in gradients[1:]:
+        for mine, theirs in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(mine.abs().max()) + 1e-9)
+
+
+def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
+    made = recipe.load(here)
+    model, group = models.load(Path(made.model), made.sampler), reader_of(here)[1]
+    shared = make_draws(model, train_settings(made), 0, 0, group)
+    assert torch.equal(shared.t[:, 0], shared.t[:, 3]) and torch.equal(shared.e[:, 0], shared.e[:, 3])
+    own = train_settings(recipe.load(here, ["--train.shared_draws", "false", "--train.timestep_range", "high"]))
+    first, again, later = (make_draws(model, own, 0, epoch, group) for epoch in (0, 0, 1))
+    assert torch.equal(first.e, again.e) and not torch.equal(first.e, later.e)
+    assert not torch.equal(first.t[:, 0], first.t[:, 1]) and first.t.min() >= 0.5
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_killed_twice_equals_never_killed(here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+    extra = ["--train.tuning", tuning, "--train.ema", "0.5"]
+    whole = train(here, *extra, name="whole")
+    step = GPOModule.training_step
+    for kill_at in (2, 4):  # in the middle of an epoch; in the second one
+
+        def killed(self: Any, batch: Any, index: int, kill_at: int = kill_at) -> None:
+            if self.global_step == kill_at:
+                raise ValueError("killed")
+            step(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(GPOModule, "training_step", killed)
+            with pytest.raises(ValueError, match="killed"):
+                train(here, *extra, name="broken")
+    assert equal(weights_of(train(here, *extra, name="broken")), weights_of(whole))
+
+
+def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
+    stored = weights_of(train(here, "--train.reference", "stored", "--train.passes", "2", name="stored"))
+    frozen = weights_of(train(here, "--train.reference", "frozen", "--train.passes", "2", name="frozen"))
+    for name in stored:
+        torch.testing.assert_close(stored[name], frozen[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path) -> None:
+    alone = weights_of(train(here, name="one"))
+    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "two", "--train.trainer.devices", "2",
+               "--train.trainer.strategy", "ddp", "--train.trainer.accelerator", "cpu"]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=environment)
+    two = weights_of(Run(tmp_path / "runs" / "two"))
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
+
+
+def test_lora_exports_what_diffusers_loads(here: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    run = train(here, "--train.tuning", "lora", "--train.reference", "adapters", name="lora")
+    assert cli.main(["export", str(here), "--run", "lora", "--out", str(tmp_path / "out")]) == 0
+    pipe = StableDiffusion3Pipeline.from_pretrained(recipe.load(here).model, dtype=torch.float32)
+    pipe.load_lora_weights(tmp_path / "out")
+    moved = [p for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
+    assert moved and any(p.abs().max() > 0 for p in moved) and run.card()["state"] == "finished"
+
+
+def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusion3Pipeline
+
+    run = train(here, "--train.learning_rate", "1e-3", name="full")
+    assert cli.main(["export", str(here), "--run", "full", "--out", str(tmp_path / "out")]) == 0
+    pipe = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    for name, value in weights_of(run).items():
+        assert torch.equal(pipe.transformer.state_dict()[name], value)
+    assert cli.main(["eval", str(here), "--run", "full"]) == 0
+    found = json.loads((run.folder / "eval.json").read_text())
+    assert found["n"] == 4 and found["difference"]["ci95"][0] <= found["difference"]["exact"]
+    assert found["base"]["entropy"] != found["policy"]["entropy"]  # the policy's own pictures, not the base's
+    assert (run.folder / "eval.html").is_file() and (run.folder / "eval.png").is_file()
+    before = found
+    assert cli.main(["eval", str(here)]) == 0  # the newest run; nothing is drawn again
+    assert json.loads((run.folder / "eval.json").read_text()) == before
+
+
+def test_sft_learns_from_chosen_members(here: Path) -> None:
+    run = train(here, "--train.objective", "sft", "--train.sft_reward", "0.4", name="sft")
+    assert run.card()["state"] == "finished" and run.card()["steps"] > 0
+
+
+def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no dataset here .* draws one"):
+        train(here, "--name", "nothing")
+    with pytest.raises(UsageError, match="all 6 groups are dead"):
+        train(here, "--reward", "0.5", name="dead")
+    with pytest.raises(UsageError, match=r"unknown key 'train.lerning_rate'; did you mean 'learning_rate'"):
+        train(here, "--train.lerning_rate", "1")
+    with pytest.raises(UsageError, match=r"train.reference: adapters: needs train.tuning: lora"):
+        train(here, "--train.reference", "adapters")
+    train(here, name="mine")
+    with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
+        train(here, "--train.learning_rate", "0.5", name="mine")
+    with pytest.raises(UsageError, match="no online run of small"):
+        from gpo_train.run import newest
+
+        newest("small", "online")
+
+
+def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = Policy.errors
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "errors", lambda self, *a, **k: errors(self, *a, **k) * float("nan"))
+        with pytest.raises(RunError, match=r"step 0: loss nan.*groups small/text-0000000"):
+            train(here, name="nan")
