@@ -170,11 +170,12 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
     )
     if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
         callbacks = [EMAWeightAveraging(decay=settings.ema), *callbacks]
+    bar = [TQDMProgressBar(refresh_rate=5)] if settings.trainer.get("enable_progress_bar", True) else []
     options: dict[str, Any] = {
         "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
         "devices": 1,
         "max_epochs": settings.epochs,
-        "callbacks": [checkpoint, TQDMProgressBar(refresh_rate=5), *callbacks],
+        "callbacks": [checkpoint, *bar, *callbacks],
         "logger": [makers[name]() for name in settings.loggers] or False,
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,
@@ -230,5 +231,6 @@ def _quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*is smaller than the logging interval.*",
         ".*overridden `transfer_batch_to_device`.*",
+        ".*ModelCheckpoint with manual optimization.*",
     ):
         warnings.filterwarnings("ignore", text)

@@ -89,7 +89,7 @@ def test_the_reader_gives_what_was_drawn(here: Path) -> None:
     before = tar.read_bytes()
     try:
         tar.write_bytes(before[:700] + b"x" + before[701:])
-        with pytest.raises(RunError, match=r"shard-000000.tar: damaged .* gpo-data verify RECIPE --repair"):
+        with pytest.raises(RunError, match=r"shard-000000.tar: damaged .* run `gpo-data verify RECIPE --repair`"):
             reader[0]
     finally:
         tar.write_bytes(before)
