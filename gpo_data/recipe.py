@@ -281,7 +281,7 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
 CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
 EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/__init__.py
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
-OPEN_SECTIONS = ("train", "eval")  # checked by gpo_train, which knows their keys
+OPEN_SECTIONS = ("train", "eval")  # checked by gpo-train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
 SECTIONS |= dict.fromkeys(CLIP_SCORERS, Clip)
 
