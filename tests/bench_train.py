@@ -93,7 +93,6 @@ def ours(made: recipe.Recipe, reader: Reader, folder: Path, steps: int) -> Steps
     data = fitting.GroupDataModule(lambda epoch: reader, settings, 0)
     watch = Steps()
     trainer: L.Trainer = fitting.make_trainer(made, settings, Run(folder), [watch])
-    trainer.fit_loop.max_steps = steps  # type: ignore[misc]
     trainer.fit_loop.epoch_loop.max_steps = steps
     trainer.fit(module, datamodule=data)
     return watch
