@@ -153,8 +153,17 @@ def _recipe_help() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return run(argv, _parsers, VERBS)
+
+
+def run(
+    argv: list[str] | None,
+    parsers: Callable[[], tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]],
+    functions: dict[str, Callable[[Recipe, argparse.Namespace], int]],
+) -> int:
+    """Parse `VERB RECIPE [--key value ...]`, run the verb, turn what went wrong into a line and an exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser, verbs = _parsers()
+    parser, verbs = parsers()
     if not arguments or arguments[0] not in verbs:
         parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
     # A recipe's keys come out first: their values would look like this verb's positional arguments.
@@ -162,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     options, unknown = verbs[arguments[0]].parse_known_intermixed_args(rest)
     options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
     try:
-        return VERBS[arguments[0]](recipes.load(options.recipe, overrides + unknown), options)
+        return functions[arguments[0]](recipes.load(options.recipe, overrides + unknown), options)
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

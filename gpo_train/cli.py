@@ -19,8 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpo_data import recipe as recipes
-from gpo_data.errors import RunError, UsageError
+from gpo_data.cli import run
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
@@ -93,20 +92,7 @@ def _settings_help(verb: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    parser, verbs = _parsers()
-    if not arguments or arguments[0] not in verbs:
-        parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
-    overrides, rest = recipes.split_overrides(arguments[1:])
-    options, unknown = verbs[arguments[0]].parse_known_intermixed_args(rest)
-    try:
-        return VERBS[arguments[0]](recipes.load(options.recipe, overrides + unknown), options)
-    except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    return run(argv, _parsers, VERBS)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,6 @@ from gpo_train.policy import Policy
 from gpo_train.run import Run
 
 
-def denoiser_name(model: Any) -> str:
-    """`transformer` or `unet`: the pipeline's own name of the denoiser."""
-    return next(name for name, part in model.pipe.components.items() if part is model.denoiser)
-
-
 def save_policy(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
     """Write the policy's weights, in the precision that draws; the folder appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +31,7 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         out = Path(temporary) / "policy"
         if policy.settings.tuning == "lora":
-            name = denoiser_name(model)
+            name = model.denoiser_name
             layers = get_peft_model_state_dict(policy.denoiser)
             save: Any = model.pipe.save_lora_weights
             save(out, **{f"{name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
@@ -45,7 +40,7 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
             try:
                 for parameter in policy.denoiser.parameters():
                     parameter.data = parameter.data.to(dtype)
-                policy.denoiser.save_pretrained(out / denoiser_name(model))  # type: ignore[operator]
+                policy.denoiser.save_pretrained(out / model.denoiser_name)  # type: ignore[operator]
             finally:
                 for name, parameter in policy.denoiser.named_parameters():
                     parameter.data = before[name]

@@ -38,9 +38,6 @@ class GPOModule(L.LightningModule):
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
         self._clock = time.monotonic()
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def configure_optimizers(self) -> Any:
         s = self.settings
         optimizer = torch.optim.AdamW(self.policy.trainable(), lr=s.learning_rate, weight_decay=s.weight_decay)

@@ -21,13 +21,9 @@ from gpo_data.group import Prompt
 from gpo_data.recipe import Recipe, Task, Yolo
 from gpo_data.split import held_out
 from gpo_data.tasks import align, count
-from gpo_data.tiny import YOLO_WEIGHTS
 from gpo_data.tiny.render import sample_scene
 from gpo_data.tiny.words import COLORS
 
-needs_detector = pytest.mark.skipif(
-    not YOLO_WEIGHTS.is_file(), reason="no weights in gpo_data/tiny/weights; `make tiny` trains them"
-)
 YOLO = Yolo(weights="tiny", image_size=128)
 
 
@@ -81,7 +77,6 @@ def test_rows_keep_what_they_say_of_the_picture(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@needs_detector
 def test_boxes_of_rendered_scenes_hold_what_was_asked() -> None:
     (_, boxes) = build(Recipe(evaluators=["boxes"], task=Task(kind="align"), yolo=YOLO))
     rng = np.random.default_rng(0)
@@ -98,7 +93,6 @@ def test_boxes_of_rendered_scenes_hold_what_was_asked() -> None:
     assert min(right["n_right"], right["n_seen"]) >= 0.95 * len(rows)
 
 
-@needs_detector
 def test_a_thing_has_its_own_class_and_colour() -> None:
     (_, boxes) = build(Recipe(evaluators=["boxes"], task=Task(kind="align"), yolo=YOLO))
     picture = Image.new("RGB", (64, 64), (245, 245, 240))
@@ -119,7 +113,6 @@ def test_a_thing_has_its_own_class_and_colour() -> None:
     ]
 
 
-@needs_detector
 def test_draws_and_audits(random_sd3: Path, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[1] / "recipes" / "align-tiny.yaml"
     changes = {"model": random_sd3, "lake": tmp_path, "group_size": 4, "task.num_prompts": 3,

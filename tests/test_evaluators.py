@@ -16,15 +16,10 @@ from gpo_data.evaluators.ocr import OcrEvaluator, content_box
 from gpo_data.evaluators.pool import Pool
 from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Ocr, Recipe, Task, Yolo
-from gpo_data.tiny import YOLO_WEIGHTS
 from gpo_data.tiny.render import render_count, render_text
 
 WORDS = ("KITE", "UP", "ROBOT", "SKY", "HOTEL", "EXIT")
 SIGNS = [render_text(word, color=color, seed=i) for i, (word, color) in enumerate(zip(WORDS, ("red", "blue") * 3))]  # noqa: B905
-
-needs_detector = pytest.mark.skipif(
-    not YOLO_WEIGHTS.is_file(), reason="no weights in gpo_data/tiny/weights; `make tiny` trains them"
-)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +130,6 @@ def shapes():
 YOLO = Yolo(weights="tiny", image_size=128)
 
 
-@needs_detector
 def test_yolo_counts_shapes(shapes):
     images, targets = shapes
     evaluator = YoloEvaluator(YOLO)
@@ -179,7 +173,6 @@ def test_image_stats_of_known_pictures():
     assert second == {"entropy": 1.0, "edge_density": 1 / 8, "dark_fraction": 0.5}
 
 
-@needs_detector
 def test_build_puts_image_stats_first():
     evaluators = build(Recipe(evaluators=["ocr", "yolo"], task=Task(kind="count"), yolo=YOLO))
     assert [e.name for e in evaluators] == ["image_stats", "ocr", "yolo"]
