@@ -14,132 +14,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from gpo_data.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to draw. Without `prompts` the task's own grammar writes them.
-
-    Args:
-        kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
-        prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
-        num_prompts: how many groups; null takes every prompt of the file.
-        split: `train`, `heldout` or `all`; held-out prompts are chosen by a hash of the target.
-        grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
-        prompt_column: column of a .jsonl file or data set that holds the prompt.
-        target_column: column with the word (text) or the number (count).
-        class_column: column with the class to count (count only).
-        dataset_split: split of a `datasets` source to read.
-    """
-
-    kind: Literal["text", "count", "align"] = "text"
-    prompts: str | None = None
-    num_prompts: int | None = 64
-    split: Literal["train", "heldout", "all"] = "train"
-    grammar: Literal["signs", "scenes"] = "signs"
-    prompt_column: str = "prompt"
-    target_column: str = "target"
-    class_column: str = "class"
-    dataset_split: str = "train"
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How the model draws.
-
-    Args:
-        num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance; 1 is off.
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        negative_prompt: what guidance steers away from.
-        max_sequence_length: tokens of a T5 encoder; null is the pipeline's default.
-        batch_size: pictures drawn at once; part of the fingerprint, because arithmetic depends on the batch.
-        dtype: of the model while it draws.
-        device: `auto` takes a GPU if there is one.
-        compile: `torch.compile` the denoiser.
-    """
-
-    num_inference_steps: int = 28
-    guidance_scale: float = 4.5
-    height: int = 512
-    width: int = 512
-    negative_prompt: str = ""
-    max_sequence_length: int | None = None
-    batch_size: int = 16
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    device: str = "auto"
-    compile: bool = False
-
-
-@dataclass(frozen=True)
-class Ocr:
-    """Text reading by PaddleOCR.
-
-    Args:
-        mode: `scene` finds text lines, then reads them; `recognition` reads the whole picture as one line.
-        recognition_model: folder with `inference.yml` and `inference.onnx`, or a PaddleOCR model name;
-            `rapidocr` takes the PP-OCRv6 small files that the rapidocr wheel carries.
-        detection_model: likewise, for `scene`.
-        device: `cpu`, `gpu` or `gpu:0`.
-        batch_size: pictures read at once.
-        workers: processes that read; 0 reads in the drawing process, beside the drawing.
-        upscale: enlarge pictures by this factor before reading.
-    """
-
-    mode: Literal["scene", "recognition"] = "scene"
-    recognition_model: str = "rapidocr"
-    detection_model: str = "rapidocr"
-    device: str = "cpu"
-    batch_size: int = 32
-    workers: int = 0
-    upscale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Yolo:
-    """Object detection by ultralytics.
-
-    Args:
-        weights: a weights file or an ultralytics model name; `tiny` is the embedded detector.
-        confidence: detections below it are not kept.
-        iou: boxes that overlap more than this are one.
-        image_size: pictures are resized to it, pixels.
-        device: `cpu` or a CUDA index.
-        batch_size: pictures at once.
-        workers: processes; 0 detects in the drawing process, beside the drawing.
-    """
-
-    weights: str = "yolo11x.pt"
-    confidence: float = 0.25
-    iou: float = 0.7
-    image_size: int = 640
-    device: str = "cpu"
-    batch_size: int = 32
-    workers: int = 0
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A scorer on CLIP embeddings.
-
-    Args:
-        model: a transformers CLIPModel with its processor, hub id or folder.
-        weights: file that goes with it: the MLP of `aesthetic`; elsewhere an open_clip checkpoint over the model's own.
-        device: `cpu`, `cuda` or `cuda:0`.
-        batch_size: pictures at once.
-    """
-
-    model: str = "openai/clip-vit-large-patch14"
-    weights: str | None = None
-    device: str = "cpu"
-    batch_size: int = 32
+from gpo_data.sections import Clip, Ocr, Sampler, Task, Yolo
 
 
 @dataclass(frozen=True)
@@ -170,6 +51,7 @@ class Recipe:
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
         train: settings of `gpo-train fit`; not read here.
+        online: settings of `gpo-train fit --mode online`; not read here.
         eval: settings of `gpo-train eval`; not read here.
     """
 
@@ -193,13 +75,16 @@ class Recipe:
     reward: str = ""
     where: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
+    online: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
-        sampler = dataclasses.asdict(self.sampler)
-        sampler.pop("device")
-        fields: dict[str, Any] = {f"sampler.{k}": v for k, v in sampler.items()}
+        plain = dataclasses.asdict(Sampler())
+        fields: dict[str, Any] = {
+            f"sampler.{k}": v for k, v in dataclasses.asdict(self.sampler).items()
+            if k not in PLACES and not (k in SINCE and v == plain[k])
+        }  # fmt: skip
         fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}
         fields |= {k: getattr(self, k) for k in ("model", "revision", "seed", "group_size", "groups_per_shard")}
         return dict(sorted(fields.items()))
@@ -207,6 +92,11 @@ class Recipe:
     def fingerprint(self) -> str:
         """blake2b of `fingerprint_fields()`, 16 hex digits."""
         return fingerprint_of(self.fingerprint_fields())
+
+
+PLACES = ("device", "text_encoders")  # where it is computed, not what
+# Younger than the first datasets, whose fingerprints are without them: they count where they are set.
+SINCE = ("text_encoder_8bit", "vae_slicing", "vae_tiling", "attention_backend")
 
 
 def fingerprint_of(fields: dict[str, Any]) -> str:
@@ -281,7 +171,7 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
 CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
 EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/__init__.py
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
-OPEN_SECTIONS = ("train", "eval")  # checked by gpo-train, which knows their keys
+OPEN_SECTIONS = ("train", "online", "eval")  # checked by gpo-train, which knows their keys
 SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
 SECTIONS |= dict.fromkeys(CLIP_SCORERS, Clip)
 
@@ -316,6 +206,8 @@ def from_namespace(namespace: Namespace, path: str | Path) -> Recipe:
          recipe.task.num_prompts)  # fmt: skip
     for key in ("num_inference_steps", "batch_size", "height", "width"):
         need(getattr(recipe.sampler, key) >= 1, f"sampler.{key}", "1 or more", getattr(recipe.sampler, key))
+    need(not recipe.sampler.text_encoder_8bit or recipe.sampler.text_encoders == "device", "sampler.text_encoders",
+         "device beside text_encoder_8bit (what is in 8 bits does not move)", recipe.sampler.text_encoders)  # fmt: skip
     need(bool(recipe.evaluators), "evaluators", f"at least one of {', '.join(EVALUATORS)}, as in [ocr]",
          recipe.evaluators)  # fmt: skip
     for name in recipe.evaluators:

@@ -27,6 +27,10 @@ def load(tmp_path: Path, text: str, *overrides: str) -> recipe.Recipe:
         (GOOD + "group_size: 1", "group_size: expected 2 or more"),
         (GOOD + "task: {num_prompts: 0}", "task.num_prompts: expected 1 or more"),
         (GOOD + "sampler: {dtype: int8}", "sampler.dtype"),
+        (
+            GOOD + "sampler: {text_encoder_8bit: true, text_encoders: cpu}",
+            "sampler.text_encoders: expected device beside",
+        ),
         (GOOD + "sampler: 3", "sampler: expected keys and values, found 3"),
         (GOOD + "name: A.b", "name: expected letters"),
         ("reward: x", "evaluators: expected at least one"),

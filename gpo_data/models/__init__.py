@@ -89,13 +89,16 @@ def _folder(folder: Path, hint: str) -> Path:
     return folder
 
 
-def load(folder: Path, sampler: Sampler) -> Model:
-    """Open the pipeline in `folder` on the sampler's device and dtype."""
+def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
+    """Open the pipeline in `folder` on the sampler's device and dtype.
+
+    For training it is the denoiser alone, on the CPU until the trainer moves it; it neither encodes nor draws.
+    """
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if name not in FAMILIES:
         raise UsageError(f"model {folder}: pipeline class {name} is not supported; known: {', '.join(FAMILIES)}")
     module, family = FAMILIES[name]
-    model: Model = getattr(importlib.import_module(module), family)(folder, sampler)
+    model: Model = getattr(importlib.import_module(module), family)(folder, sampler, for_training)
     return model
 
 
@@ -114,8 +117,10 @@ def policy_folder(folder: str) -> Path:
 
 
 def adopt(model: Any, folder: Path) -> None:
-    """Put the trained weights in `folder` (see `policy_folder`) over the model's own."""
+    """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's."""
     if (folder / LORA_FILE).is_file():
+        model.pipe.unload_lora_weights()  # a second LoRA would be added to the first
+        model.pipe.unload_lora_weights()  # of an earlier iteration
         model.pipe.load_lora_weights(folder, weight_name=LORA_FILE)
         return
     state: dict[str, torch.Tensor] = {}

@@ -30,13 +30,13 @@ class DDPM(Pipeline):
     # Attention and MLP of the UNet's transformer blocks.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
-    def __init__(self, folder: Path, sampler: Sampler) -> None:
+    def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         if sampler.max_sequence_length is not None:
             raise UsageError(
                 f"sampler.max_sequence_length: expected null, found {sampler.max_sequence_length}: "
                 f"the model in {folder} has no T5 encoder, and its CLIP encoders take a fixed number of tokens"
             )
-        super().__init__(folder, sampler)
+        super().__init__(folder, sampler, for_training)
         config = self.pipe.scheduler.config
         self.prediction_type = config.get("prediction_type", "epsilon")
         if "beta_schedule" not in config or self.prediction_type not in PREDICTION_TYPES:

@@ -18,8 +18,8 @@ from gpo_data.recipe import Sampler
 
 
 class Flow(Pipeline):
-    def __init__(self, folder: Path, sampler: Sampler) -> None:
-        super().__init__(folder, sampler)
+    def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
+        super().__init__(folder, sampler, for_training)
         config = self.pipe.scheduler.config
         if not config.get("use_flow_sigmas", "shift" in config):
             raise UsageError(

@@ -26,14 +26,15 @@ from gpo_data.recipe import Sampler
 
 class Flux(Flow):
     pipeline_class = FluxPipeline
+    large_text_encoder = "text_encoder_2"
 
-    def __init__(self, folder: Path, sampler: Sampler) -> None:
+    def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         if sampler.negative_prompt:
             raise UsageError(
                 f"sampler.negative_prompt: expected an empty one, found {sampler.negative_prompt!r}: "
                 f"FLUX takes guidance as an input and has no unconditional half to steer away from"
             )
-        super().__init__(folder, sampler)
+        super().__init__(folder, sampler, for_training)
         pixels = 2 * self.pipe.vae_scale_factor
         for key in ("height", "width"):
             if getattr(sampler, key) % pixels:  # the pipeline would round it down
@@ -49,7 +50,8 @@ class Flux(Flow):
     def encode(self, prompts: list[str]) -> Conditioning:
         length = self.sampler.max_sequence_length
         extra = {} if length is None else {"max_sequence_length": length}
-        embeds, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, **extra)
+        with self.encoding() as device:
+            embeds, pooled, _ = self.pipe.encode_prompt(prompts, device=device, **extra)
         return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Drawing goes through the pipeline's own `__call__`, with one CPU generator a mem
 from `pipe(prompt, generator=torch.Generator().manual_seed(seed))`. The unconditional half of classifier-free guidance
 is encoded once from `negative_prompt`; it is needed only to draw and is not part of the conditioning.
 
+Loaded for training, a pipeline is its denoiser and scheduler, on the CPU: `predict`, `noise`, `target` and `time` work,
+and Lightning moves the denoiser to the device of each rank. memory.py has what is done to save memory.
+
 A family names its diffusers class and says how it encodes, what else `__call__` takes and what its denoiser is given;
 its forward process is ddpm.py's or flow.py's.
 """
@@ -11,7 +14,8 @@ its forward process is ddpm.py's or flow.py's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +24,7 @@ import numpy as np
 import torch
 import transformers
 
-from gpo_data.models import Conditioning, device_of
+from gpo_data.models import Conditioning, device_of, memory
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -39,31 +43,71 @@ class Pipeline:
         pipeline_class: of diffusers.
         denoiser_name: the pipeline's own name of the denoiser, `transformer` or `unet`.
         open_with: arguments of `from_pretrained` besides the dtype.
+        large_text_encoder: the pipeline's own name of the one worth 8 bits.
         lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
     """
 
     pipeline_class: ClassVar[Any]
     denoiser_name: ClassVar[str] = "transformer"
     open_with: ClassVar[dict[str, Any]] = {}
+    large_text_encoder: ClassVar[str | None] = None
     lora_targets: tuple[str, ...]
 
-    def __init__(self, folder: Path, sampler: Sampler) -> None:
+    def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         self.sampler = sampler
         self.device = torch.device(device_of(sampler))
         self.dtype: torch.dtype = getattr(torch, sampler.dtype)
-        self.pipe = self.pipeline_class.from_pretrained(folder, dtype=self.dtype, **self.open_with).to(self.device)
+        how = dict(self.open_with)
+        if for_training:
+            how |= memory.denoiser_alone(folder)
+        elif sampler.text_encoder_8bit:
+            how |= memory.in_8_bit(self.large_text_encoder, folder)
+        self.pipe = self.pipeline_class.from_pretrained(folder, dtype=self.dtype, **how)
         self.pipe.set_progress_bar_config(disable=True)
+        self._negative: Conditioning | None = None
+        if sampler.attention_backend is not None:
+            memory.set_attention(self.denoiser, sampler.attention_backend)
+        if for_training:
+            self.pipe.vae = None
+            return
+        memory.cut_decoding(self.pipe.vae, sampler.vae_slicing, sampler.vae_tiling)
+        self.place(self.device)
         if sampler.compile:
             self.denoiser.compile()
-        self._negative: Conditioning | None = None
 
     @property
     def denoiser(self) -> torch.nn.Module:
         denoiser: torch.nn.Module = getattr(self.pipe, self.denoiser_name)
         return denoiser
 
+    def place(self, device: torch.device) -> None:
+        """Move the networks to `device`; the text encoders stay where `sampler.text_encoders` has them."""
+        memory.place(
+            self.pipe, device, but=[] if self.sampler.text_encoders == "device" else memory.text_encoders_of(self.pipe)
+        )
+
     def encode(self, prompts: list[str]) -> Conditioning:
         raise NotImplementedError
+
+    @contextmanager
+    def encoding(self) -> Iterator[torch.device]:
+        """The device on which the text encoders are while prompts are embedded."""
+        encoders = memory.text_encoders_of(self.pipe)
+        if not encoders:
+            raise RuntimeError("the model was loaded for training, without text encoders; load it with `models.load`")
+        if self.sampler.text_encoders == "cpu":
+            yield torch.device("cpu")
+            return
+        if self.sampler.text_encoders == "device":
+            yield self.device
+            return
+        try:
+            for encoder in encoders:
+                encoder.to(self.device)
+            yield self.device
+        finally:
+            for encoder in encoders:
+                encoder.to("cpu")
 
     def encode_negative(self) -> Conditioning:
         """The unconditional half, [1, ...] each, under the names of `encode`."""

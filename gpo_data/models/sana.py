@@ -23,6 +23,7 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 
 class Sana(Flow):
     pipeline_class = SanaPipeline
+    large_text_encoder = "text_encoder"
     # Both attentions. The MLP is made of convolutions.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -36,13 +37,14 @@ class Sana(Flow):
     def _encode(self, prompts: list[str], instruction: list[str] | None) -> Conditioning:
         length = self.sampler.max_sequence_length
         extra = {} if length is None else {"max_sequence_length": length}
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            device=self.device,
-            complex_human_instruction=instruction,
-            **extra,
-        )
+        with self.encoding() as device:
+            embeds, mask, _, _ = self.pipe.encode_prompt(
+                prompts,
+                do_classifier_free_guidance=False,
+                device=device,
+                complex_human_instruction=instruction,
+                **extra,
+            )
         return {"prompt_embeds": embeds.cpu(), "prompt_attention_mask": mask.cpu()}
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:

@@ -21,9 +21,10 @@ class SD(DDPM):
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _ = self.pipe.encode_prompt(
-            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        with self.encoding() as device:
+            embeds, _ = self.pipe.encode_prompt(
+                prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         return {"prompt_embeds": embeds.cpu()}
 
     def predict(

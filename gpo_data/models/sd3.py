@@ -16,6 +16,7 @@ from gpo_data.models.flow import Flow
 
 class SD3(Flow):
     pipeline_class = StableDiffusion3Pipeline
+    large_text_encoder = "text_encoder_3"
     # Attention and MLP of both streams; the names diffusers' own SD3 LoRA training uses, plus the MLPs.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
                     "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
@@ -24,9 +25,10 @@ class SD3(Flow):
     def encode(self, prompts: list[str]) -> Conditioning:
         length = self.sampler.max_sequence_length
         extra = {} if length is None else {"max_sequence_length": length}
-        embeds, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompts, prompts, device=self.device, do_classifier_free_guidance=False, **extra
-        )
+        with self.encoding() as device:
+            embeds, _, pooled, _ = self.pipe.encode_prompt(
+                prompts, prompts, prompts, device=device, do_classifier_free_guidance=False, **extra
+            )
         return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
     def predict(

@@ -26,14 +26,15 @@ class SDXL(DDPM):
     # A watermark would be drawn or not by whether another package is installed.
     open_with: ClassVar[dict] = {"add_watermarker": False}
 
-    def __init__(self, folder: Path, sampler: Sampler) -> None:
-        super().__init__(folder, sampler)
-        if self.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
+    def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
+        super().__init__(folder, sampler, for_training)
+        if not for_training and self.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
             self.pipe.vae.to(torch.float32)  # it overflows in float16; the pipeline upcasts it to decode as well
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        with self.encoding() as device:
+            embeds, _, pooled, _ = self.pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
         size = (self.sampler.height, self.sampler.width)
         time_ids = self.pipe._get_add_time_ids(
             size, (0, 0), size, embeds.dtype, text_encoder_projection_dim=pooled.shape[-1]
@@ -46,9 +47,10 @@ class SDXL(DDPM):
 
     @torch.inference_mode()
     def encode_negative(self) -> Conditioning:
-        _, embeds, _, pooled = self.pipe.encode_prompt(
-            "", device=self.device, negative_prompt=self.sampler.negative_prompt or None
-        )
+        with self.encoding() as device:
+            _, embeds, _, pooled = self.pipe.encode_prompt(
+                "", device=device, negative_prompt=self.sampler.negative_prompt or None
+            )
         return {"prompt_embeds": embeds.cpu(), "pooled_prompt_embeds": pooled.cpu()}
 
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""The sections of a recipe that gpo-data reads: `task:`, `sampler:`, and one an evaluator.
+
+Their docstrings are what `gpo-data VERB --help` prints. recipe.py reads and checks them; `train:` and `eval:` are
+gpo_train's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to draw. Without `prompts` the task's own grammar writes them.
+
+    Args:
+        kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
+        prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
+        num_prompts: how many groups; null takes every prompt of the file.
+        split: `train`, `heldout` or `all`; held-out prompts are chosen by a hash of the target.
+        grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
+        prompt_column: column of a .jsonl file or data set that holds the prompt.
+        target_column: column with the word (text) or the number (count).
+        class_column: column with the class to count (count only).
+        dataset_split: split of a `datasets` source to read.
+    """
+
+    kind: Literal["text", "count", "align"] = "text"
+    prompts: str | None = None
+    num_prompts: int | None = 64
+    split: Literal["train", "heldout", "all"] = "train"
+    grammar: Literal["signs", "scenes"] = "signs"
+    prompt_column: str = "prompt"
+    target_column: str = "target"
+    class_column: str = "class"
+    dataset_split: str = "train"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the model draws.
+
+    Args:
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 is off.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        negative_prompt: what guidance steers away from.
+        max_sequence_length: tokens of a T5 encoder; null is the pipeline's default.
+        batch_size: pictures drawn at once; part of the fingerprint, because arithmetic depends on the batch.
+        dtype: of the model while it draws.
+        device: `auto` takes a GPU if there is one.
+        compile: `torch.compile` the denoiser.
+        text_encoders: `device` keeps them beside the denoiser, `offload` has them there only while prompts are embedded
+            (once a shard), `cpu` embeds on the CPU.
+        text_encoder_8bit: the large text encoder (T5, Gemma) in 8 bits; needs bitsandbytes.
+        vae_slicing: decode one picture at a time.
+        vae_tiling: decode large pictures in overlapping tiles; seams are blended.
+        attention_backend: of diffusers (`_native_flash`, `_native_cudnn`, `flash`, `sage`, ...), in drawing and in
+            training; null leaves the choice to torch.
+    """
+
+    num_inference_steps: int = 28
+    guidance_scale: float = 4.5
+    height: int = 512
+    width: int = 512
+    negative_prompt: str = ""
+    max_sequence_length: int | None = None
+    batch_size: int = 16
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    device: str = "auto"
+    compile: bool = False
+    text_encoders: Literal["device", "offload", "cpu"] = "device"
+    text_encoder_8bit: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    attention_backend: str | None = None
+
+
+@dataclass(frozen=True)
+class Ocr:
+    """Text reading by PaddleOCR.
+
+    Args:
+        mode: `scene` finds text lines, then reads them; `recognition` reads the whole picture as one line.
+        recognition_model: folder with `inference.yml` and `inference.onnx`, or a PaddleOCR model name;
+            `rapidocr` takes the PP-OCRv6 small files that the rapidocr wheel carries.
+        detection_model: likewise, for `scene`.
+        device: `cpu`, `gpu` or `gpu:0`.
+        batch_size: pictures read at once.
+        workers: processes that read; 0 reads in the drawing process, beside the drawing.
+        upscale: enlarge pictures by this factor before reading.
+    """
+
+    mode: Literal["scene", "recognition"] = "scene"
+    recognition_model: str = "rapidocr"
+    detection_model: str = "rapidocr"
+    device: str = "cpu"
+    batch_size: int = 32
+    workers: int = 0
+    upscale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Yolo:
+    """Object detection by ultralytics.
+
+    Args:
+        weights: a weights file or an ultralytics model name; `tiny` is the embedded detector.
+        confidence: detections below it are not kept.
+        iou: boxes that overlap more than this are one.
+        image_size: pictures are resized to it, pixels.
+        device: `cpu` or a CUDA index.
+        batch_size: pictures at once.
+        workers: processes; 0 detects in the drawing process, beside the drawing.
+    """
+
+    weights: str = "yolo11x.pt"
+    confidence: float = 0.25
+    iou: float = 0.7
+    image_size: int = 640
+    device: str = "cpu"
+    batch_size: int = 32
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A scorer on CLIP embeddings.
+
+    Args:
+        model: a transformers CLIPModel with its processor, hub id or folder.
+        weights: file that goes with it: the MLP of `aesthetic`; elsewhere an open_clip checkpoint over the model's own.
+        device: `cpu`, `cuda` or `cuda:0`.
+        batch_size: pictures at once.
+    """
+
+    model: str = "openai/clip-vit-large-patch14"
+    weights: str | None = None
+    device: str = "cpu"
+    batch_size: int = 32
