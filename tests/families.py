@@ -24,6 +24,8 @@ from diffusers import (
     PNDMScheduler,
     SanaPipeline,
     SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -84,6 +86,26 @@ def new_sdxl() -> StableDiffusionXLPipeline:
     )
 
 
+def new_sd3() -> StableDiffusion3Pipeline:
+    tokenizer = new_tokenizer()
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=128, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=new_autoencoder(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=new_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=new_text_encoder(tokenizer),
+        tokenizer_2=tokenizer,
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer_3=tokenizer,
+        transformer=SD3Transformer2DModel(
+            sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=128, caption_projection_dim=16, pooled_projection_dim=128, pos_embed_max_size=16,
+            dual_attention_layers=(0,), qk_norm="rms_norm",
+        ),
+    )  # fmt: skip
+
+
 def new_flux(guidance_embeds: bool) -> FluxPipeline:
     tokenizer = new_tokenizer()
     t5 = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
@@ -128,6 +150,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd-epsilon": lambda: new_sd(PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)),
     "sd-v": lambda: new_sd(DDIMScheduler(**BETAS, prediction_type="v_prediction", **PLAIN)),
     "sdxl": new_sdxl,
+    "sd3": new_sd3,
     "flux-dev": lambda: new_flux(guidance_embeds=True),
     "flux-schnell": lambda: new_flux(guidance_embeds=False),
     "sana": new_sana,
@@ -147,7 +170,7 @@ class Family:
 
     @property
     def flow(self) -> bool:
-        return not self.name.startswith("sd")
+        return self.name in ("sd3", "sana") or self.name.startswith("flux")
 
     def model(self, **sampler: Any) -> Any:
         return models.load(self.folder, dataclasses.replace(SAMPLER, **self.settings, **sampler))
