@@ -1,13 +1,19 @@
-"""The tiny world: renderer, grammar, split, tokenizer, and the committed weights."""
+"""The tiny world: renderer, grammar, split, tokenizer, training in stages, and the committed weights."""
 
+import hashlib
 import re
+import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 
 from gpo_data.split import held_out
-from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, words
+from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, train_transformer, training, words
+from gpo_data.tiny.__main__ import main
 from gpo_data.tiny.muon import BatchedMuon
 from gpo_data.tiny.pipeline import (
     MAX_TOKENS,
@@ -16,7 +22,25 @@ from gpo_data.tiny.pipeline import (
     new_transformer,
     tokenize,
 )
-from gpo_data.tiny.render import render_count, render_text, sample_scene
+from gpo_data.tiny.recipe import load
+from gpo_data.tiny.render import World, render_count, render_text, sample_scene
+from gpo_data.tiny.train_autoencoder import new_autoencoder
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+TINY = """
+threads: 1
+autoencoder:
+  {seed: 1, batch: 2, text_share: 0.7, letter: Q, stages: [
+    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5},
+    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5}]}
+decoder: {seed: 2, minutes: 1.0e-4, batch: 2, lr: 1.0e-3, decay: 0.5, text_share: 0.7, letter: Q}
+yolo: {seed: 1, pictures: 8, epochs: 1, imgsz: 32, batch: 4, lr: 1.0e-3}
+transformer:
+  {seed: 1, batch: 1, ema: 0.998, dropout: 0.1, text_share: 0.5, stages: [
+    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
+    {world: {fonts: 3, sizes: 2, placement: columns, jitter: 2}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
+    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1}]}
+"""  # a budget of 6 ms is one step, or one chunk of 8 steps of the transformer
 
 
 @pytest.mark.parametrize("task", ["text", "count"])
@@ -24,6 +48,31 @@ def test_a_scene_is_a_function_of_the_generator(task):
     first, second = (sample_scene(np.random.default_rng(3), task) for _ in range(2))
     assert first[1] == second[1] and np.array_equal(first[0], second[0])
     assert first[0].shape == (64, 64, 3) and first[0].dtype == np.uint8
+
+
+def test_the_whole_world_is_drawn_as_it_was_when_the_weights_were_made():
+    rng, digest = np.random.default_rng(2025), hashlib.sha256()
+    for i in range(64):
+        picture, caption, _ = sample_scene(rng, ("text", "count")[i % 2], held=(False, None, True)[i % 3])
+        digest.update(picture.tobytes() + caption.encode())
+    assert digest.hexdigest().startswith("476d1ca7fd298e04"), "other pictures, or a Pillow that rounds otherwise"
+
+
+def test_a_world_says_how_much_lettering_varies():
+    def drawn(world: World, word: str = "KITE") -> list[np.ndarray]:
+        ground = (245, 245, 240)
+        return [render_text(word, color="red", background=ground, world=world, seed=s) for s in range(300)]
+
+    for world, expected in (
+        (World(1, 1, "columns", 0), 1),
+        (World(3, 1, "columns", 0), 3),
+        (World(3, 2, "free", 0), 6),
+    ):
+        assert len({picture.tobytes() for picture in drawn(world)}) == expected
+    # In fixed columns the K of KITE and of KITED looks the same; the rest of the sign is not looked at.
+    long, short = drawn(World(1, 1, "columns", 0))[0], drawn(World(1, 1, "columns", 0), "KITED")[0]
+    assert np.array_equal(long[:, 2:14], short[:, 2:14])
+    assert len({picture.tobytes() for picture in drawn(World())}) > 100
 
 
 def test_captions_are_of_the_grammar():
@@ -115,6 +164,123 @@ def test_one_step_of_the_batched_muon_is_one_of_torch():
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=4e-3, rtol=0)  # theirs iterates in bfloat16
         # The mean entry moved by 0.03: eight times the tolerance.
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path, monkeypatch):
+    """The recipe file TINY, for a transformer of one block; its grids of one step are for people to look at."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    one_block = {**new_transformer().config, "num_layers": 1}
+    monkeypatch.setattr(train_transformer, "new_transformer", partial(SD3Transformer2DModel.from_config, one_block))
+    monkeypatch.setattr(train_transformer, "draw_grid", partial(train_transformer.draw_grid, steps=1))
+    monkeypatch.setattr(train_transformer, "compiled", lambda module, folder: module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield path
+    torch.set_num_threads(threads)
+
+
+def test_the_curriculum_runs_from_nothing_to_a_pipeline_folder(tiny_recipe, tmp_path, capsys):
+    from diffusers import StableDiffusion3Pipeline
+
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copyfile(YOLO_WEIGHTS, out / "yolo.pt")  # the detector counts as trained
+    assert main([str(tiny_recipe), "--out", str(out)]) == 0
+    stages = ["autoencoder-1", "autoencoder-2", "decoder", "transformer-1", "transformer-2", "transformer-3"]
+    assert sorted(path.name for path in out.glob("*.checkpoint.pt")) == [f"{s}.checkpoint.pt" for s in stages]
+    assert sorted(path.stem for path in out.glob("*.png")) == stages
+    assert "transformer-2: stage 2 of 3, " in capsys.readouterr().out
+    pipe = StableDiffusion3Pipeline.from_pretrained(out / "sd3")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe('a red sign that says "KITE"', num_inference_steps=1).images[0].size == (64, 64)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp_path, monkeypatch, capsys):
+    tiny_recipe.write_text(TINY.replace("jitter: 2}, minutes: 1.0e-4", "jitter: 2}, minutes: 60"))
+    settings, vae, out = load(tiny_recipe).transformer, new_autoencoder(), tmp_path / "out"
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    monkeypatch.setattr(train_transformer, "save_pipeline", lambda *_: None)
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)  # a checkpoint a step
+    step_done = training.Run.step_done
+
+    def train(kill_at: int) -> str:
+        def killed(run, *arguments):
+            due = step_done(run, *arguments)
+            if run.name == "transformer-2" and run.step == kill_at:
+                raise Killed
+            return due and run.step == 1  # few grids
+
+        monkeypatch.setattr(training.Run, "step_done", killed)
+        with pytest.raises(Killed):
+            train_transformer.train_transformer(settings, vae, out, out / "sd3")
+        return capsys.readouterr().out
+
+    assert "transformer-1" in train(kill_at=3)
+    first = (out / "transformer-1.checkpoint.pt").stat().st_mtime_ns
+    printed = train(kill_at=5)
+    assert "transformer-2: continues at step 3" in printed and "transformer-1" not in printed
+    assert (out / "transformer-1.checkpoint.pt").stat().st_mtime_ns == first
+    second = torch.load(out / "transformer-2.checkpoint.pt", weights_only=True)
+    assert second["_run"]["step"] == 5 and second["average"]["steps"] == 8 + 5
+    # Another world under the same name would be another training.
+    tiny_recipe.write_text(TINY.replace("jitter: 2", "jitter: 3"))
+    with pytest.raises(training.UsageError, match="transformer-2: world: .* was trained with .*'jitter': 2"):
+        train_transformer.train_transformer(load(tiny_recipe).transformer, vae, out, out / "sd3")
+
+
+def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe, tmp_path, monkeypatch):
+    # A second stage with rates of 0 keeps the weights it starts from; its average goes on towards them.
+    rates = "lr: 0.001, lr_adamw: 0.001"
+    tiny_recipe.write_text(TINY.replace(f"2}}, minutes: 1.0e-4, {rates}", "2}, minutes: 1.0e-4, lr: 0, lr_adamw: 0"))
+    vae = new_autoencoder()
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    monkeypatch.setattr(train_transformer, "save_pipeline", lambda *_: None)
+    monkeypatch.setattr(training.Run, "lr_factor", lambda run: 1.0)
+    train_transformer.train_transformer(load(tiny_recipe).transformer, vae, tmp_path, tmp_path / "sd3")
+    first, second, third = (
+        torch.load(tmp_path / f"transformer-{i}.checkpoint.pt", weights_only=True) for i in (1, 2, 3)
+    )
+    weights = first["model"]
+    assert all(torch.equal(weights[key], value) for key, value in second["model"].items())
+    assert not all(torch.equal(weights[key], value) for key, value in third["model"].items())
+    behind = [torch.cat([(s["average"]["model"][k] - weights[k]).flatten() for k in weights]) for s in (first, second)]
+    assert 0 < behind[1].norm() < behind[0].norm()
+    assert torch.nn.functional.cosine_similarity(*behind, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("minutes: 1.0e-4", "minuets: 1.0e-4", "autoencoder, stage 1: unknown key 'minuets'; did you mean 'minutes'?"),
+        ("ema: 0.998, ", "", "transformer: missing key 'ema'; wanted: seed, batch, "),
+        ("jitter: 2", "jitter: 99", "transformer, stage 2, world: jitter: expected 0 to 8, found 99"),
+        ("fonts: 1, ", "", "autoencoder, stage 1, world: missing key 'fonts'"),
+        ("placement: columns", "placement: left", "world: placement: expected columns or free, found 'left'"),
+        ("minutes: 1.0e-4", "minutes: 1e-4", "minutes: expected a number (1.0e-3, not 1e-3), found '1e-4'"),
+        ("decay: 0.5", "decay: 0", "decay: expected above 0, at most 1, found 0"),
+        ("threads: 1", "threads: {", "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_exit_code_2(old, new, line, tmp_path, capsys):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(TINY.replace(old, new, 1))
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: recipe {path}: ") and line in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_widens_the_world_to_the_whole_of_it():
+    recipe = load(RECIPES / "tiny.yaml")
+    worlds = [stage.world for stage in recipe.transformer.stages]
+    assert worlds == [World(1, 1, "columns", 1), World(3, 2, "columns", 2), World()]
+    assert [stage.world for stage in recipe.autoencoder.stages] == worlds[:2]
 
 
 def test_the_pipeline_folder_opens_and_draws():

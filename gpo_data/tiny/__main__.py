@@ -1,38 +1,57 @@
 """Train the tiny world from nothing: `python -m gpo_data.tiny recipes/tiny.yaml --out DIR`.
 
-Autoencoder, its decoder once more, detector, transformer, in this order. Everything lands in DIR: `sd3/`, `yolo.pt`,
-checkpoints, and sample grids (PNG). A killed run continues when the same command is given
-again. Copy `sd3/` and `yolo.pt` to gpo_data/tiny/weights/ to make them the package's own.
+Autoencoder in stages, its decoder once more, detector, transformer in stages, in this order. Everything lands in DIR:
+`sd3/`, `yolo.pt`, and for every part and stage a checkpoint and a sample grid (PNG). A killed run continues when the
+same command is given again. Copy `sd3/` and `yolo.pt` to gpo_data/tiny/weights/ to make them the package's own.
+
+Exit code 0: done; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
-import yaml
 
+from gpo_data.errors import UsageError
+from gpo_data.tiny.recipe import TinyRecipe, load
 from gpo_data.tiny.train_autoencoder import polish_decoder, train_autoencoder
 from gpo_data.tiny.train_transformer import train_transformer
 from gpo_data.tiny.train_yolo import train_yolo
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m gpo_data.tiny", description=__doc__)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    recipe = yaml.safe_load(arguments.recipe.read_text())
-    wanted = {"threads", "autoencoder", "decoder", "yolo", "transformer"}
-    if set(recipe) != wanted:
-        raise SystemExit(f"{arguments.recipe}: expected the keys {sorted(wanted)}, found {sorted(recipe)}")
-    torch.set_num_threads(recipe["threads"])
-    out = arguments.out
-    vae = train_autoencoder(recipe["autoencoder"], out)
-    vae = polish_decoder(recipe["decoder"], vae, out)
+def train(recipe: TinyRecipe, out: Path) -> None:
+    """All parts; what is finished in `out` is loaded, not trained again."""
+    torch.set_num_threads(recipe.threads)
+    vae = train_autoencoder(recipe.autoencoder, out)
+    vae = polish_decoder(recipe.decoder, vae, out)
     if not (out / "yolo.pt").exists():
-        train_yolo(recipe["yolo"], out, out / "yolo.pt")
-    train_transformer(recipe["transformer"], vae, out, out / "sd3")
+        train_yolo(recipe.yolo, out, out / "yolo.pt")
+    train_transformer(recipe.transformer, vae, out, out / "sd3")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpo_data.tiny", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder; made if missing")
+    arguments = parser.parse_args(argv)
+    try:
+        recipe = load(arguments.recipe)
+        try:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {arguments.out}: cannot make this folder: {error.strerror}") from None
+        train(recipe, arguments.out)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

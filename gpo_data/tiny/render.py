@@ -6,11 +6,14 @@
 A picture is a pure function of its arguments and of the random generator's state.
 Deliberately narrow (three bold fonts in two sizes, a jitter of four pixels):
 a model of eight million parameters has to learn it in an hour or two on two cores.
+Training widens the lettering in stages: a `World` says how far; the default is all of it.
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -21,20 +24,42 @@ from gpo_data.tiny.words import COLORS, SHAPES
 
 SIZE = 64
 BACKGROUNDS = ((245, 245, 240), (225, 235, 245), (245, 232, 214), (222, 240, 222))
-# A look is a font, its size and the pitch of its letters. Each look and offset more costs the model training pictures.
-LOOKS = (
-    ("DejaVuSansMono-Bold.ttf", 19, 12),
-    ("DejaVuSansMono-Bold.ttf", 17, 11),
-    ("DejaVuSansMono-BoldOblique.ttf", 19, 12),
-    ("DejaVuSansMono-BoldOblique.ttf", 17, 11),
-    ("DejaVuSerif-Bold.ttf", 19, 12),
-    ("DejaVuSerif-Bold.ttf", 17, 11),
-)
-JITTER = (4, 4)  # pixels each way, across and down; across less where a long word leaves less room
+FONTS = ("DejaVuSansMono-Bold.ttf", "DejaVuSansMono-BoldOblique.ttf", "DejaVuSerif-Bold.ttf")
+FONT_SIZES = ((19, 12), (17, 11))  # of the font, and the pitch of its letters
+# A look is a font, its size and its pitch. Each look and offset more costs the model training pictures.
+LOOKS = tuple((font, size, pitch) for font in FONTS for size, pitch in FONT_SIZES)
+# Columns shared by all word lengths, as nearly centred as whole columns allow.
+FIRST_COLUMN = {2: 1, 3: 1, 4: 0, 5: 0}
 MARGIN = 8  # pixels of sign above and below the word
 GAP = 3.0  # pixels that always stay between two shapes
 # Radii (of the circle around a shape's middle) by count: six must fit with a gap.
 RADIUS = (5.5, 8.5)
+
+
+@dataclass(frozen=True)
+class World:
+    """How much the lettering of signs varies; shapes are the same in every world.
+
+    fonts, sizes: the first so many of FONTS and FONT_SIZES.
+    placement: `columns` puts every letter in one of five fixed columns, so that up to the jitter a letter in a
+        column always looks the same; `free` centres the word.
+    jitter: pixels each way, across and down; across less where the letters leave less room.
+    """
+
+    fonts: int = len(FONTS)
+    sizes: int = len(FONT_SIZES)
+    placement: Literal["columns", "free"] = "free"
+    jitter: int = 4
+
+    def __post_init__(self) -> None:
+        for key, lowest, highest in (("fonts", 1, len(FONTS)), ("sizes", 1, len(FONT_SIZES)), ("jitter", 0, 8)):
+            if not lowest <= getattr(self, key) <= highest:
+                raise ValueError(f"{key}: expected {lowest} to {highest}, found {getattr(self, key)!r}")
+        if self.placement not in ("columns", "free"):
+            raise ValueError(f"placement: expected columns or free, found {self.placement!r}")
+
+
+WHOLE_WORLD = World()
 
 
 @lru_cache(maxsize=len(LOOKS))
@@ -65,6 +90,7 @@ def render_text(
     color: str,
     background: tuple[int, int, int] | None = None,
     look: int | None = None,
+    world: World = WHOLE_WORLD,
     seed: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:
@@ -73,13 +99,18 @@ def render_text(
     rng = rng or np.random.default_rng(seed)
     pick, u, v, w = rng.random(4)
     ground = BACKGROUNDS[int(pick * len(BACKGROUNDS))] if background is None else background
-    look = int(w * len(LOOKS)) if look is None else look
+    if look is None:
+        font, size = divmod(int(w * world.fonts * world.sizes), world.sizes)
+        look = len(FONT_SIZES) * font + size
     pitch, masks = LOOKS[look][2], _letter_masks(look)
-    free = (SIZE - pitch * len(word)) // 2
-    across, down = min(JITTER[0], max(1, free - 2)), JITTER[1]
-    x = free + round((2 * u - 1) * across)
+    if world.placement == "columns":
+        room = (SIZE - pitch * words.MAX_LETTERS) // 2
+        x = room + pitch * FIRST_COLUMN[len(word)]
+    else:
+        x = room = (SIZE - pitch * len(word)) // 2
+    x += round((2 * u - 1) * min(world.jitter, max(1, room - 2)))
     height = masks["H"].height
-    y = (SIZE - height + 4) // 2 + round((2 * v - 1) * down)
+    y = (SIZE - height + 4) // 2 + round((2 * v - 1) * world.jitter)
     image = Image.new("RGB", (SIZE, SIZE), ground)
     box = (x - 2, y - MARGIN, x + pitch * len(word) + 1, y + height - 4 + MARGIN)
     draw = ImageDraw.Draw(image)
@@ -146,7 +177,12 @@ def render_count(
 
 
 def sample_scene(
-    rng: np.random.Generator, task: str, *, held: bool | None = False, level: int | None = None
+    rng: np.random.Generator,
+    task: str,
+    *,
+    held: bool | None = False,
+    level: int | None = None,
+    world: World = WHOLE_WORLD,
 ) -> tuple[np.ndarray, str, dict]:
     """(picture uint8 [64, 64, 3], caption, target) of task `text` or `count`.
 
@@ -158,7 +194,7 @@ def sample_scene(
     if task == "text":
         word = words.sample_word(rng, level, held=held)
         color = list(COLORS)[rng.integers(len(COLORS))]
-        picture = render_text(word, color=color, rng=rng)
+        picture = render_text(word, color=color, world=world, rng=rng)
         return picture, words.text_caption(color, word), {"word": word, "color": color}
     if task == "count":
         n, color, shape = words.sample_count(rng, level, held=held)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from gpo_data.tiny.recipe import Yolo
 from gpo_data.tiny.render import SIZE, sample_scene
 from gpo_data.tiny.words import SHAPES
 
@@ -36,7 +37,7 @@ def write_pictures(folder: Path, split: str, n: int, rng: np.random.Generator) -
         (folder / "labels" / split / f"{index:06d}.txt").write_text("\n".join(lines))
 
 
-def train_yolo(settings: dict, folder: Path, weights: Path) -> None:
+def train_yolo(settings: Yolo, folder: Path, weights: Path) -> None:
     """Train from scratch (or resume `folder`) and write the stripped file `weights`."""
     from ultralytics import YOLO
     from ultralytics import settings as ultralytics_settings
@@ -44,8 +45,8 @@ def train_yolo(settings: dict, folder: Path, weights: Path) -> None:
     ultralytics_settings.update({"sync": False})
     data = folder / "yolo_data"
     if not (data / "data.yaml").exists():
-        rng = np.random.default_rng(settings["seed"])
-        write_pictures(data, "train", settings["pictures"], rng)
+        rng = np.random.default_rng(settings.seed)
+        write_pictures(data, "train", settings.pictures, rng)
         write_pictures(data, "val", 200, rng)
         names = "".join(f"  {i}: {shape}\n" for i, shape in enumerate(SHAPES))
         (data / "data.yaml").write_text(
@@ -57,9 +58,9 @@ def train_yolo(settings: dict, folder: Path, weights: Path) -> None:
         "project": str(folder.resolve()),
         "name": "yolo",
         "exist_ok": True,
-        **{key: settings[key] for key in ("seed", "epochs", "imgsz", "batch")},
+        **{key: getattr(settings, key) for key in ("seed", "epochs", "imgsz", "batch")},
         "optimizer": "AdamW",
-        "lr0": settings["lr"],
+        "lr0": settings.lr,
         "cos_lr": True,
         "warmup_epochs": 0.5,
         "amp": False,  # its check would download a model

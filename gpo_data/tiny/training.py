@@ -6,19 +6,28 @@ optimizer, random generators, step, pictures seen and seconds trained. The learn
     lr(s) = warm-up over 100 steps; constant; linear to 0 over the last `decay` share of seconds
 
 A kill costs at most the three minutes since the last checkpoint.
+
+A training in stages is one run a stage, `NAME-1`, `NAME-2`, ...: what is trained goes on from stage to stage, the
+optimizer and its schedule begin again. A stage has a checkpoint only once the one before it is finished.
 """
 
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from gpo_data.errors import UsageError
+
 SAVE_SECONDS = 180
+STEP_SECONDS = 10  # a step counts as no more: what takes longer is compiling, a minute that a short stage would miss
 
 
 def device() -> torch.device:
@@ -36,8 +45,13 @@ def autocast() -> AbstractContextManager:
     return torch.autocast(device().type, dtype=torch.bfloat16, enabled=gains)
 
 
-def compiled(module: torch.nn.Module) -> Callable:
+def compiled(module: torch.nn.Module, folder: Path) -> Callable:
     """`torch.compile` of the module (a fifth faster on two cores), or the module where nothing compiles."""
+    # A kill while it compiles can leave half a library in torch's cache, of which every later run would die: this
+    # process gets a cache of its own, empty.
+    cache = folder / "compiled"
+    shutil.rmtree(cache, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.resolve())
     try:
         if torch.compile(lambda x: x.sin() + 1)(torch.zeros(1, device=device())).item() == 1:
             return torch.compile(module, dynamic=False)
@@ -67,17 +81,35 @@ def picture_grid(images: torch.Tensor, path: Path, columns: int = 16) -> None:
     grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(path)
 
 
+def checkpoint(folder: Path, name: str) -> Path:
+    return folder / f"{name}.checkpoint.pt"
+
+
+def stages_left(folder: Path, name: str, stages: Sequence) -> Iterator[tuple[str, Any]]:
+    """(`NAME-2`, its settings) and so on, from the last stage that has a checkpoint, or from the first.
+
+    The caller's Run of the first one given loads that checkpoint, which holds all that earlier stages trained.
+    """
+    names = [f"{name}-{number}" for number in range(1, len(stages) + 1)]
+    begun = max((i for i, stage in enumerate(names) if checkpoint(folder, stage).exists()), default=0)
+    for stage, settings in list(zip(names, stages, strict=True))[begun:]:
+        print(f"{stage}: stage {stage[len(name) + 1 :]} of {len(stages)}, {settings}", flush=True)
+        yield stage, settings
+
+
 class Run:
-    """Progress, schedule and checkpoint of one training.
+    """Progress, schedule and checkpoint of one training, or of one of its stages.
 
     parts: named objects with state_dict/load_state_dict, saved and restored together.
-    settings: needs `minutes` and `decay`; `name` names the checkpoint in `folder`.
+    settings: a dataclass with `minutes` and `decay`; `name` names the checkpoint in `folder`. A checkpoint goes on
+    only under the settings it was begun with, the minutes aside; UsageError otherwise.
     """
 
-    def __init__(self, folder: Path, name: str, settings: dict, parts: dict, rng: np.random.Generator) -> None:
+    def __init__(self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.name = folder / f"{name}.checkpoint.pt", name
-        self.budget, self.decay = settings["minutes"] * 60.0, settings["decay"]
+        self.path, self.name = checkpoint(folder, name), name
+        self.budget, self.decay = settings.minutes * 60.0, settings.decay
+        self.settings = asdict(settings)
         self.parts, self.rng = parts, rng
         self.step = self.pictures = 0
         self.seconds = 0.0
@@ -108,7 +140,7 @@ class Run:
     def step_done(self, loss: float, pictures: int) -> bool:
         """Count a step; True every SAVE_SECONDS, when a sample grid is due."""
         now = time.monotonic()
-        self.seconds += now - self.clock
+        self.seconds += min(now - self.clock, STEP_SECONDS)
         self.clock = now
         self.step, self.pictures = self.step + 1, self.pictures + pictures
         self.losses.append(loss)
@@ -133,6 +165,7 @@ class Run:
             "step": self.step,
             "pictures": self.pictures,
             "seconds": self.seconds,
+            "settings": self.settings,
             "torch_rng": torch.get_rng_state(),
             "numpy_rng": self.rng.bit_generator.state,
         }
@@ -145,9 +178,16 @@ class Run:
 
     def _load(self) -> None:
         state = torch.load(self.path, map_location=device(), weights_only=True)
+        run = state["_run"]
+        settings = run.get("settings", {})
+        for key, value in self.settings.items():
+            if key != "minutes" and settings.get(key) != value:
+                raise UsageError(
+                    f"{self.name}: {key}: {self.path} was trained with {settings.get(key)}, the recipe says "
+                    f"{value}; give another --out, or put {key} back"
+                )
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        run = state["_run"]
         self.step, self.pictures, self.seconds = run["step"], run["pictures"], run["seconds"]
         torch.set_rng_state(run["torch_rng"].cpu())
         self.rng.bit_generator.state = run["numpy_rng"]
