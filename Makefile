@@ -9,7 +9,7 @@ READY  = .venv/.ready
 
 .DEFAULT_GOAL := help
 RUN   ?=
-.PHONY: help setup shards audit sql measure verify show train eval export demo test test-slow lint bench tiny clean
+.PHONY: help setup shards audit sql measure verify show train eval export demo test test-slow lint bench bench-gpu tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## drawing and training against hand-written loops; SQL over 10 million members
 	@$(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_train.py && $(BIN)/python tests/bench_catalog.py
+
+bench-gpu: $(READY) ## real sizes on a GPU: drawing, a step, an online iteration; ARGS="--tiny" tries it on the CPU
+	@$(BIN)/python tests/bench_gpu.py $(ARGS)
 
 tiny: $(READY) ## train the tiny world's models from nothing (hours on 2 cores)
 	@$(BIN)/python -m gpo_data.tiny recipes/tiny.yaml --out runs/tiny $(ARGS)

@@ -1,0 +1,262 @@
+"""What real sizes cost on a GPU: `make bench-gpu`, SD3.5 Medium's architecture with random weights in bfloat16.
+
+1. drawing    images/s of the plain pipeline's call at several batch sizes, and of our encode + draw + decode at the
+              same; FLOPs counted with torch.utils.flop_counter, as a share of the card's peak
+2. a step     samples/s and peak memory of GPO, LoRA and full: a plain loop that holds a second copy of the model as
+              reference, ours with the reference's own network, ours with stored errors (their computation included)
+3. iteration  the second iteration of `gpo-train fit --mode online`: seconds of each part. Decoding, measuring and
+              writing go on beside the denoiser; `waiting` is how long it stood still for them
+
+    python tests/bench_gpu.py [--sizes 512 1024] [--groups 4] [--group-size 8] [--tiny] [--json runs/bench-gpu.json]
+
+`--groups 48 --group-size 32` is the online iteration of arXiv 2505.11070. `--tiny` is a few narrow layers and small
+pictures, on any machine: it shows that the benchmark runs, its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from bench_gpu_step import measure_steps
+from rich.console import Console
+from rich.table import Table
+from sd35m import FULL, T5_TOKENS, TINY, build
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpo_data import models, recipe
+from gpo_data.errors import UsageError
+from gpo_data.models import repeat
+from gpo_train.fit import fit
+from gpo_train.iterations import Iteration
+
+# Dense bfloat16 with float32 accumulation, TFLOP/s, from NVIDIA's data sheets; by what the card's name contains.
+DATA_SHEET = {"H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+PROMPT = 'a red sign that says "AB"'
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", help="of the pictures, pixels (512 1024; tiny: 64)")
+    parser.add_argument("--steps", type=int, help="denoising steps (28; tiny: 2)")
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes to try (1 4 8 16 32; tiny: 1 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="calls timed a batch size")
+    parser.add_argument("--groups", type=int, help="groups of the online iteration (4; tiny: 2)")
+    parser.add_argument("--group-size", type=int, help="members a group (8; tiny: 2)")
+    parser.add_argument("--tiny", action="store_true", help="few narrow layers, on any machine")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench-gpu.json"), help="where the figures go as well")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available() and not options.tiny:
+        print(
+            "error: torch sees no CUDA device; run this on a GPU, or with --tiny to try it on the CPU", file=sys.stderr
+        )
+        return UsageError.exit_code
+    few = {"sizes": [64], "steps": 2, "batches": [1, 2], "groups": 2, "group_size": 2}
+    real = {"sizes": [512, 1024], "steps": 28, "batches": [1, 4, 8, 16, 32], "groups": 4, "group_size": 8}
+    for key, value in (few if options.tiny else real).items():
+        setattr(options, key, getattr(options, key) or value)
+    found = run(options)
+    show(found)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(found, indent=2))
+    print(f"figures: {options.json}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    console = Console(stderr=True, highlight=False)
+    found: dict[str, Any] = {"card": card(device), "architecture": "tiny" if options.tiny else "SD3.5 Medium"}
+    found |= {"options": {k: v for k, v in vars(options).items() if k != "json"}, "sizes": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        console.print("building the model")
+        folder = build(TINY if options.tiny else FULL, Path(scratch) / "model", device)
+        clear(device)
+        for size in options.sizes:
+            made = recipe_of(options, folder, Path(scratch) / f"{size}", size, device)
+            part: dict[str, Any] = found["sizes"].setdefault(str(size), {})
+            console.print(f"{size} px: drawing")
+            part["drawing"] = drawing(made, options, folder, device, found["card"])
+            made = recipe.load(made.lake + "/bench.yaml", ["--sampler.batch_size", str(part["drawing"]["batch"])])
+            console.print(f"{size} px: two online iterations")
+            part["iteration"], dataset = iteration(made, Path(scratch) / f"{size}" / "run")
+            part["step"] = measure_steps(made, dataset, device, console)
+    return found
+
+
+def recipe_of(options: argparse.Namespace, model: Path, lake: Path, size: int, device: str) -> recipe.Recipe:
+    """Rewards by the pictures' entropy too: random weights write no words, and a group needs a better half."""
+    lake.mkdir()
+    content = {
+        "name": "bench", "model": str(model), "lake": str(lake), "group_size": options.group_size,
+        "groups_per_shard": min(8, options.groups), "task": {"kind": "text", "num_prompts": options.groups},
+        "sampler": {"num_inference_steps": options.steps, "guidance_scale": 4.5, "height": size, "width": size,
+                    "max_sequence_length": T5_TOKENS, "dtype": "bfloat16", "device": device},
+        "evaluators": ["ocr"], "ocr": {"mode": "scene", "workers": 0 if options.tiny else 4},
+        "reward": "0.5 * text_edit(target, ocr_text) + entropy / 16",
+        "train": {"tuning": "lora", "precision": "bfloat16", "gradient_checkpointing": True, "loggers": ["csv"],
+                  "micro_batch": options.group_size, "draws": 2 if options.tiny else 5, "passes": 3,
+                  "learning_rate": 1e-6, "trainer": {"enable_progress_bar": False}},
+        "online": {"iterations": 2, "grid_every": 0},
+    }  # fmt: skip
+    path = lake / "bench.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return recipe.load(path)
+
+
+def card(device: str) -> dict[str, Any]:
+    """The card, the versions, and its peak: TFLOP/s of a large bfloat16 matmul, and the data sheet's where known."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    n = 8192 if device == "cuda" else 512
+    a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16)
+    rates = [2 * n**3 / seconds(lambda: a @ b, device) / 1e12 for _ in range(20)]
+    sheet = next((value for key, value in DATA_SHEET.items() if key in name), None) if device == "cuda" else None
+    return {"name": name, "torch": torch.__version__, "diffusers": diffusers.__version__, "cuda": torch.version.cuda,
+            "matmul_tflops": statistics.median(rates[5:]), "data_sheet_tflops": sheet}  # fmt: skip
+
+
+def seconds(call: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def drawing(
+    made: recipe.Recipe, options: argparse.Namespace, folder: Path, device: str, card: dict[str, Any]
+) -> dict[str, Any]:
+    """images/s of the plain call and of ours at every batch size that fits, and the work of a picture."""
+    model: Any = models.load(folder, made.sampler)
+    common = {"height": made.sampler.height, "width": made.sampler.width, "guidance_scale": 4.5,
+              "max_sequence_length": T5_TOKENS}  # fmt: skip
+
+    def plain(batch: int, steps: int = options.steps) -> Any:
+        generator = [torch.Generator().manual_seed(seed) for seed in range(batch)]
+        # Our pipeline is the plain one: this is its own `__call__`, from text to pictures.
+        return model.pipe([PROMPT] * batch, generator=generator, num_inference_steps=steps, **common)
+
+    def ours(batch: int) -> Any:
+        return model.decode(model.draw(repeat(model.encode([PROMPT]), [batch]), list(range(batch))))
+
+    work = [flops(partial(plain, 1, steps)) for steps in (1, 2)]
+    image = work[0] + (options.steps - 1) * (work[1] - work[0])  # the steps are alike
+    rates: dict[str, dict[int, float]] = {"plain": {}, "ours": {}}
+    for batch in options.batches:
+        for name, function in (("plain", plain), ("ours", ours)):
+            call = partial(function, batch)
+            try:
+                call()  # the first call of a size chooses kernels
+                rates[name][batch] = batch / statistics.median(seconds(call, device) for _ in range(options.rounds))
+            except torch.OutOfMemoryError:
+                continue
+    best = {name: max(by_batch.items(), key=lambda item: item[1]) for name, by_batch in rates.items()}
+    reached = best["ours"][1] * image / 1e12
+    model = None
+    clear(device)
+    sheet = card["data_sheet_tflops"]
+    return {
+        "images_per_s": rates,
+        "best_plain": best["plain"][1], "batch_plain": best["plain"][0],
+        "best_ours": best["ours"][1], "batch": best["ours"][0],
+        "ratio": best["ours"][1] / best["plain"][1],
+        "tflop_per_image": image / 1e12, "tflops": reached,
+        "share_of_matmul": reached / card["matmul_tflops"],
+        "share_of_data_sheet": reached / sheet if sheet else None,
+    }  # fmt: skip
+
+
+def flops(call: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def iteration(made: recipe.Recipe, folder: Path) -> tuple[dict[str, Any], str]:
+    """Seconds of the parts of the second online iteration, in which everything is loaded; and its dataset's name."""
+    run = fit(made, str(folder), Console(quiet=True), mode="online")
+    last = Iteration(run.folder, 1)
+    parts: dict[str, float] = (last.summary() or {})["seconds"]
+    # Parts in the second thread (decode, measure, write) overlap with denoising; what is left is waiting for them.
+    waiting = parts["draw"] - sum(parts.get(k, 0.0) for k in ("policy", "encode", "denoise"))
+    total = sum(parts.get(k, 0.0) for k in ("draw", "catalog", "train"))
+    return {"seconds": parts, "total": total, "waiting": waiting,
+            "shares": {k: v / total for k, v in (parts | {"waiting": waiting}).items()}}, last.name  # fmt: skip
+
+
+def clear(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def show(found: dict[str, Any]) -> None:
+    card = found["card"]
+    versions = ", ".join(f"{name} {card[name]}" for name in ("torch", "diffusers", "cuda"))
+    title = f"{found['architecture']} on {card['name']}: {versions}"
+    sheet = f", data sheet {card['data_sheet_tflops']}" if card["data_sheet_tflops"] else ""
+    table = Table(title=title, caption=f"bf16 matmul {card['matmul_tflops']:.2f} TFLOP/s{sheet}")
+    for name in ("px", "part", "what", "rate", "peak memory", "against plain"):
+        table.add_column(name, justify="left" if name in ("part", "what") else "right")
+    for size, parts in found["sizes"].items():
+        one = parts["drawing"]
+        table.add_row(
+            size, "drawing", f"plain pipeline, batch {one['batch_plain']}", f"{one['best_plain']:.3g} images/s"
+        )
+        table.add_row(
+            "", "", f"ours, batch {one['batch']}", f"{one['best_ours']:.3g} images/s", "", f"x {one['ratio']:.2f}"
+        )
+        share = one["share_of_data_sheet"] or one["share_of_matmul"]
+        of = "data sheet" if one["share_of_data_sheet"] else "matmul"
+        table.add_row(
+            "", "", f"{one['tflop_per_image']:.3g} TFLOP an image", f"{100 * share:.1f}% of {of}", end_section=True
+        )
+        for tuning, variants in parts["step"].items():
+            plain = variants["plain loop, second copy"]
+            for name, value in variants.items():
+                if "samples_per_s" not in value:
+                    table.add_row("", f"step, {tuning}", name, value["failed"])
+                    continue
+                memory = f"{value['peak_gb']:.1f} GB" if value["peak_gb"] is not None else ""
+                table.add_row(
+                    "",
+                    f"step, {tuning}",
+                    name,
+                    f"{value['samples_per_s']:.3g} samples/s",
+                    memory,
+                    against(value, plain),
+                )
+        table.add_section()
+        iteration = parts["iteration"]
+        for name, value in (iteration["seconds"] | {"waiting": iteration["waiting"]}).items():
+            table.add_row("", "iteration", name, f"{value:.2f} s", "", f"{100 * value / iteration['total']:.1f}%")
+        table.add_section()
+    Console(width=max(130, Console().width)).print(table)
+
+
+def against(value: dict[str, Any], plain: dict[str, Any]) -> str:
+    if "samples_per_s" not in plain or value is plain:
+        return ""
+    memory = value["peak_gb"] / plain["peak_gb"] if value["peak_gb"] else math.nan
+    return f"x {value['samples_per_s'] / plain['samples_per_s']:.2f}" + (
+        "" if math.isnan(memory) else f", memory x {memory:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
