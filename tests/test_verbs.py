@@ -1,7 +1,7 @@
 """Every verb for every family, by the command line, on tiny random weights: from a recipe to what diffusers opens.
 
-What the plain pipeline draws from the exported files is what our own model draws with the run's policy. Some families
-run in the fast suite, the others with `make test-slow`.
+What the plain pipeline draws from the exported files is what our own model draws with the run's policy. One family
+runs in the fast suite, the others with `make test-slow`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gpo_data import models, recipe
 from gpo_train.run import RUNS, Run
 
 # How groups come about: `gpo-train fit`'s own arguments.
-MODES: dict[str, list[str]] = {"offline": []}
-FAST = ("sdxl", "sd3", "flux-dev")
+MODES = {"offline": [], "online": ["--mode", "online", "--online.iterations", "2", "--online.grid_every", "0"]}
+FAST = "sdxl"
 
 
 @pytest.fixture(
     scope="module",
-    params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    params=[name if name == FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
 )
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return build(request.param, tmp_path_factory.mktemp(request.param))
@@ -69,19 +69,21 @@ def test_the_verbs_of_a_dataset(made: Path, capsys: pytest.CaptureFixture[str]) 
     assert "2 shards, 3 groups, 9 members (0 failed), 0 problems" in said and said.count("difference of latents") == 2
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+# LoRA as on a GPU: a base in bfloat16, adapters in float32.
+@pytest.mark.parametrize(("tuning", "precision"), [("full", "float32"), ("lora", "bfloat16")])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_verbs_of_a_run(
-    family: Family, made: Path, mode: str, tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: Family, made: Path, mode: str, tuning: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fit = ["fit", str(made), "--run", "it", "--train.tuning", tuning, *MODES[mode]]
-    assert gpo_train.cli.main(fit) == 0
-    run = Run(tmp_path / RUNS / "it")
+    name = f"{mode}-{tuning}"
+    options = ["--train.tuning", tuning, "--train.precision", precision, *MODES[mode]]
+    assert gpo_train.cli.main(["fit", str(made), "--run", name, *options]) == 0
+    run = Run(tmp_path / RUNS / name)
     assert run.card()["state"] == "finished"
-    assert gpo_train.cli.main(["eval", str(made), "--run", "it"]) == 0
+    assert gpo_train.cli.main(["eval", str(made), "--run", name]) == 0
     assert json.loads((run.folder / "eval.json").read_text())["n"] == 4
-    assert gpo_train.cli.main(["export", str(made), "--run", "it", "--out", str(tmp_path / "out")]) == 0
+    assert gpo_train.cli.main(["export", str(made), "--run", name, "--out", str(tmp_path / "out")]) == 0
 
     ours = models.load(family.folder, recipe.load(made).sampler)
     base = ours.draw(ours.encode(PROMPTS), [1, 2])
