@@ -1,6 +1,7 @@
 # Group Preference Optimization, dataset-first. `make help` lists every target.
 TASK  ?= text
 MODEL ?= tiny
+MODE  ?= offline
 ARGS  ?=
 PYTHON ?= python3
 RECIPE = recipes/$(TASK)-$(MODEL).yaml
@@ -9,11 +10,11 @@ READY  = .venv/.ready
 
 .DEFAULT_GOAL := help
 RUN   ?=
-.PHONY: help setup shards audit sql measure verify show train eval export demo test test-slow lint bench bench-gpu tiny clean
+.PHONY: help setup shards audit sql measure verify show train watch eval export demo test test-slow lint bench bench-gpu tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo; echo "  TASK=text|count|align  MODEL=tiny|sd35m|...  RUN=name  ARGS='--key value ...' (any key of the recipe)"
+	@echo; echo "  TASK=text|count|align  MODEL=tiny|sd35m|...  MODE=offline|online  RUN=name  ARGS='--key value ...' (any key of the recipe)"
 
 setup: $(READY) ## build .venv from pinned requirements (every target does this when needed)
 
@@ -46,14 +47,17 @@ verify: $(READY) ## prove a dataset's bytes; ARGS="--redraw 8" draws members aga
 show: $(READY) ## picture grid of groups with rewards
 	@$(BIN)/gpo-data show $(RECIPE) $(ARGS)
 
-train: $(READY) ## train on the frozen shards (resumes); ARGS="--train.learning_rate 1e-5"
-	@$(BIN)/gpo-train fit $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
+train: $(READY) ## train on the frozen shards, or MODE=online on what the policy draws (resumes)
+	@$(BIN)/gpo-train fit $(RECIPE) --mode $(MODE) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+watch: $(READY) ## the iterations of an online run: a table, and curves as a picture
+	@$(BIN)/gpo-train watch $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 eval: $(READY) ## the newest run (or RUN=name) against its base on held-out prompts
-	@$(BIN)/gpo-train eval $(RECIPE) $(if $(RUN),--run $(RUN)) $(ARGS)
+	@$(BIN)/gpo-train eval $(RECIPE) --mode $(MODE) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 export: $(READY) ## the policy for diffusers: OUT=folder
-	@$(BIN)/gpo-train export $(RECIPE) $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
+	@$(BIN)/gpo-train export $(RECIPE) --mode $(MODE) $(if $(RUN),--run $(RUN)) --out $(OUT) $(ARGS)
 
 demo: ## shards, audit, train and eval in one command
 	@$(MAKE) --no-print-directory shards audit train eval

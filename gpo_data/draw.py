@@ -22,13 +22,25 @@ from gpo_data import shard as store
 from gpo_data.dataset import identity, open_dataset
 from gpo_data.generate import Generator
 from gpo_data.plan import PlannedShard, plan
-from gpo_data.progress import DrawProgress
+from gpo_data.progress import Clock, DrawProgress
 from gpo_data.recipe import Recipe, fingerprint_of
 from gpo_data.tasks import TASKS
 
 
-def draw(recipe: Recipe, console: Console) -> Path:
-    """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM."""
+def draw(
+    recipe: Recipe,
+    console: Console,
+    model: models.Model | None = None,
+    share: tuple[int, int] = (0, 1),
+    clock: Clock | None = None,
+) -> Path:
+    """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
+
+    Args:
+        model: the recipe's model, open, with the recipe's policy in it; None opens it.
+        share: (rank, world): of the missing shards only those at [rank::world].
+        clock: gets the seconds of each part.
+    """
     shards = plan(recipe)
     judges = evaluators.build(recipe)
     rewards.check(recipe.reward, TASKS[recipe.task.kind].COLUMNS | evaluators.columns_of(judges))
@@ -36,16 +48,19 @@ def draw(recipe: Recipe, console: Console) -> Path:
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     folder = open_dataset(recipe, fields)
-    todo = _missing(recipe, folder, shards, console)
+    todo = _missing(recipe, folder, shards[share[0] :: share[1]], console)
     if not todo:
-        console.print(f"nothing to draw: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
+        console.print(
+            f"nothing to draw: all {len(shards[share[0] :: share[1]])} shards of {folder} are committed", soft_wrap=True
+        )
         return folder
-    console.print(f"loading {recipe.model} on {models.device_of(recipe.sampler)}", soft_wrap=True)
-    model = models.load(model_folder, recipe.sampler)
-    if policy:
-        models.adopt(model, policy)
+    if model is None:
+        console.print(f"loading {recipe.model} on {models.device_of(recipe.sampler)}", soft_wrap=True)
+        model = models.load(model_folder, recipe.sampler)
+        if policy:
+            models.adopt(model, policy)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop)
+        generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
         staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
         with DrawProgress(total - staged, recipe.group_size, console) as progress:

@@ -25,6 +25,7 @@ from gpo_data.evaluators import asked, columns_of
 from gpo_data.group import OK, Group
 from gpo_data.models import Conditioning, Model, repeat
 from gpo_data.plan import PlannedGroup, PlannedShard
+from gpo_data.progress import Clock
 from gpo_data.recipe import Recipe
 from gpo_data.rewards import score
 from gpo_data.tasks import TASKS
@@ -48,10 +49,11 @@ class Generator:
         evaluators: list[Any],
         on_group: Callable[[Group], None] = lambda group: None,
         stop: threading.Event | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.recipe, self.folder, self.fingerprint = recipe, folder, fingerprint
         self.model, self.evaluators, self.on_group = model, evaluators, on_group
-        self.stop = stop or threading.Event()
+        self.stop, self.clock = stop or threading.Event(), clock or Clock()
         self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].COLUMNS | columns_of(evaluators)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
         self._waiting: list[Future[None]] = []
@@ -83,7 +85,8 @@ class Generator:
     def _draw_groups(self, shard: PlannedShard, missing: list[int]) -> None:
         if not missing:
             return
-        conditioning = self.model.encode([g.prompt.text for g in shard.groups])
+        with self.clock.time("encode"):
+            conditioning = self.model.encode([g.prompt.text for g in shard.groups])
         latents: dict[int, list[torch.Tensor]] = {g: [] for g in missing}
         for batch in shard.batches(self.recipe.sampler.batch_size):
             wanted = {g for g, _ in batch} & latents.keys()
@@ -107,7 +110,8 @@ class Generator:
         counts = [sum(g == index for g, _ in batch) for index in range(first, last + 1)]
         rows = {k: v[first : last + 1] for k, v in conditioning.items()}
         seeds = [shard.groups[g].seeds[m] for g, m in batch]
-        return self.model.draw(repeat(rows, counts), seeds, self._check_stop)
+        with self.clock.time("denoise"):
+            return self.model.draw(repeat(rows, counts), seeds, self._check_stop)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -119,12 +123,13 @@ class Generator:
             self._waiting.pop(0).result()
 
     def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
-        group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning)
-        store.stage(self.folder, group)
+        group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
+        with self.clock.time("write"):
+            store.stage(self.folder, group)
         self.on_group(group)
 
     def _commit(self, shard: PlannedShard, claim: ExitStack) -> None:
-        with claim:
+        with claim, self.clock.time("write"):
             keys = [g.key for g in shard.groups]
             store.commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
@@ -146,9 +151,10 @@ def finish_group(
     planned: PlannedGroup,
     latents: torch.Tensor,
     conditioning: Conditioning,
+    clock: Clock | None = None,
 ) -> Group:
     """Decode, measure and score the members; latents [G, C, h, w]. A failed member keeps its place and its reason."""
-    size = len(planned.seeds)
+    size, clock = len(planned.seeds), clock or Clock()
     statuses = [OK] * size
     images: list[np.ndarray | None] = [None] * size
     for i in range(size):
@@ -157,12 +163,14 @@ def finish_group(
     good = [i for i in range(size) if statuses[i] == OK]
     for start in range(0, len(good), recipe.sampler.batch_size):
         part = good[start : start + recipe.sampler.batch_size]
-        for i, image in zip(part, model.decode(latents[part]), strict=True):
-            images[i] = image
+        with clock.time("decode"):
+            for i, image in zip(part, model.decode(latents[part]), strict=True):
+                images[i] = image
     measurements: list[dict[str, Any]] = [{} for _ in range(size)]
     for evaluator in evaluators:
-        for i, found in measure_each(evaluator, images, statuses, asked(planned.prompt)).items():
-            measurements[i] |= found
+        with clock.time("measure"):
+            for i, found in measure_each(evaluator, images, statuses, asked(planned.prompt)).items():
+                measurements[i] |= found
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from gpo_data import catalog
 from gpo_data import shard as store
 from gpo_data.errors import UsageError
 
@@ -142,3 +143,14 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
             )
         )
     return places
+
+
+def diversity(lake: str, dataset: str) -> float:
+    """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
+    found = []
+    reader = Reader(lake, catalog.snapshot(catalog.connect(lake), dataset, keep_dead=True))
+    for index in range(len(reader)):
+        group = reader[index]
+        if len(group.members) > 1:
+            found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
+    return float(np.mean(found))

@@ -1,6 +1,8 @@
 """gpo-train: from groups to a better policy.
 
     gpo-train fit    recipes/text-tiny.yaml                   train on the recipe's frozen shards (resumes)
+    gpo-train fit    recipes/text-tiny.yaml --mode online     train on what the policy draws, iteration by iteration
+    gpo-train watch  recipes/text-tiny.yaml --mode online     its iterations: a table, curves as a picture
     gpo-train eval   recipes/text-tiny.yaml                   its newest run against the base, held-out prompts
     gpo-train export recipes/text-tiny.yaml --out folder      files that diffusers opens with no code of ours
 
@@ -30,7 +32,7 @@ def fit(recipe: Recipe, options: argparse.Namespace) -> int:
     from gpo_train.fit import Stopped, fit
 
     try:
-        fit(recipe, options.run, console)
+        fit(recipe, options.run, console, options.mode)
     except Stopped:
         console.print("stopped; the same command goes on from here")
         return 130
@@ -45,6 +47,14 @@ def evaluate(recipe: Recipe, options: argparse.Namespace) -> int:
     return 0
 
 
+def watch(recipe: Recipe, options: argparse.Namespace) -> int:
+    """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
+    from gpo_train.watch import watch
+
+    watch(recipe, _run(recipe, options), console, options.follow)
+    return 0
+
+
 def export(recipe: Recipe, options: argparse.Namespace) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export
@@ -55,6 +65,7 @@ def export(recipe: Recipe, options: argparse.Namespace) -> int:
 
 VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "fit": fit,
+    "watch": watch,
     "eval": evaluate,
     "export": export,
 }
@@ -63,7 +74,7 @@ VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
 def _run(recipe: Recipe, options: argparse.Namespace) -> Any:
     from gpo_train.run import RUNS, Run, newest
 
-    return Run(RUNS / options.run) if options.run else newest(str(recipe.name), "offline")
+    return Run(RUNS / options.run) if options.run else newest(str(recipe.name), options.mode)
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -75,7 +86,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
                                 epilog=_settings_help(name), formatter_class=style, allow_abbrev=False)  # fmt: skip
         verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
         verb.add_argument("--run", metavar="NAME", help="folder in runs/; default: " + (
-            "<recipe>-offline" if name == "fit" else "the newest of this recipe"))  # fmt: skip
+            "<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"))  # fmt: skip
+        verb.add_argument("--mode", choices=("offline", "online"), default="online" if name == "watch" else "offline",
+                          help="who draws the groups: `gpo-data shards`, before, or the policy itself")  # fmt: skip
+        if name == "watch":
+            verb.add_argument(
+                "--follow", action="store_true", help="again every ten seconds until the run has finished"
+            )
         if name == "export":
             verb.add_argument("--out", type=Path, required=True, help="a new folder")
     return parser, dict(verbs.choices)
@@ -85,9 +102,9 @@ def _settings_help(verb: str) -> str:
     """The keys of the recipe's sections that the verb reads, with what they mean."""
     if not {"-h", "--help"} & set(sys.argv) or verb not in ("fit", "eval"):
         return ""
-    from gpo_train.settings import Eval, Train
+    from gpo_train.settings import Eval, Online, Train
 
-    sections: dict[str, Any] = {"train": Train} if verb == "fit" else {"eval": Eval}
+    sections: dict[str, Any] = {"train": Train, "online": Online} if verb == "fit" else {"eval": Eval}
     return "\n\n".join(f"--{name}.KEY VALUE: {inspect.getdoc(kind)}" for name, kind in sections.items())
 
 

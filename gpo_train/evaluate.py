@@ -27,7 +27,7 @@ from gpo_data.dataset import identity
 from gpo_data.draw import draw
 from gpo_data.errors import UsageError
 from gpo_data.plan import plan
-from gpo_data.reader import Reader
+from gpo_data.reader import diversity
 from gpo_data.recipe import Recipe, fingerprint_of
 from gpo_data.shard import write_atomic
 from gpo_data.tasks import TASKS
@@ -150,15 +150,3 @@ def bootstrap(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
     means = sums[picks].sum(1) / sizes[picks].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return [float(low), float(high)]
-
-
-def diversity(lake: str, dataset: str) -> float:
-    """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
-    found = []
-    table = catalog.snapshot(catalog.connect(lake), dataset, keep_dead=True)
-    reader = Reader(lake, table)
-    for index in range(len(reader)):
-        group = reader[index]
-        if len(group.members) > 1:
-            found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
-    return float(np.mean(found))

@@ -1,7 +1,9 @@
 """The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
 
-It trains on the recipe's dataset, frozen in runs/<run>/snapshot.parquet. Ctrl-C and SIGTERM stop after the step in
-flight, with a checkpoint; the same command goes on there.
+    offline   trains on the recipe's dataset, frozen in runs/<run>/snapshot.parquet
+    online    trains on what the policy draws (online.py)
+
+Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the same command goes on there.
 """
 
 from __future__ import annotations
@@ -26,28 +28,28 @@ from rich.console import Console
 from gpo_data import catalog, models
 from gpo_data.dataset import read_card
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generate import Interrupted
 from gpo_data.reader import Reader
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
 from gpo_train.module import GPOModule
+from gpo_train.online import OnlineRegeneration
 from gpo_train.policy import Policy
 from gpo_train.run import Run, open_run
 from gpo_train.settings import Train, train_settings
-
-MODE = "offline"  # who writes the shards: `gpo-data shards`, before the training
 
 
 class Stopped(Exception):
     """Ctrl-C or SIGTERM: a checkpoint is on disk."""
 
 
-def fit(recipe: Recipe, name: str | None, console: Console) -> Run:
+def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline") -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
-    settings = train_settings(recipe)
+    settings = train_settings(recipe, mode)
     model_folder = models.resolve(recipe.model, recipe.revision)
-    run = open_run(name or f"{recipe.name}-{MODE}", recipe, MODE, model_folder)
+    run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
     if run.card()["state"] == "finished":
         console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
         return run
@@ -55,16 +57,31 @@ def fit(recipe: Recipe, name: str | None, console: Console) -> Run:
     L.seed_everything(seed, verbose=False)
     _quiet()
     try:
-        groups_of = _offline(recipe, settings, run, model_folder, console)
+        return _fit(recipe, settings, run, seed, model_folder, console)
     except UsageError:
-        if not (run.folder / "snapshot.parquet").is_file():  # nothing began: the name stays free
+        if not any(path for part in BEGUN for path in run.folder.glob(part)):  # nothing began: the name stays free
             shutil.rmtree(run.folder)
         raise
+
+
+BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/last.ckpt")
+
+
+def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console) -> Run:
+    stop = _StopOnSignals()
+    callbacks: list[Callback] = [stop]
+    regeneration = None
+    groups_of: GroupsOf
+    if run.card()["mode"] == "online":
+        regeneration = OnlineRegeneration(recipe, run.folder, console)
+        callbacks.append(regeneration)
+        groups_of = regeneration.groups_of
+    else:
+        groups_of = _offline(recipe, settings, run, model_folder, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     module = GPOModule(policy, settings, seed, run.folder)
     data = GroupDataModule(groups_of, settings, seed)
-    stop = _StopOnSignals()
-    trainer = make_trainer(recipe, settings, run, [stop])
+    trainer = make_trainer(recipe, settings, run, callbacks)
     resume = run.last if run.last.is_file() else None
     if trainer.is_global_zero:
         size = sum(p.numel() for p in policy.trainable())
@@ -76,6 +93,8 @@ def fit(recipe: Recipe, name: str | None, console: Console) -> Run:
         )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+    except Interrupted:
+        raise Stopped from None
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch (now {settings.micro_batch}; the "
@@ -86,7 +105,8 @@ def fit(recipe: Recipe, name: str | None, console: Console) -> Run:
         raise Stopped
     if trainer.is_global_zero:
         save_policy(policy, run.policy, getattr(torch, recipe.sampler.dtype))
-        run.note(state="finished", steps=trainer.global_step, train_seconds=round(stop.seconds, 1))
+        facts = {"stopped_by": regeneration.stopped_by} if regeneration and regeneration.stopped_by else {}
+        run.note(state="finished", steps=trainer.global_step, train_seconds=round(stop.seconds, 1), **facts)
         console.print(
             f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
@@ -97,7 +117,7 @@ def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> mo
     """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
     half = settings.tuning == "lora" and settings.precision == "bfloat16"
     sampler = dataclasses.replace(recipe.sampler, dtype="bfloat16" if half else "float32")
-    model = models.load(model_folder, sampler)
+    model = models.load(model_folder, sampler, for_training=True)
     if recipe.policy:
         models.adopt(model, models.policy_folder(recipe.policy))
     return model

@@ -36,6 +36,7 @@ class GPOModule(L.LightningModule):
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
+        self.interval = 1  # epochs that read the same groups and compare with the same reference; online.py sets it
         self._clock = time.monotonic()
 
     def configure_optimizers(self) -> Any:
@@ -50,22 +51,25 @@ class GPOModule(L.LightningModule):
     def draws_of(self, epoch: int, group: TrainGroup) -> Draws:
         return make_draws(self.policy.model, self.settings, self.seed, epoch, group)
 
-    def on_train_epoch_start(self) -> None:
-        if self.policy.frozen is not None and self.settings.reference_update == "iteration":
+    def _begin_epoch(self) -> None:
+        """Before an epoch's first step. Not `on_train_epoch_start`: Lightning leaves that out where a run resumes from
+        a checkpoint of an epoch's last step."""
+        follows = self.settings.reference_update == "iteration" and self.current_epoch % self.interval == 0
+        if self.policy.frozen is not None and follows:
             self.policy.follow(0.0)
         self._store_reference_errors()
 
     def _store_reference_errors(self) -> None:
-        """Ask the reference while the policy still is it: for this epoch, or, if it never moves, for all of them."""
+        """Ask the reference while the policy still is it: for the iteration, or, if it never moves, for all epochs."""
         if self.stored is None or self.settings.objective == "sft":
             return
         epoch, last = self.current_epoch, self.trainer.max_epochs or 1
         loader: Any = self.trainer.train_dataloader
-        follows = self.settings.reference_update == "iteration"
-        if not follows and epoch > 0:
+        together = self.interval if self.settings.reference_update == "iteration" else last
+        if epoch % together:
             return
         self.policy.denoiser.eval()
-        for asked in [epoch] if follows else range(last):
+        for asked in range(epoch, min(epoch + together, last)):
             self.stored.compute(asked, loader.reader, self)
         self.policy.denoiser.train()
 
@@ -76,6 +80,8 @@ class GPOModule(L.LightningModule):
         return self.policy.reference_errors(group, draws)
 
     def training_step(self, batch: list[TrainGroup], batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._begin_epoch()
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
@@ -162,7 +168,8 @@ class GPOModule(L.LightningModule):
         """Loss, s of the better and the worse half, and the gate: how much of the gradient the link lets through."""
         weight = objective.weights(rewards, "zscore").to(s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-        found = {"loss": losses.mean().item(), "s_better": better.item(), "s_worse": worse.item()}
+        found = {"loss": losses.mean().item(), "s": s.mean().item()}
+        found |= {"s_better": better.item(), "s_worse": worse.item()}
         if self.settings.link == "logsigmoid":
             found["gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
         return found

@@ -4,9 +4,10 @@ For a group with latents x_0 [n, C, h, w], draw j gives (t_j, e_j), and the erro
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
-Draws are a pure function of (seed, epoch, group key), so a resumed run, another rank or a later pass sees the same
-ones; shared draws give all members of a group one (t, e), which takes the draw's own difficulty out of the comparison.
-The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step.
+Draws are a pure function of (seed, epoch, group key and prompt), so a resumed run, another rank or a later pass sees
+the same ones; shared draws give all members of a group one (t, e), which takes the draw's own difficulty out of the
+comparison. The reference is the same network with its adapters off, a frozen copy, or its errors stored before the
+first step.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Draws:
 
 def make_draws(model: Model, settings: Train, seed: int, epoch: int, group: TrainGroup) -> Draws:
     """The group's draws in one epoch; see the module's docstring."""
-    text = f"{seed}/{epoch}/{group.key}"
+    # Without the dataset's name, which says what a run is called.
+    text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
     # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
     k, (members, *shape) = settings.draws, group.latents.shape

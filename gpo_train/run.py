@@ -2,6 +2,7 @@
 
     runs/<run>/run.json          recipe, mode, model, snapshot digest, versions, created, state
     runs/<run>/snapshot.parquet  offline: the groups, rewards and advantages that it trains on
+    runs/<run>/iterations/       online: see iterations.py
     runs/<run>/checkpoints/      last.ckpt, exact to resume from
     runs/<run>/reference/        stored errors of the reference
     runs/<run>/logs/             csv, tensorboard
@@ -78,7 +79,8 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(
-        f"{folder}: no {mode} run of {recipe_name}; train one: `gpo-train fit recipes/{recipe_name}.yaml`; "
+        f"{folder}: no {mode} run of {recipe_name}; train one: "
+        f"`gpo-train fit recipes/{recipe_name}.yaml --mode {mode}`; "
         f"runs: {known}"
     )
 
@@ -104,7 +106,11 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
 
 
 def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
-    before, after = ({"mode": c["mode"], "model_digest": c["model_digest"]} | flat(c["recipe"]) for c in (old, new))
+    before, after = (
+        {"mode": c["mode"], "model_digest": c["model_digest"]}
+        | {k: v for k, v in flat(c["recipe"]).items() if c["mode"] == "online" or k.split(".")[0] != "online"}
+        for c in (old, new)
+    )
     differing = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in differing)

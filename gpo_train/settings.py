@@ -1,4 +1,4 @@
-"""The sections of a recipe that gpo-train reads, `train:` and `eval:`, typed and strict.
+"""The sections of a recipe that gpo-train reads, `train:`, `online:` and `eval:`, typed and strict.
 
 An epoch makes the draws (t, e) of every group anew and passes over the groups `passes` times with them, so that one
 computation of the reference's errors serves all the passes. Defaults follow arXiv 2505.11070 where it says (k=5 draws
@@ -30,7 +30,7 @@ class Train:
         shared_draws: one (t, noise) for all members of a group; lowers variance.
         timestep_range: `all`, `high` (t >= 0.5, much noise) or `low`.
         passes: tau, passes over the same draws.
-        epochs: how often the draws are made anew.
+        epochs: how often the draws are made anew; online it is `online.iterations` times `online.interval`.
         batch_groups: B, groups an optimiser step, over all ranks.
         micro_batch: samples in one forward pass; any value gives the same gradient.
         learning_rate: of AdamW.
@@ -40,7 +40,8 @@ class Train:
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
         reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch).
-        reference_update: `never`, `iteration` (reference <- policy at the start of an epoch) or `ema`.
+        reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
+            or `ema`; null is `iteration` online and `never` offline.
         reference_decay: of `ema`, an optimiser step.
         ema: decay of an average of the policy's weights, which evaluation and export use; null is off.
         precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights.
@@ -72,7 +73,7 @@ class Train:
     tuning: Literal["full", "lora"] = "lora"
     lora_rank: int = 16
     reference: Literal["frozen", "adapters", "stored"] = "stored"
-    reference_update: Literal["never", "iteration", "ema"] = "never"
+    reference_update: Literal["never", "iteration", "ema"] | None = None
     reference_decay: float = 0.99
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -84,6 +85,45 @@ class Train:
     seed: int | None = None
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Online:
+    """How the policy draws for itself, `fit --mode online`; see online.py. What it draws with is the recipe's sampler.
+
+    Args:
+        iterations: how often new groups are drawn.
+        interval: epochs trained on an iteration.
+        prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
+        choose: `next` (the task's next prompts, from the first again where they end), `same` (every time the first
+            ones, with new noise), or `unmastered` (out of `pool`: those never drawn, then those whose last group had
+            the largest std of rewards, as the lake knows).
+        pool: prompts that `unmastered` chooses from; null is four times `prompts`.
+        writer: who draws: the `policy`, its average `ema` (needs train.ema), or the `base`, for comparison: the same
+            images and steps without any feedback.
+        replay: train on so many last iterations, each with its own advantages.
+        keep: so many last iterations keep their tars and policies; of older ones the rows stay for SQL. null: all.
+        grid_every: iterations between two picture grids of fixed prompts and seeds; 0 is off.
+        stop_plateau: stop when the best mean reward is so many iterations old.
+        stop_diversity: stop when the diversity inside groups falls below this share of the first iteration's.
+        stop_drift: stop when an image statistic moves by more than this share of the first iteration's value.
+        stop_distance: stop when policy and reference are further apart than this: an epoch's mean of s over all
+            members, which estimates the divergence of the reference from the policy on the reference's own pictures.
+    """
+
+    iterations: int = 5
+    interval: int = 1
+    prompts: int | None = None
+    choose: Literal["next", "same", "unmastered"] = "next"
+    pool: int | None = None
+    writer: Literal["policy", "ema", "base"] = "policy"
+    replay: int = 1
+    keep: int | None = None
+    grid_every: int = 1
+    stop_plateau: int | None = None
+    stop_diversity: float | None = None
+    stop_drift: float | None = None
+    stop_distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +143,7 @@ class Eval:
     bootstrap: int = 10_000
 
 
-Section = TypeVar("Section", Train, Eval)
+Section = TypeVar("Section", Train, Online, Eval)
 
 
 def _section(recipe: Recipe, name: str, kind: type[Section]) -> Section:
@@ -127,14 +167,32 @@ def _section(recipe: Recipe, name: str, kind: type[Section]) -> Section:
     return made
 
 
-MAY_BE_ZERO = ("workers", "warmup_steps", "seed")
+MAY_BE_ZERO = ("workers", "warmup_steps", "seed", "grid_every")
 
 
-def train_settings(recipe: Recipe) -> Train:
-    """`recipe.train`, checked. Raises UsageError."""
+def online_settings(recipe: Recipe) -> Online:
+    """`recipe.online`, checked. Raises UsageError."""
+    made = _section(recipe, "online", Online)
+    if made.writer == "ema" and train_settings(recipe, "online").ema is None:
+        raise UsageError(f"recipe {recipe.name}: online.writer: ema: there is no average; set train.ema, such as 0.99")
+    if made.keep is not None and made.keep < made.replay:
+        raise UsageError(
+            f"recipe {recipe.name}: online.keep: expected at least online.replay ({made.replay}), found {made.keep}"
+        )
+    return made
+
+
+def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
+    """`recipe.train`, checked for the mode, `offline` or `online`. Raises UsageError."""
     made = _section(recipe, "train", Train)
+    if made.reference_update is None:
+        follows = mode == "online" and made.reference != "adapters" and made.objective == "gpo"
+        made = dataclasses.replace(made, reference_update="iteration" if follows else "never")
+    if mode == "online":
+        online = _section(recipe, "online", Online)
+        made = dataclasses.replace(made, epochs=online.iterations * online.interval)
 
-    def refuse(key: str, found: str, why: str) -> None:
+    def refuse(key: str, found: object, why: str) -> None:
         raise UsageError(f"recipe {recipe.name}: train.{key}: {found}: {why}")
 
     if made.reference == "adapters":
@@ -151,6 +209,9 @@ def train_settings(recipe: Recipe) -> Train:
     if made.reference == "frozen" and made.tuning == "lora" and made.reference_update != "never":
         refuse("reference_update", made.reference_update, "a frozen copy follows full fine-tuning only; use "
                "train.reference: stored")  # fmt: skip
+    if mode == "online" and made.reference == "stored" and made.reference_update == "never":
+        refuse("reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn yet; "
+               "use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip
     for name in made.loggers:
         if name not in ("csv", "tensorboard", "wandb"):
             refuse("loggers", name, "expected any of csv, tensorboard, wandb")

@@ -1,0 +1,152 @@
+"""The iterations of an online run: what each draws, where it lies, and what the lake says about it.
+
+    lake/dataset=<run>-it0003/                  the groups, a dataset like any other
+    runs/<run>/iterations/it0003/prompts.jsonl  its prompts, the task's own or chosen by SQL
+    runs/<run>/iterations/it0003/policy/        the weights that drew it
+    runs/<run>/iterations/it0003/summary.json   rewards, dead groups, diversity, seconds; written last
+
+Iteration i draws with the noise seed `seed + i`. Iteration 0 has the prompts, seeds and (before the first step) the
+weights of the recipe's own dataset, so its tars are the same bytes as those of `gpo-data shards`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpo_data import catalog
+from gpo_data.audit.members import EXACT, IMAGE_STATISTICS
+from gpo_data.errors import UsageError
+from gpo_data.group import Prompt
+from gpo_data.reader import diversity
+from gpo_data.recipe import Recipe
+from gpo_data.shard import dataset_folder, write_atomic
+from gpo_data.tasks import TASKS
+from gpo_train.settings import Online
+
+POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
+COLUMN = {"target_count": "target", "target_class": "class"}  # target -> column of a prompts file, as tasks/ read it
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of the run in `folder` (runs/<run>)."""
+
+    run: Path
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Of its dataset."""
+        return f"{self.run.name}-it{self.number:04d}"
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "iterations" / f"it{self.number:04d}"
+
+    @property
+    def policy(self) -> Path:
+        return self.folder / "policy"
+
+    def recipe(self, base: Recipe, writer: str) -> Recipe:
+        """What `gpo-data` needs to draw it, verify it or draw it again."""
+        task = dataclasses.replace(
+            base.task, prompts=str(self.folder / "prompts.jsonl"), num_prompts=None, split="all",
+            prompt_column="prompt", target_column="target", class_column="class",
+        )  # fmt: skip
+        policy = base.policy if writer == "base" else str(self.policy)
+        return dataclasses.replace(
+            base, name=self.name, task=task, seed=base.seed + self.number, policy=policy, train={}, online={}, eval={}
+        )
+
+    def summary(self) -> dict[str, Any] | None:
+        """What `summarise` and the training noted; None before all its groups are committed."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def note(self, **facts: Any) -> None:
+        content = json.dumps((self.summary() or {}) | facts, indent=2, ensure_ascii=False)
+        write_atomic(self.folder / "summary.json", content.encode())
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The summaries of all finished drawings, in order."""
+    found: list[dict[str, Any]] = []
+    while (summary := Iteration(run, len(found)).summary()) is not None:
+        found.append(summary)
+    return found
+
+
+def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]:
+    """The prompts of an iteration; see Online.choose. Raises UsageError."""
+    count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
+    if online.choose == "same":
+        return _all(recipe, count)
+    if online.choose == "next":
+        start = iteration.number * count
+        try:
+            found = _all(recipe, start + count)
+        except UsageError:  # fewer than that: they come round again
+            found = _all(recipe, None)
+        if len(found) < count:
+            raise UsageError(
+                f"online.prompts: expected at most {len(found)}, which is how many there are, found {count}"
+            )
+        return [found[i % len(found)] for i in range(start, start + count)]
+    pool = _all(recipe, online.pool or POOL * count)
+    known = dict(
+        catalog.connect(recipe.lake)
+        .execute(
+            "SELECT prompt, arg_max(std, dataset) FROM groups WHERE list_contains(?, dataset) GROUP BY prompt",
+            [[Iteration(iteration.run, i).name for i in range(iteration.number)]],
+        )
+        .fetchall()
+    )
+    ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
+    return [pool[i] for i in sorted(ranked[:count])]
+
+
+def _all(recipe: Recipe, count: int | None) -> list[Prompt]:
+    task = dataclasses.replace(recipe.task, num_prompts=count)
+    return TASKS[task.kind].prompts(task, recipe.seed)
+
+
+def write_prompts(prompts: list[Prompt], path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": p.text} | {COLUMN.get(k, k): v for k, v in p.target.items()} for p in prompts
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
+    con = catalog.connect(recipe.lake)
+    catalog.rescore(con, recipe.reward, name)
+    columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
+    wanted = {"images": "count(*)", "reward": "avg(reward)"}
+    wanted |= {column: f"avg({column})" for column in IMAGE_STATISTICS if column in columns}
+    if recipe.task.kind in EXACT:
+        wanted["exact"] = f"avg(({EXACT[recipe.task.kind]})::DOUBLE)"
+    values = con.execute(
+        f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok'", [name]
+    ).fetchall()[0]
+    groups, dead = con.execute(
+        "SELECT count(*), count(*) FILTER (dead) FROM groups WHERE dataset = ?", [name]
+    ).fetchall()[0]
+    return (
+        {"groups": groups, "dead": dead}
+        | dict(zip(wanted, values, strict=True))
+        | {"diversity": diversity(recipe.lake, name)}
+    )
+
+
+def prune(recipe: Recipe, iteration: Iteration) -> None:
+    """Remove the tars and the policy of an iteration; its rows stay for SQL."""
+    for tar in dataset_folder(recipe.lake, iteration.name).glob("shard-*.tar"):
+        tar.unlink()
+    for file in sorted(iteration.policy.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()

@@ -1,0 +1,86 @@
+"""The verb `watch`: what an online run has done so far, a row an iteration, and its curves as runs/<run>/watch.png."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Recipe
+from gpo_train.iterations import history
+from gpo_train.run import Run
+
+EVERY = 10.0  # seconds between two looks
+
+
+def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> None:
+    """Print the table and write the curves; with `follow`, whenever there is news. Raises UsageError."""
+    card, seen = run.card(), -1.0
+    if card["mode"] != "online":
+        raise UsageError(f"run {run.folder}: expected an online run, found {card['mode']}; its curves are in logs/")
+    while True:
+        news = max((p.stat().st_mtime for p in run.folder.glob("iterations/*/summary.json")), default=0.0)
+        found = history(run.folder)
+        if news > seen and found:
+            console.print(table(found, run.name))
+            console.print(f"curves: {curves(found, run.folder / 'watch.png')}", soft_wrap=True)
+            seen = news
+        if why := run.card().get("stopped_by"):
+            console.print(f"stopped: {why}", soft_wrap=True)
+        if not follow or run.card()["state"] == "finished":
+            if not found:
+                console.print(f"run {run.name}: the first iteration is being drawn")
+            return
+        time.sleep(EVERY)
+
+
+def share(summary: dict[str, Any]) -> dict[str, float]:
+    """Seconds of an iteration: draw and train are wall time; the rest lies inside draw and overlaps."""
+    seconds = summary["seconds"]
+    keys = ("draw", "train", "denoise", "decode", "measure", "write", "catalog", "policy")
+    return {key: seconds.get(key, 0.0) for key in keys}
+
+
+def table(found: list[dict[str, Any]], name: str) -> Table:
+    made = Table("iteration", "reward", "exact", "dead", "diversity", "distance", "draw s", "measure s", "write s",
+                 "train s", title=name, title_justify="left")  # fmt: skip
+    for one in found:
+        seconds = share(one)
+        made.add_row(
+            str(one["iteration"]), f"{one['reward']:.3f}",
+            "" if one.get("exact") is None else f"{100 * one['exact']:.1f}%", f"{one['dead']}/{one['groups']}",
+            f"{one['diversity']:.3f}", f"{one['distance']:.4f}" if "distance" in one else "",
+            f"{seconds['draw']:.0f}", f"{seconds['measure']:.1f}", f"{seconds['write'] + seconds['catalog']:.1f}",
+            f"{seconds['train']:.0f}",
+        )  # fmt: skip
+    return made
+
+
+def curves(found: list[dict[str, Any]], path: Path) -> Path:
+    """Reward and exact, dead groups, diversity and statistics over iterations."""
+    from matplotlib.figure import Figure
+
+    x = [one["iteration"] for one in found]
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    first, second, third = figure.subplots(1, 3)
+    for name in ("reward", "exact"):
+        if found[0].get(name) is not None:
+            first.plot(x, [one[name] for one in found], marker="o", label=name)
+    second.plot(x, [one["dead"] / one["groups"] for one in found], marker="o", label="dead groups, share")
+    for name in ("diversity", "entropy", "edge_density"):
+        if found[0].get(name):
+            third.plot(x, [one[name] / found[0][name] for one in found], marker="o", label=f"{name} / first")
+    for axes in (first, second, third):
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        axes.legend(fontsize=8, frameon=False)
+        axes.grid(alpha=0.3)
+    first.set_ylim(0, 1)
+    second.set_ylim(0, 1)
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,222 @@
+"""Online mode on real parts: what the policy draws, killed, resumed, compared with `make shards` and with offline."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from gpo_data import catalog, recipe
+from gpo_data.draw import draw
+from gpo_data.errors import UsageError
+from gpo_data.generate import Generator, Interrupted
+from gpo_data.shard import dataset_folder
+from gpo_train import cli
+from gpo_train.fit import Stopped, fit
+from gpo_train.guards import reason_to_stop
+from gpo_train.iterations import Iteration, choose, history
+from gpo_train.module import GPOModule
+from gpo_train.run import Run
+from gpo_train.settings import Online, train_settings
+
+TRAIN = """
+train: {tuning: full, draws: 2, passes: 1, batch_groups: 2, learning_rate: 1.0e-4, checkpoint_steps: 1, loggers: [csv],
+        trainer: {enable_progress_bar: false}}
+online: {iterations: 3, grid_every: 0}
+"""
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture
+def here(tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with a lake and runs/ of the test's own."""
+    from conftest import RECIPE
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(model=random_sd3, lake="lake").replace("num_prompts: 6", "num_prompts: 4") + TRAIN)
+    return path
+
+
+def online(path: Path, *overrides: str, name: str = "a") -> Run:
+    return fit(recipe.load(path, overrides), name, quiet(), "online")
+
+
+def tars(name: str) -> list[bytes]:
+    return [p.read_bytes() for p in sorted(Path(f"lake/dataset={name}").glob("*.tar"))]
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(next(run.policy.rglob("*.safetensors")))
+
+
+def losses(run: Run) -> list[str]:
+    with (run.folder / "logs/csv/metrics.csv").open() as file:
+        return [row["loss"] for row in csv.DictReader(file) if row.get("loss")]
+
+
+def test_without_learning_it_writes_what_make_shards_writes(here: Path) -> None:
+    draw(recipe.load(here), quiet())
+    run = online(here, "--train.learning_rate", "0", "--online.iterations", "2")
+    assert tars("a-it0000") == tars("small") != []
+    # The second iteration is the next prompts with the next seed, drawn by weights that did not move.
+    by_hand = Iteration(run.folder, 1).recipe(recipe.load(here), "base")
+    draw(dataclasses.replace(by_hand, name="b"), quiet())
+    assert tars("a-it0001") == tars("b") != tars("a-it0000")
+    prompts = dict(
+        catalog.connect("lake").execute("SELECT dataset, count(DISTINCT prompt) FROM members GROUP BY 1").fetchall()
+    )
+    assert prompts == {"small": 4, "a-it0000": 4, "a-it0001": 4, "b": 4}
+
+
+def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_same(here: Path) -> None:
+    draw(recipe.load(here), quiet())
+    run = online(here, "--train.learning_rate", "1e-3")
+    assert [one["iteration"] for one in history(run.folder)] == [0, 1, 2]
+    by_hand = Iteration(run.folder, 1).recipe(recipe.load(here), "base")
+    draw(dataclasses.replace(by_hand, name="base"), quiet())
+    assert tars("a-it0001") != tars("base")
+    draw(dataclasses.replace(by_hand, name="again", policy=str(Iteration(run.folder, 1).policy)), quiet())
+    assert tars("a-it0001") == tars("again")
+    offline = fit(recipe.load(here, ["--name", "a-it0000", "--train.epochs", "1", "--train.learning_rate", "1e-3"]),
+                  "off", quiet())  # fmt: skip
+    assert losses(offline) == losses(run)[:2] and len(losses(run)) == 6
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_killed_while_drawing_and_while_training_equals_never_killed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
+) -> None:
+    extra = ["--train.tuning", tuning, "--train.ema", "0.5", "--online.writer", "ema", "--online.replay", "2",
+             "--online.interval", "2"]  # fmt: skip
+    whole = online(here, *extra, name="whole")
+    step, finish = GPOModule.training_step, Generator._finish
+    drawn: list[str] = []
+
+    def noted(self: Any, planned: Any, *rest: Any) -> None:
+        finish(self, planned, *rest)
+        drawn.append(f"{self.folder.name}/{planned.key}")
+
+    for kill_at in (1, 5):  # in the middle of the first iteration, and of a later one
+
+        def killed(self: Any, batch: Any, index: int, kill_at: int = kill_at) -> None:
+            if self.global_step == kill_at:
+                raise ValueError("killed")
+            step(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(GPOModule, "training_step", killed)
+            patch.setattr(Generator, "_finish", noted)
+            with pytest.raises(ValueError, match="killed"):
+                online(here, *extra, name="broken")
+
+    def stopped(self: Any, planned: Any, *rest: Any) -> None:
+        noted(self, planned, *rest)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "_finish", stopped)
+        with pytest.raises(Stopped):
+            online(here, *extra, name="broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "_finish", noted)
+        broken = online(here, *extra, name="broken")
+    assert len(drawn) == len(set(drawn)) == 12  # each group of three iterations once
+    for i in range(3):
+        assert tars(f"broken-it{i:04d}") == tars(f"whole-it{i:04d}")
+    mine, theirs = weights_of(broken), weights_of(whole)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
+    made = recipe.load(here)
+    run = Path("runs/a")
+    first = choose(made, Online(choose="unmastered", prompts=2, pool=4), Iteration(run, 0))
+    assert first == choose(made, Online(prompts=2), Iteration(run, 0))
+    online(here, "--online.choose", "unmastered", "--online.prompts", "2", "--online.pool", "4",
+           "--online.iterations", "3")  # fmt: skip
+    con = catalog.connect("lake")
+    spread = dict(con.execute("SELECT prompt, std FROM groups WHERE dataset IN ('a-it0000', 'a-it0001')").fetchall())
+    third = {row[0] for row in con.execute("SELECT prompt FROM groups WHERE dataset = 'a-it0002'").fetchall()}
+    assert len(spread) == 4  # never drawn comes first
+    assert third == set(sorted(spread, key=lambda prompt: -spread[prompt])[:2])
+    same = choose(made, Online(choose="same"), Iteration(run, 3))
+    assert same == choose(made, Online(), Iteration(run, 0)) != choose(made, Online(), Iteration(run, 1))
+
+
+def test_prompts_that_end_come_round_again(here: Path) -> None:
+    made = recipe.load(here, ["--task.kind", "count"])
+    found = [choose(made, Online(prompts=70), Iteration(Path("runs/a"), i)) for i in range(2)]
+    assert len(set(p.text for p in found[0] + found[1])) < 140 and found[1][-1] in found[0]
+    with pytest.raises(UsageError, match="online.prompts: expected at most"):
+        choose(made, Online(prompts=1000), Iteration(Path("runs/a"), 0))
+
+
+def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {"reward": 0.5, "diversity": 1.0, "entropy": 2.0, "dark_fraction": 0.001}
+    assert reason_to_stop([one, one], Online()) is None
+    later = one | {"reward": 0.4, "diversity": 0.5, "entropy": 1.0, "dark_fraction": 0.01, "distance": 0.2}
+    for rule, said in (
+        ({"stop_plateau": 1}, "of iteration 0"), ({"stop_diversity": 0.6}, "0.50 of the first"),
+        ({"stop_drift": 0.3}, "entropy went from 2.000 to 1.000"), ({"stop_distance": 0.1}, "0.2000 above"),
+    ):  # fmt: skip
+        assert said in str(reason_to_stop([one, later], Online(**rule)))  # type: ignore[arg-type]
+        assert reason_to_stop([one], Online(**rule)) is None  # type: ignore[arg-type]
+    arguments = ["fit", str(here), "--mode", "online", "--online.stop_diversity", "5"]
+    assert cli.main(arguments) == 0
+    assert "stopping: online.stop_diversity: 5" in capsys.readouterr().out
+    run = Run(Path("runs/small-online"))
+    assert run.card()["state"] == "finished" and run.card()["steps"] == 0 and "diversity" in run.card()["stopped_by"]
+
+
+def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    online(here, "--online.keep", "1", "--online.grid_every", "2", name="small-online")
+    assert [len(list(dataset_folder("lake", f"small-online-it{i:04d}").glob("*.tar"))) for i in range(3)] == [0, 0, 2]
+    rows = catalog.connect("lake").execute("SELECT dataset, count(*) FROM members GROUP BY 1").fetchall()
+    assert sorted(n for _, n in rows) == [16, 16, 16]
+    run = Run(Path("runs/small-online"))
+    assert [(Iteration(run.folder, i).folder / "grid.png").is_file() for i in range(3)] == [True, False, True]
+    assert cli.main(["watch", str(here)]) == 0
+    assert "small-online" in capsys.readouterr().out and (run.folder / "watch.png").stat().st_size > 10_000
+    seconds = history(run.folder)[1]["seconds"]
+    assert seconds["draw"] > seconds["write"] > 0 and seconds["train"] > 0 and seconds["catalog"] > 0
+
+
+def test_what_a_user_can_do_wrong(here: Path) -> None:
+    with pytest.raises(UsageError, match=r"train.reference: stored: a base that never moves .* use `frozen`"):
+        online(here, "--train.reference_update", "never")
+    with pytest.raises(UsageError, match="online.writer: ema: there is no average"):
+        online(here, "--online.writer", "ema")
+    with pytest.raises(UsageError, match=r"online.keep: expected at least online.replay \(3\), found 2"):
+        online(here, "--online.keep", "2", "--online.replay", "3")
+    with pytest.raises(UsageError, match=r"unknown key 'online.iteration'; did you mean 'iterations'"):
+        online(here, "--online.iteration", "2")
+    assert not Path("runs/a").exists()
+    assert train_settings(recipe.load(here), "online").epochs == 3
+    assert train_settings(recipe.load(here), "offline").reference_update == "never"
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_what_one_does(here: Path) -> None:
+    alone = weights_of(online(here, name="one"))
+    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--mode", "online", "--run", "two",
+               "--train.trainer.devices", "2", "--train.trainer.strategy", "ddp",
+               "--train.trainer.accelerator", "cpu"]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    subprocess.run(command, check=True, timeout=500, env=environment)
+    assert tars("two-it0000") == tars("one-it0000")
+    two = weights_of(Run(Path("runs/two")))
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)
