@@ -185,11 +185,6 @@ def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (2, 3, 9, 0, [])
 
 
-def test_the_recipes_of_these_families_load() -> None:
-    for name in ("count-sd15", "text-sdxl", "text-flux-dev"):
-        assert recipe.load(Path(__file__).parent.parent / "recipes" / f"{name}.yaml").name == name
-
-
 def test_settings_that_a_family_has_no_use_for_are_refused(family: Family) -> None:
     if family.name.startswith("flux"):
         with pytest.raises(UsageError, match=r"sampler\.negative_prompt: expected an empty one, found 'blurry'"):

@@ -24,6 +24,16 @@ from gpo_data.models.flow import Flow
 from gpo_data.recipe import Sampler
 
 
+def lora_targets(single_layers: int) -> tuple[str, ...]:
+    """Attention and MLP of both kinds of block.
+
+    A single block's `proj_out` is named in full, because the bare name is also the transformer's last projection.
+    """
+    return ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+            "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
+            *(f"single_transformer_blocks.{i}.proj_out" for i in range(single_layers)))  # fmt: skip
+
+
 class Flux(Flow):
     pipeline_class = FluxPipeline
     large_text_encoder = "text_encoder_2"
@@ -39,12 +49,7 @@ class Flux(Flow):
         for key in ("height", "width"):
             if getattr(sampler, key) % pixels:  # the pipeline would round it down
                 raise UsageError(f"sampler.{key}: expected a multiple of {pixels}, found {getattr(sampler, key)}")
-        # Attention and MLP of both kinds of block. A single block's `proj_out` is named in full, because the bare
-        # name is also the transformer's last projection.
-        singles = range(self.pipe.transformer.config.num_single_layers)
-        self.lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-                             "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
-                             *(f"single_transformer_blocks.{i}.proj_out" for i in singles))  # fmt: skip
+        self.lora_targets = lora_targets(self.pipe.transformer.config.num_single_layers)
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
