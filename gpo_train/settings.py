@@ -39,7 +39,8 @@ class Train:
         clip: largest gradient norm; 0 is off.
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
-        reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch).
+        reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch by the
+            policy itself, before it moves: no second copy of the model on any device).
         reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
             or `ema`; null is `iteration` online and `never` offline.
         reference_decay: of `ema`, an optimiser step.

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import platform
 import statistics
 import sys
@@ -32,8 +31,8 @@ from typing import Any
 import diffusers
 import torch
 from bench_gpu_step import measure_steps
+from bench_gpu_table import show
 from rich.console import Console
-from rich.table import Table
 from sd35m import FULL, T5_TOKENS, TINY, build
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -195,67 +194,18 @@ def iteration(made: recipe.Recipe, folder: Path) -> tuple[dict[str, Any], str]:
     # Parts in the second thread (decode, measure, write) overlap with denoising; what is left is waiting for them.
     waiting = parts["draw"] - sum(parts.get(k, 0.0) for k in ("policy", "encode", "denoise"))
     total = sum(parts.get(k, 0.0) for k in ("draw", "catalog", "train"))
-    return {"seconds": parts, "total": total, "waiting": waiting,
-            "shares": {k: v / total for k, v in (parts | {"waiting": waiting}).items()}}, last.name  # fmt: skip
+    pictures = made.group_size * (made.task.num_prompts or 0)
+    return {
+        "seconds": parts, "total": total, "waiting": waiting,
+        "shares": {k: v / total for k, v in (parts | {"waiting": waiting}).items()},
+        "images_per_s": pictures / (parts["draw"] - parts.get("policy", 0.0)),
+    }, last.name  # fmt: skip
 
 
 def clear(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def show(found: dict[str, Any]) -> None:
-    card = found["card"]
-    versions = ", ".join(f"{name} {card[name]}" for name in ("torch", "diffusers", "cuda"))
-    title = f"{found['architecture']} on {card['name']}: {versions}"
-    sheet = f", data sheet {card['data_sheet_tflops']}" if card["data_sheet_tflops"] else ""
-    table = Table(title=title, caption=f"bf16 matmul {card['matmul_tflops']:.2f} TFLOP/s{sheet}")
-    for name in ("px", "part", "what", "rate", "peak memory", "against plain"):
-        table.add_column(name, justify="left" if name in ("part", "what") else "right")
-    for size, parts in found["sizes"].items():
-        one = parts["drawing"]
-        table.add_row(
-            size, "drawing", f"plain pipeline, batch {one['batch_plain']}", f"{one['best_plain']:.3g} images/s"
-        )
-        table.add_row(
-            "", "", f"ours, batch {one['batch']}", f"{one['best_ours']:.3g} images/s", "", f"x {one['ratio']:.2f}"
-        )
-        share = one["share_of_data_sheet"] or one["share_of_matmul"]
-        of = "data sheet" if one["share_of_data_sheet"] else "matmul"
-        table.add_row(
-            "", "", f"{one['tflop_per_image']:.3g} TFLOP an image", f"{100 * share:.1f}% of {of}", end_section=True
-        )
-        for tuning, variants in parts["step"].items():
-            plain = variants["plain loop, second copy"]
-            for name, value in variants.items():
-                if "samples_per_s" not in value:
-                    table.add_row("", f"step, {tuning}", name, value["failed"])
-                    continue
-                memory = f"{value['peak_gb']:.1f} GB" if value["peak_gb"] is not None else ""
-                table.add_row(
-                    "",
-                    f"step, {tuning}",
-                    name,
-                    f"{value['samples_per_s']:.3g} samples/s",
-                    memory,
-                    against(value, plain),
-                )
-        table.add_section()
-        iteration = parts["iteration"]
-        for name, value in (iteration["seconds"] | {"waiting": iteration["waiting"]}).items():
-            table.add_row("", "iteration", name, f"{value:.2f} s", "", f"{100 * value / iteration['total']:.1f}%")
-        table.add_section()
-    Console(width=max(130, Console().width)).print(table)
-
-
-def against(value: dict[str, Any], plain: dict[str, Any]) -> str:
-    if "samples_per_s" not in plain or value is plain:
-        return ""
-    memory = value["peak_gb"] / plain["peak_gb"] if value["peak_gb"] else math.nan
-    return f"x {value['samples_per_s'] / plain['samples_per_s']:.2f}" + (
-        "" if math.isnan(memory) else f", memory x {memory:.2f}"
-    )
 
 
 if __name__ == "__main__":
