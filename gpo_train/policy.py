@@ -23,6 +23,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from gpo_data.errors import UsageError
 from gpo_data.models import Conditioning, Model
 from gpo_data.reader import TrainGroup
 from gpo_train.settings import Train
@@ -68,12 +69,18 @@ class Policy(nn.Module):
     def __init__(self, model: Model, settings: Train) -> None:
         super().__init__()
         self.model, self.settings = model, settings
-        denoiser = model.denoiser
+        denoiser: Any = model.denoiser
+        if getattr(denoiser, "peft_config", None):
+            # A second adapter would silence the first, and what is saved would be relative to both.
+            raise UsageError(
+                "policy: expected whole weights to train on, found a LoRA; merge it into the model (diffusers: "
+                "load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained) and set model: to that folder"
+            )
         denoiser.requires_grad_(False)
         # A frozen copy is made before adapters are added: it is the model as it came.
         self.frozen = copy.deepcopy(denoiser).eval() if settings.reference == "frozen" else None
         if settings.tuning == "lora":
-            denoiser.add_adapter(  # type: ignore[operator]
+            denoiser.add_adapter(
                 LoraConfig(
                     r=settings.lora_rank,
                     lora_alpha=settings.lora_rank,
@@ -87,7 +94,7 @@ class Policy(nn.Module):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # half-precision weights cannot take steps of 1e-5
         if settings.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.enable_gradient_checkpointing()
         if settings.compile:
             denoiser.compile(dynamic=False)
         self.denoiser = denoiser.train()

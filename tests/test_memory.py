@@ -18,6 +18,8 @@ from peft.utils import get_peft_model_state_dict
 from gpo_data import models, recipe
 from gpo_data.errors import UsageError
 from gpo_data.recipe import PLACES, SINCE, Sampler
+from gpo_train.policy import Policy
+from gpo_train.settings import Train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # As recorded before the first of the options in SINCE was there.
@@ -85,6 +87,8 @@ def test_a_denoiser_alone_adopts_a_lora(family: Family, tmp_path: Path) -> None:
     assert len(alone.denoiser.peft_config) == 1
     learnt = get_peft_model_state_dict(alone.denoiser, adapter_name=next(iter(alone.denoiser.peft_config)))
     assert learnt and all(torch.equal(learnt[k], v) for k, v in get_peft_model_state_dict(whole.denoiser).items())
+    with pytest.raises(UsageError, match=r"policy: expected whole weights to train on, found a LoRA; merge it"):
+        Policy(alone, Train())
 
 
 @pytest.mark.parametrize("where", ["offload", "cpu"])
