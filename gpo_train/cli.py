@@ -4,6 +4,7 @@
     gpo-train fit    recipes/text-tiny.yaml --mode online     train on what the policy draws, iteration by iteration
     gpo-train watch  recipes/text-tiny.yaml --mode online     its iterations: a table, curves as a picture
     gpo-train eval   recipes/text-tiny.yaml                   its newest run against the base, held-out prompts
+    gpo-train compare recipes/text-tiny.yaml --runs a b       held-out accuracy of runs, iteration by iteration
     gpo-train export recipes/text-tiny.yaml --out folder      files that diffusers opens with no code of ours
 
 Every key of the recipe can be overridden: --train.learning_rate 1e-5 --train.tuning lora --eval.prompts 64.
@@ -47,6 +48,15 @@ def evaluate(recipe: Recipe, options: argparse.Namespace) -> int:
     return 0
 
 
+def compare(recipe: Recipe, options: argparse.Namespace) -> int:
+    """held-out accuracy of several online runs, iteration by iteration: a table, and compare.png"""
+    from gpo_train.compare import compare
+    from gpo_train.run import RUNS, Run
+
+    compare(recipe, [Run(RUNS / name) for name in options.runs], options.out, console)
+    return 0
+
+
 def watch(recipe: Recipe, options: argparse.Namespace) -> int:
     """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
     from gpo_train.watch import watch
@@ -67,6 +77,7 @@ VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "fit": fit,
     "watch": watch,
     "eval": evaluate,
+    "compare": compare,
     "export": export,
 }
 
@@ -92,6 +103,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         if name == "watch":
             verb.add_argument(
                 "--follow", action="store_true", help="again every ten seconds until the run has finished"
+            )
+        if name == "compare":
+            verb.add_argument("--runs", nargs="+", required=True, metavar="NAME", help="folders in runs/")
+            verb.add_argument(
+                "--out", type=Path, default=Path("runs/compare"), help="folder of the table and the curves"
             )
         if name == "export":
             verb.add_argument("--out", type=Path, required=True, help="a new folder")

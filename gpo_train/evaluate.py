@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
         raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
     if recipe.task.kind not in EXACT:
         raise UsageError(f"eval: task.kind {recipe.task.kind} has no exact accuracy; expected {' or '.join(EXACT)}")
-    base, policy = eval_recipes(recipe, run, settings)
+    base, policy = eval_recipes(recipe, run.name, run.policy, settings)
     for side in (base, policy):
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
         draw(side, console)
@@ -64,8 +65,13 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     return found
 
 
-def eval_recipes(recipe: Recipe, run: Run, settings: Eval) -> tuple[Recipe, Recipe]:
-    """The recipes of base and policy: held-out prompts, prompts x group_size pictures also where prompts are few."""
+def eval_recipes(recipe: Recipe, name: str, weights: Path, settings: Eval) -> tuple[Recipe, Recipe]:
+    """The recipes of base and policy: held-out prompts, prompts x group_size pictures also where prompts are few.
+
+    Args:
+        name: what the policy's dataset is called after.
+        weights: the policy's folder.
+    """
     task = dataclasses.replace(recipe.task, split="heldout", num_prompts=None)
     try:
         available = len(TASKS[task.kind].prompts(task, settings.seed))
@@ -76,10 +82,10 @@ def eval_recipes(recipe: Recipe, run: Run, settings: Eval) -> tuple[Recipe, Reci
         recipe,
         task=dataclasses.replace(task, num_prompts=prompts),
         group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
-        seed=settings.seed, where=None, policy=recipe.policy, train={}, eval={},
+        seed=settings.seed, where=None, policy=recipe.policy, train={}, online={}, eval={},
     )  # fmt: skip
-    policy = dataclasses.replace(base, policy=str(run.policy))
-    return _named(base, f"{recipe.name}-eval"), _named(policy, f"{run.name}-eval")
+    policy = dataclasses.replace(base, policy=str(weights))
+    return _named(base, f"{recipe.name}-eval"), _named(policy, f"{name}-eval")
 
 
 def _named(recipe: Recipe, stem: str) -> Recipe:

@@ -217,6 +217,8 @@ class _StopOnSignals(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
+        module: Any = pl_module
+        module.stopping = lambda: self.stopped
 
         def handle(number: int, frame: object) -> None:
             self.stopped = True

@@ -2,7 +2,7 @@
 
     lake/dataset=<run>-it0003/                  the groups, a dataset like any other
     runs/<run>/iterations/it0003/prompts.jsonl  its prompts, the task's own or chosen by SQL
-    runs/<run>/iterations/it0003/policy/        the weights that drew it
+    runs/<run>/iterations/it0003/policy/        the weights at its start, which drew it
     runs/<run>/iterations/it0003/summary.json   rewards, dead groups, diversity, seconds; written last
 
 Iteration i draws with the noise seed `seed + i`. Iteration 0 has the prompts, seeds and (before the first step) the

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class GPOModule(L.LightningModule):
         self.policy, self.settings, self.seed = policy, settings, seed
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
         self.interval = 1  # epochs that read the same groups and compare with the same reference; online.py sets it
+        self.stopping: Callable[[], bool] = lambda: False  # whether the user asked for it
         self._clock = time.monotonic()
 
     def configure_optimizers(self) -> Any:

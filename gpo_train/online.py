@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -60,9 +60,9 @@ class OnlineRegeneration(Callback):
         self._s, self._steps, self._started = 0.0, 0, 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.trainer = trainer
-        self.module: Any = pl_module
-        self.module.interval = self.online.interval
+        self.trainer, module = trainer, cast(Any, pl_module)
+        self.module = module
+        module.interval = self.online.interval
         # Every epoch, because a run resumed in the middle of an iteration would count the interval from there.
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ class OnlineRegeneration(Callback):
         with clock.time("policy"):
             if self.trainer.is_global_zero and not (iteration.folder / "prompts.jsonl").is_file():
                 write_prompts(choose(self.recipe, self.online, iteration), iteration.folder / "prompts.jsonl")
-            if self.online.writer != "base" and not iteration.policy.is_dir() and self.trainer.is_global_zero:
+            if not iteration.policy.is_dir() and self.trainer.is_global_zero:  # also where the base draws: to compare
                 save_policy(self._writer(), iteration.policy, getattr(torch, self.recipe.sampler.dtype))
             self.trainer.strategy.barrier("policy")
             recipe = iteration.recipe(self.recipe, self.online.writer)

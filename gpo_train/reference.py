@@ -17,6 +17,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save
 
 from gpo_data.errors import RunError
+from gpo_data.generate import Interrupted
 from gpo_data.reader import Reader, TrainGroup
 from gpo_data.shard import write_atomic
 
@@ -38,6 +39,8 @@ class StoredErrors:
             found = {}
             quiet = rank > 0 or not os.isatty(2)
             for index in track(range(rank, len(reader), world), "reference errors", disable=quiet, transient=True):
+                if module.stopping():
+                    raise Interrupted
                 group = reader[index]
                 errors = module.policy.reference_errors(group, module.draws_of(epoch, group))
                 found[group.key] = errors.float().contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -220,3 +221,17 @@ def test_two_ranks_draw_what_one_does(here: Path) -> None:
     two = weights_of(Run(Path("runs/two")))
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)
+
+
+def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--online.iterations", "2", "--train.learning_rate", "1e-3"]
+    online(here, *short, name="fresh")
+    online(here, *short, "--online.writer", "base", name="frozen")
+    small = ["--eval.prompts", "2", "--eval.group_size", "2", "--eval.bootstrap", "100"]
+    assert cli.main(["compare", str(here), "--runs", "fresh", "frozen", *small]) == 0
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
+    assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
+    assert {found["fresh"]["line"], found["frozen"]["line"]} == {"online.writer default", "online.writer base"}
+    assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
+    assert cli.main(["compare", str(here), "--runs", "nothing"]) == 2

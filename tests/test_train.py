@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +232,19 @@ def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.
         patch.setattr(Policy, "errors", lambda self, *a, **k: errors(self, *a, **k) * float("nan"))
         with pytest.raises(RunError, match=r"step 0: loss nan.*groups small/text-0000000"):
             train(here, name="nan")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(here: Path, tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "signal", "--train.epochs", "200",
+               "--train.reference", "frozen"]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        checkpoint = tmp_path / "runs/signal/checkpoints/last.ckpt"
+        while not checkpoint.is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and "the same command goes on from here" in said
+    step = torch.load(checkpoint, weights_only=False)["global_step"]
+    assert 0 < step < 400  # and it is a whole checkpoint

@@ -1,0 +1,109 @@
+"""The verb `compare`: held-out accuracy of online runs, iteration by iteration.
+
+Every iteration's policy draws the same held-out prompts with the same seeds as the base (evaluate.py); point i is what
+the policy can do after i iterations of drawing and training, point 0 is the base. Runs that differ in their seed alone
+are one line of the picture, their mean, with a band from the lowest to the highest. `online.writer: base` makes the run
+that draws as many pictures and takes as many steps without any feedback.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gpo_data.draw import draw
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Recipe
+from gpo_data.shard import write_atomic
+from gpo_train import evaluate
+from gpo_train.iterations import Iteration, history
+from gpo_train.run import Run, flat
+from gpo_train.settings import eval_settings
+
+
+def compare(recipe: Recipe, runs: list[Run], out: Path, console: Console) -> dict[str, Any]:
+    """Draw what is missing, print the table, write compare.json and compare.png into `out`. Raises UsageError."""
+    found: dict[str, Any] = {
+        run.name: {"line": line_of(run, runs), "points": points(recipe, run, console)} for run in runs
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
+    table = Table("run", "after iteration", "exact", "difference to the base", "diversity", "images drawn to train on",
+                  title="held-out prompts, the same seeds", title_justify="left")  # fmt: skip
+    for name, one in found.items():
+        for point in one["points"]:
+            low, high = point["ci95"]
+            table.add_row(
+                name, str(point["iteration"]), f"{100 * point['exact']:.1f}%",
+                f"{100 * point['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                f"x {point['diversity_ratio']:.2f}", str(point["images"]),
+            )  # fmt: skip
+    console.print(table)
+    console.print(f"curves: {curves(found, out / 'compare.png')}", soft_wrap=True)
+    return found
+
+
+def points(recipe: Recipe, run: Run, console: Console) -> list[dict[str, Any]]:
+    """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
+    if run.card()["mode"] != "online":
+        raise UsageError(
+            f"run {run.folder}: expected an online run, found {run.card()['mode']}; `eval` compares others"
+        )
+    settings, summaries = eval_settings(recipe), history(run.folder)
+    weights = [(Iteration(run.folder, i).name, Iteration(run.folder, i).policy) for i in range(1, len(summaries))]
+    if run.policy.is_dir():
+        weights.append((run.name, run.policy))
+    made: list[dict[str, Any]] = []
+    for name, folder in weights:
+        if not folder.is_dir():  # pruned by online.keep
+            continue
+        base, policy = evaluate.eval_recipes(recipe, name, folder, settings)
+        for recipe_of_side in (base, policy):
+            draw(recipe_of_side, console)
+        found = evaluate.compare(recipe, base, policy, settings)
+        number = len(summaries) if folder == run.policy else int(folder.parent.name.removeprefix("it"))
+        images = sum(one["images"] for one in summaries[:number])
+        sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
+        if not made:
+            sides.insert(0, ("base", 0, 0, {"exact": 0.0, "ci95": [0.0, 0.0]}, 1.0))
+        for side, at, drawn, difference, diversity in sides:
+            made.append({"iteration": at, "images": drawn, "exact": found[side]["exact"],
+                         "color_exact": found[side].get("color_exact"), "difference": difference["exact"],
+                         "ci95": difference["ci95"], "diversity_ratio": diversity})  # fmt: skip
+    return made
+
+
+def line_of(run: Run, runs: list[Run]) -> str:
+    """What the run is on the picture: the settings in which the runs differ, without seeds."""
+    flats = {one.name: flat(one.card()["recipe"]) for one in runs}
+    keys = sorted({key for one in flats.values() for key in one} - {"name", "seed", "train.seed"})
+    differing = [key for key in keys if len({json.dumps(one.get(key)) for one in flats.values()}) > 1]
+    return (
+        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing) or run.card()["recipe"]["name"]
+    )
+
+
+def curves(found: dict[str, Any], path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for line in dict.fromkeys(one["line"] for one in found.values()):
+        same = [one["points"] for one in found.values() if one["line"] == line]
+        length = min(len(one) for one in same)
+        values = np.array([[100 * point["exact"] for point in one[:length]] for one in same])
+        x = [point["iteration"] for point in same[0][:length]]
+        axes.plot(x, values.mean(0), marker="o", label=f"{line} ({len(same)} runs)")
+        axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
+    axes.set_xlabel("iterations of drawing and training")
+    axes.set_ylabel("exact on held-out prompts, %")
+    axes.set_xticks(range(max(len(one["points"]) for one in found.values())))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return path
