@@ -128,7 +128,7 @@ class OnlineRegeneration(Callback):
         if self._model is None:
             self._model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
         model: Any = self._model
-        model.pipe.to(model.device)
+        model.place(model.device)
         if recipe.policy:
             models.adopt(model, models.policy_folder(recipe.policy))
         return self._model
@@ -136,7 +136,7 @@ class OnlineRegeneration(Callback):
     def _park(self, model: Any) -> None:
         """Off the GPU while the policy trains."""
         if model.device.type != "cpu":
-            model.pipe.to("cpu")
+            model.place(torch.device("cpu"))
             torch.cuda.empty_cache()
 
     def _reader(self, number: int) -> reading.Reader:
