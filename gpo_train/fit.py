@@ -74,7 +74,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     groups_of: GroupsOf
     if run.card()["mode"] == "online":
         regeneration = OnlineRegeneration(recipe, run.folder, console)
-        callbacks.append(regeneration)
+        callbacks.insert(0, regeneration)  # what it counts is in the checkpoint that `stop` writes
         groups_of = regeneration.groups_of
     else:
         groups_of = _offline(recipe, settings, run, model_folder, console)
@@ -185,7 +185,6 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         filename="epoch",
         save_last=True,
         every_n_train_steps=settings.checkpoint_steps,
-        save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
     if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
@@ -196,7 +195,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "devices": 1,
         "max_epochs": settings.epochs,
         "callbacks": [checkpoint, *bar, *callbacks],
-        "logger": [makers[name]() for name in settings.loggers] or False,
+        "logger": [_logger(name, makers[name]) for name in settings.loggers] or False,
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
@@ -209,8 +208,19 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         raise UsageError(f"train.trainer: lightning.Trainer refuses: {' '.join(str(error).split())}") from None
 
 
+def _logger(name: str, make: Any) -> Any:
+    try:
+        return make()
+    except ModuleNotFoundError as error:
+        raise UsageError(f"train.loggers: {name}: its package is missing: {' '.join(str(error).split())}") from None
+
+
 class _StopOnSignals(Callback):
-    """The first Ctrl-C or SIGTERM ends the step in flight and writes a checkpoint; also counts the seconds trained."""
+    """The first Ctrl-C or SIGTERM ends the step in flight and writes a checkpoint; also counts the seconds trained.
+
+    It also writes one after an epoch's last step: ModelCheckpoint counts either steps or epochs, and online a run that
+    is killed while it draws should not train the iteration before once more.
+    """
 
     def __init__(self) -> None:
         self.stopped, self.seconds, self._started = False, 0.0, 0.0
@@ -230,9 +240,10 @@ class _StopOnSignals(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         self.seconds += time.monotonic() - self._started
         self._started = time.monotonic()
-        if self.stopped:
+        if self.stopped or trainer.is_last_batch:
             checkpoint: Any = trainer.checkpoint_callback
-            trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt", weights_only=False)
+        if self.stopped:
             raise Stopped
 
     def state_dict(self) -> dict[str, Any]:

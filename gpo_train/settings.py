@@ -193,6 +193,12 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         online = _section(recipe, "online", Online)
         made = dataclasses.replace(made, epochs=online.iterations * online.interval)
 
+    if recipe.policy and made.tuning == "lora":  # what it learns would be relative to both
+        raise UsageError(
+            f"recipe {recipe.name}: policy: {recipe.policy}: a LoRA is trained on a model of its own; "
+            f"`gpo-train export` that policy, set model: to the folder, and leave policy: out"
+        )
+
     def refuse(key: str, found: object, why: str) -> None:
         raise UsageError(f"recipe {recipe.name}: train.{key}: {found}: {why}")
 

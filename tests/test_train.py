@@ -248,3 +248,22 @@ def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(here: Path, tmp_pa
     assert process.returncode == 130 and "the same command goes on from here" in said
     step = torch.load(checkpoint, weights_only=False)["global_step"]
     assert 0 < step < 400  # and it is a whole checkpoint
+
+
+def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    with pytest.raises(UsageError, match="train.loggers: wandb: its package is missing"):
+        train(here, "--train.loggers", "[csv, wandb]", name="wandb")
+    tar = Path(reader_of(here).places[0].tar)
+    step = GPOModule.training_step
+
+    def and_lose_a_shard(self: Any, batch: Any, index: int) -> None:
+        step(self, batch, index)
+        tar.rename(tar.with_suffix(".away"))
+
+    monkeypatch.setattr(GPOModule, "training_step", and_lose_a_shard)
+    try:
+        with pytest.raises(RunError, match=r"no such file, though its rows are committed: .* draw it again"):
+            train(here, name="lost")
+    finally:
+        tar.with_suffix(".away").rename(tar)
