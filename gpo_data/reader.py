@@ -39,6 +39,7 @@ class TrainGroup:
     key: str  # <dataset>/<group_key>: two iterations of a run may hold the same group_key
     prompt: str
     members: tuple[int, ...]
+    seeds: tuple[int, ...]  # of the noise that the members were drawn from
     latents: Tensor
     conditioning: dict[str, Tensor]
     rewards: Tensor
@@ -55,6 +56,7 @@ class Place:
     size: int
     crc32: int
     members: tuple[int, ...]
+    seeds: tuple[int, ...]
     rewards: tuple[float, ...]
 
 
@@ -80,6 +82,7 @@ class Reader(torch.utils.data.Dataset):
             key=place.key,
             prompt=place.prompt,
             members=place.members,
+            seeds=place.seeds,
             latents=latents[list(place.members)],
             conditioning=load_safetensors(sample["prompt.safetensors"]),
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
@@ -123,7 +126,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
     places: list[Place] = []
     rows = table.select(
-        ["dataset", "group_key", "prompt", "member", "reward", "tar", "offset", "size", "crc32"]
+        ["dataset", "group_key", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32"]
     ).to_pylist()
     by_group: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
@@ -139,6 +142,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
                 size=first["size"],
                 crc32=first["crc32"],
                 members=tuple(row["member"] for row in members),
+                seeds=tuple(row["seed"] for row in members),
                 rewards=tuple(row["reward"] for row in members),
             )
         )

@@ -79,7 +79,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     else:
         groups_of = _offline(recipe, settings, run, model_folder, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
-    module = GPOModule(policy, settings, seed, run.folder)
+    module = GPOModule(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
     data = GroupDataModule(groups_of, settings, seed)
     trainer = make_trainer(recipe, settings, run, callbacks)
     resume = run.last if run.last.is_file() else None

@@ -32,8 +32,11 @@ from gpo_train.settings import Train
 class GPOModule(L.LightningModule):
     """Group Preference Optimization of `policy` (or, with `objective: sft`, plain denoising of chosen members)."""
 
-    def __init__(self, policy: Policy, settings: Train, seed: int, folder: Path) -> None:
+    def __init__(
+        self, policy: Policy, settings: Train, seed: int, folder: Path, drawn_in: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.drawn_in = drawn_in  # precision of the sampler that drew the groups
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
@@ -51,7 +54,7 @@ class GPOModule(L.LightningModule):
         return batch  # a group may be larger than the device's memory; its chunks move one by one
 
     def draws_of(self, epoch: int, group: TrainGroup) -> Draws:
-        return make_draws(self.policy.model, self.settings, self.seed, epoch, group)
+        return make_draws(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
 
     def _begin_epoch(self) -> None:
         """Before an epoch's first step. Not `on_train_epoch_start`: Lightning leaves that out where a run resumes from

@@ -39,8 +39,18 @@ class Draws:
     e: Tensor
 
 
-def make_draws(model: Model, settings: Train, seed: int, epoch: int, group: TrainGroup) -> Draws:
-    """The group's draws in one epoch; see the module's docstring."""
+def make_draws(
+    model: Model,
+    settings: Train,
+    seed: int,
+    epoch: int,
+    group: TrainGroup,
+    drawn_in: torch.dtype = torch.float32,
+) -> Draws:
+    """The group's draws in one epoch; see the module's docstring. `drawn_in`: precision that the members were drawn in.
+
+    With `noise: own` e is the member's starting noise in all draws, and t alone is drawn.
+    """
     # Without the dataset's name, which says what a run is called.
     text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
     # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
@@ -55,6 +65,8 @@ def make_draws(model: Model, settings: Train, seed: int, epoch: int, group: Trai
         generators = [torch.Generator().manual_seed((digest + int(m)) % 2**63) for m in group.members]
         u = torch.stack([torch.rand(k, generator=g) for g in generators], dim=1)
         e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
+    if settings.noise == "own":
+        e = model.starting_noise(group.seeds, tuple(shape), drawn_in).expand(k, members, *shape)
     return Draws(model.time(low + (high - low) * u), e)
 
 

@@ -28,6 +28,8 @@ class Train:
         beta: scale of `logsigmoid`, on mean-over-elements errors.
         draws: k, timesteps and noises a member.
         shared_draws: one (t, noise) for all members of a group; lowers variance.
+        noise: e of the draws: `random`, or each member's `own`, the starting noise that it was drawn from, which
+            the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise) or `low`.
         passes: tau, passes over the same draws.
         epochs: how often the draws are made anew; online it is `online.iterations` times `online.interval`.
@@ -62,6 +64,7 @@ class Train:
     beta: float = 1000.0
     draws: int = 5
     shared_draws: bool = True
+    noise: Literal["random", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] = "all"
     passes: int = 3
     epochs: int = 2

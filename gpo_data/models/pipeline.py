@@ -44,6 +44,7 @@ class Pipeline:
         denoiser_name: the pipeline's own name of the denoiser, `transformer` or `unet`.
         open_with: arguments of `from_pretrained` besides the dtype.
         large_text_encoder: the pipeline's own name of the one worth 8 bits.
+        starting_dtype: of the noise that `__call__` starts from, where it is not the sampler's.
         lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
     """
 
@@ -51,6 +52,7 @@ class Pipeline:
     denoiser_name: ClassVar[str] = "transformer"
     open_with: ClassVar[dict[str, Any]] = {}
     large_text_encoder: ClassVar[str | None] = None
+    starting_dtype: ClassVar[torch.dtype | None] = None
     lora_targets: tuple[str, ...]
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
@@ -85,6 +87,12 @@ class Pipeline:
         memory.place(
             self.pipe, device, but=[] if self.sampler.text_encoders == "device" else memory.text_encoders_of(self.pipe)
         )
+
+    def starting_noise(self, seeds: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The noise [n, *shape], float32, of variance 1, from which `draw` in `dtype` makes the members of `seeds`."""
+        kind = self.starting_dtype or dtype  # the same generator gives other numbers in another precision
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        return torch.cat([torch.randn((1, *shape), generator=g, dtype=kind) for g in generators]).float()
 
     def encode(self, prompts: list[str]) -> Conditioning:
         raise NotImplementedError

@@ -25,6 +25,7 @@ class Sana(Flow):
     pipeline_class = SanaPipeline
     large_text_encoder = "text_encoder"
     # Both attentions. The MLP is made of convolutions.
+    starting_dtype = torch.float32
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def encode(self, prompts: list[str]) -> Conditioning:
