@@ -88,6 +88,16 @@ def test_draws_and_decodes_what_the_plain_pipeline_does(family: Family) -> None:
     np.testing.assert_array_equal(np.stack(model.decode(latents)), pictures)
 
 
+def test_starting_noise_is_what_drawing_starts_from(family: Family) -> None:
+    model = family.model(guidance_scale=1.0)
+    calls = recorded(model.denoiser)
+    latents = model.draw(model.encode(PROMPTS), [1, 2])
+    first = model.unpack(calls[0][0]).float()
+    noise = model.starting_noise((1, 2), tuple(latents.shape[1:]), torch.float32)
+    scale = (first * noise).sum() / (noise * noise).sum()  # the scheduler's own, of its first sigma
+    torch.testing.assert_close(first, scale * noise, rtol=1e-5, atol=1e-5)
+
+
 def test_a_member_does_not_depend_on_its_companions(family: Family) -> None:
     model = family.model()
     conditioning = model.encode(PROMPTS)

@@ -134,6 +134,10 @@ def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     first, again, later = (make_draws(model, own, 0, epoch, group) for epoch in (0, 0, 1))
     assert torch.equal(first.e, again.e) and not torch.equal(first.e, later.e)
     assert not torch.equal(first.t[:, 0], first.t[:, 1]) and first.t.min() >= 0.5
+    path = make_draws(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
+    start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
+    assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
+    assert torch.equal(path.t, shared.t)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
