@@ -34,11 +34,12 @@ from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
+from gpo_train.iterations import history
 from gpo_train.module import GPOModule
 from gpo_train.online import OnlineRegeneration
 from gpo_train.policy import Policy
 from gpo_train.run import Run, open_run
-from gpo_train.settings import Train, train_settings
+from gpo_train.settings import Train, online_settings, train_settings
 
 
 class Stopped(Exception):
@@ -50,6 +51,9 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     settings = train_settings(recipe, mode)
     model_folder = models.resolve(recipe.model, recipe.revision)
     run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
+    card = run.card()
+    if mode == "online" and len(history(run.folder)) < online_settings(recipe).iterations and "stopped_by" not in card:
+        run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
     if run.card()["state"] == "finished":
         console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
         return run

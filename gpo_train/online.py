@@ -14,6 +14,7 @@ GroupDataModule whose `groups_of` may be anything; it is replaced.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,8 @@ class OnlineRegeneration(Callback):
     """
 
     def __init__(self, recipe: Recipe, folder: Path, console: Console | None = None) -> None:
-        self.recipe, self.online, self.folder = recipe, online_settings(recipe), folder
+        self.online, self.folder = online_settings(recipe), folder
+        self.recipe = dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size)
         self.console = console or Console(highlight=False)
         self.stopped_by: str | None = None
         self._read: tuple[int, reading.Reader] | None = None

@@ -31,6 +31,7 @@ from gpo_data.shard import write_atomic
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
 FREE = ("eval", "lake")
+FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
 FREE_TRAIN = ("micro_batch", "workers", "checkpoint_steps", "loggers", "trainer", "gradient_checkpointing")
 
 
@@ -125,6 +126,6 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
         if key in FREE:
             continue
         for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
-            if not (key == "train" and inner in FREE_TRAIN):
+            if inner not in {"train": FREE_TRAIN, "online": FREE_ONLINE}.get(key, ()):
                 found[f"{key}.{inner}" if inner else key] = one
     return found

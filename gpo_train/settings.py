@@ -96,7 +96,8 @@ class Online:
     """How the policy draws for itself, `fit --mode online`; see online.py. What it draws with is the recipe's sampler.
 
     Args:
-        iterations: how often new groups are drawn.
+        iterations: how often new groups are drawn; with more of them a finished run goes on.
+        group_size: members a group; null takes the recipe's.
         interval: epochs trained on an iteration.
         prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
         choose: `next` (the task's next prompts, from the first again where they end), `same` (every time the first
@@ -116,6 +117,7 @@ class Online:
     """
 
     iterations: int = 5
+    group_size: int | None = None
     interval: int = 1
     prompts: int | None = None
     choose: Literal["next", "same", "unmastered"] = "next"

@@ -141,6 +141,19 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
+def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
+    extra = ["--online.group_size", "2", "--train.ema", "0.5"]
+    whole = online(here, *extra, name="whole")
+    online(here, *extra, "--online.iterations", "2", name="longer")
+    assert len(history(Path("runs/longer"))) == 2
+    longer = online(here, *extra, name="longer")
+    assert len(history(longer.folder)) == 3 and longer.card()["steps"] == whole.card()["steps"]
+    mine, theirs = weights_of(longer), weights_of(whole)
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    sizes = catalog.connect("lake").execute("SELECT DISTINCT n FROM groups").fetchall()
+    assert sizes == [(2,)]
+
+
 def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
     made = recipe.load(here)
     run = Path("runs/a")
