@@ -164,7 +164,12 @@ class Policy(nn.Module):
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
         """The reference network. With `stored` it is the policy itself, asked before it moves."""
-        if self.frozen is not None:
+        if self.frozen is not None and self.settings.reference_offload:
+            try:
+                yield self.frozen.to(next(self.denoiser.parameters()).device)
+            finally:
+                self.frozen.to("cpu")
+        elif self.frozen is not None:
             yield self.frozen
         elif self.settings.reference == "adapters":
             self.denoiser.disable_adapters()  # type: ignore[operator]
@@ -180,7 +185,7 @@ class Policy(nn.Module):
         """reference <- decay reference + (1 - decay) policy, of a frozen copy of a fully tuned policy."""
         assert self.frozen is not None
         for ours, theirs in zip(self.frozen.parameters(), self.denoiser.parameters(), strict=True):
-            ours.lerp_(theirs.to(ours.dtype), 1 - decay)
+            ours.lerp_(theirs.to(ours), 1 - decay)
 
 
 def _drop_what_never_changes(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ class Train:
         reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
             or `ema`; null is `iteration` online and `never` offline.
         reference_decay: of `ema`, an optimiser step.
+        reference_offload: a `frozen` copy waits on the CPU and comes to the device to be asked; `stored` needs no copy.
         ema: decay of an average of the policy's weights, which evaluation and export use; null is off.
         precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights.
         compile: `torch.compile` the denoiser.
@@ -79,6 +80,7 @@ class Train:
     reference: Literal["frozen", "adapters", "stored"] = "stored"
     reference_update: Literal["never", "iteration", "ema"] | None = None
     reference_decay: float = 0.99
+    reference_offload: bool = False
     ema: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +48,8 @@ def share(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def table(found: list[dict[str, Any]], name: str) -> Table:
-    made = Table("iteration", "reward", "exact", "dead", "diversity", "distance", "draw s", "measure s", "write s",
-                 "train s", title=name, title_justify="left")  # fmt: skip
+    made = Table("it", "reward", "exact", "dead", "diversity", "distance", "draw s", "measure s", "write s",
+                 "train s", title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
     for one in found:
         seconds = share(one)
         made.add_row(
