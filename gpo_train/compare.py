@@ -26,10 +26,13 @@ from gpo_train.run import Run, flat
 from gpo_train.settings import eval_settings
 
 
-def compare(recipe: Recipe, runs: list[Run], out: Path, console: Console) -> dict[str, Any]:
-    """Draw what is missing, print the table, write compare.json and compare.png into `out`. Raises UsageError."""
+def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Console) -> dict[str, Any]:
+    """Draw what is missing, print the table, write compare.json and compare.png into `out`. Raises UsageError.
+
+    `every`: iterations between two points, besides the base and the end.
+    """
     found: dict[str, Any] = {
-        run.name: {"line": line_of(run, runs), "points": points(recipe, run, console)} for run in runs
+        run.name: {"line": line_of(run, runs), "points": points(recipe, run, every, console)} for run in runs
     }
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
@@ -48,14 +51,16 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, console: Console) -> dic
     return found
 
 
-def points(recipe: Recipe, run: Run, console: Console) -> list[dict[str, Any]]:
+def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
     """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
     if run.card()["mode"] != "online":
         raise UsageError(
             f"run {run.folder}: expected an online run, found {run.card()['mode']}; `eval` compares others"
         )
     settings, summaries = eval_settings(recipe), history(run.folder)
-    weights = [(Iteration(run.folder, i).name, Iteration(run.folder, i).policy) for i in range(1, len(summaries))]
+    weights = [
+        (Iteration(run.folder, i).name, Iteration(run.folder, i).policy) for i in range(every, len(summaries), every)
+    ]
     if run.policy.is_dir():
         weights.append((run.name, run.policy))
     made: list[dict[str, Any]] = []
