@@ -53,7 +53,7 @@ def compare(recipe: Recipe, options: argparse.Namespace) -> int:
     from gpo_train.compare import compare
     from gpo_train.run import RUNS, Run
 
-    compare(recipe, [Run(RUNS / name) for name in options.runs], options.out, console)
+    compare(recipe, [Run(RUNS / name) for name in options.runs], options.out, options.every, console)
     return 0
 
 
@@ -105,6 +105,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
                 "--follow", action="store_true", help="again every ten seconds until the run has finished"
             )
         if name == "compare":
+            verb.add_argument("--every", type=int, default=1, metavar="N", help="a point every N iterations")
             verb.add_argument("--runs", nargs="+", required=True, metavar="NAME", help="folders in runs/")
             verb.add_argument(
                 "--out", type=Path, default=Path("runs/compare"), help="folder of the table and the curves"
