@@ -1,7 +1,7 @@
 """The sections of a recipe that gpo-data reads: `task:`, `sampler:`, and one an evaluator.
 
 Their docstrings are what `gpo-data VERB --help` prints. recipe.py reads and checks them; `train:` and `eval:` are
-gpo_train's.
+the training half's.
 """
 
 from __future__ import annotations

@@ -49,10 +49,11 @@ class Stopped(Exception):
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline") -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
     settings = train_settings(recipe, mode)
+    iterations = online_settings(recipe).iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
     run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
     card = run.card()
-    if mode == "online" and len(history(run.folder)) < online_settings(recipe).iterations and "stopped_by" not in card:
+    if len(history(run.folder)) < iterations and "stopped_by" not in card:
         run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
     if run.card()["state"] == "finished":
         console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
