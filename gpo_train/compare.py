@@ -58,20 +58,18 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
             f"run {run.folder}: expected an online run, found {run.card()['mode']}; `eval` compares others"
         )
     settings, summaries = eval_settings(recipe), history(run.folder)
-    weights = [
-        (Iteration(run.folder, i).name, Iteration(run.folder, i).policy) for i in range(every, len(summaries), every)
-    ]
+    iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
+    weights = [(one.number, one.name, one.policy) for one in iterations]
     if run.policy.is_dir():
-        weights.append((run.name, run.policy))
+        weights.append((len(summaries), run.name, run.policy))
     made: list[dict[str, Any]] = []
-    for name, folder in weights:
+    for number, name, folder in weights:
         if not folder.is_dir():  # pruned by online.keep
             continue
         base, policy = evaluate.eval_recipes(recipe, name, folder, settings)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
         found = evaluate.compare(recipe, base, policy, settings)
-        number = len(summaries) if folder == run.policy else int(folder.parent.name.removeprefix("it"))
         images = sum(one["images"] for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
         if not made:
