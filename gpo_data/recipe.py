@@ -138,11 +138,33 @@ def parse(parser: ArgumentParser, path: str | Path, args: list[str]) -> Namespac
     if isinstance(content.get("yolo"), str):
         content["yolo"] = {"weights": content["yolo"]}
     _check_keys(content, Recipe, path)
+    args = _take_deep(args, content)
     try:
         base = parser.parse_object(content, defaults=True)
         return parser.parse_args(args, namespace=base) if args else base
     except ArgumentError as error:
         raise UsageError(f"recipe {path}: {explain(str(error))}") from None
+
+
+def _take_deep(args: list[str], content: dict[str, Any]) -> list[str]:
+    """Put `--train.trainer.devices 2` into `content`; the other arguments.
+
+    jsonargparse would replace the whole of `train.trainer` by its last key.
+    """
+    rest, waiting = [], iter(args)
+    for argument in waiting:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        parts = key.split(".")
+        if not argument.startswith("--") or len(parts) < 3 or parts[0] not in OPEN_SECTIONS:
+            rest.append(argument)
+            continue
+        inner = content
+        for part in parts[:-1]:
+            if not isinstance(inner.get(part), dict):
+                inner[part] = {}
+            inner = inner[part]
+        inner[parts[-1]] = yaml.safe_load(value if equals else next(waiting, ""))
+    return rest
 
 
 def explain(message: str) -> str:

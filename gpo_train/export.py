@@ -16,34 +16,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_train.policy import Policy
 from gpo_train.run import Run
+from gpo_train.sharded import whole_state
+
+WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"  # as diffusers names them; large ones become several files
 
 
-def save_policy(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
-    """Write the policy's weights, in the precision that draws; the folder appears whole or not at all."""
+def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = True) -> None:
+    """Write the policy's weights, in the precision that draws; the folder appears whole or not at all.
+
+    All ranks call it, because of sharded weights each has a part; the one with `write` writes.
+    """
+    state = whole_state(policy.denoiser)
+    if not write:
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     model: Any = policy.model
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         out = Path(temporary) / "policy"
         if policy.settings.tuning == "lora":
-            name = model.denoiser_name
-            layers = get_peft_model_state_dict(policy.denoiser)
+            layers = get_peft_model_state_dict(policy.denoiser, state)
             save: Any = model.pipe.save_lora_weights
-            save(out, **{f"{name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
+            save(out, **{f"{model.denoiser_name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
         else:
-            before = {name: p.data for name, p in policy.denoiser.named_parameters()}
-            try:
-                for parameter in policy.denoiser.parameters():
-                    parameter.data = parameter.data.to(dtype)
-                policy.denoiser.save_pretrained(out / model.denoiser_name)  # type: ignore[operator]
-            finally:
-                for name, parameter in policy.denoiser.named_parameters():
-                    parameter.data = before[name]
+            policy.denoiser.save_config(out / model.denoiser_name)  # type: ignore[operator]
+            save_torch_state_dict(
+                {name: v.detach().to("cpu", dtype) if v.is_floating_point() else v for name, v in state.items()},
+                out / model.denoiser_name,
+                filename_pattern=WEIGHTS,
+            )
         if folder.exists():
             shutil.rmtree(folder)
         out.rename(folder)

@@ -40,6 +40,7 @@ from gpo_train.online import OnlineRegeneration
 from gpo_train.policy import Policy
 from gpo_train.run import Run, open_run
 from gpo_train.settings import Train, online_settings, train_settings
+from gpo_train.sharded import ShardedGPOModule
 
 
 class Stopped(Exception):
@@ -84,7 +85,8 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     else:
         groups_of = _offline(recipe, settings, run, model_folder, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
-    module = GPOModule(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
+    kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
+    module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
     data = GroupDataModule(groups_of, settings, seed)
     trainer = make_trainer(recipe, settings, run, callbacks)
     resume = run.last if run.last.is_file() else None
@@ -108,9 +110,11 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         ) from None
     if stop.stopped or trainer.interrupted:
         raise Stopped
+    save_policy(policy, run.policy, getattr(torch, recipe.sampler.dtype), write=trainer.is_global_zero)
     if trainer.is_global_zero:
-        save_policy(policy, run.policy, getattr(torch, recipe.sampler.dtype))
-        facts = {"stopped_by": regeneration.stopped_by} if regeneration and regeneration.stopped_by else {}
+        facts: dict[str, Any] = {"ranks": trainer.world_size}
+        if regeneration and regeneration.stopped_by:
+            facts["stopped_by"] = regeneration.stopped_by
         run.note(state="finished", steps=trainer.global_step, train_seconds=round(stop.seconds, 1), **facts)
         console.print(
             f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
@@ -270,5 +274,6 @@ def _quiet() -> None:
         ".*is smaller than the logging interval.*",
         ".*overridden `transfer_batch_to_device`.*",
         ".*ModelCheckpoint with manual optimization.*",
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # what the denoiser says is never changed in place
     ):
         warnings.filterwarnings("ignore", text)

@@ -182,7 +182,5 @@ class GPOModule(L.LightningModule):
     def _clip(self, optimizer: Any) -> float:
         """Clip the gradient norm at `clip` (0: only measure it); the norm before."""
         largest = self.settings.clip or math.inf
-        sharded: Any = getattr(self.trainer.strategy, "model", None)
-        if hasattr(sharded, "clip_grad_norm_"):  # FSDP: the norm is over all shards
-            return float(sharded.clip_grad_norm_(largest))
-        return float(torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest))
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of sharded weights: over all ranks

@@ -95,8 +95,9 @@ class OnlineRegeneration(Callback):
         with clock.time("policy"):
             if self.trainer.is_global_zero and not (iteration.folder / "prompts.jsonl").is_file():
                 write_prompts(choose(self.recipe, self.online, iteration), iteration.folder / "prompts.jsonl")
-            if not iteration.policy.is_dir() and self.trainer.is_global_zero:  # also where the base draws: to compare
-                save_policy(self._writer(), iteration.policy, getattr(torch, self.recipe.sampler.dtype))
+            if not iteration.policy.is_dir():  # also where the base draws: to compare
+                dtype = getattr(torch, self.recipe.sampler.dtype)
+                save_policy(self._writer(), iteration.policy, dtype, write=self.trainer.is_global_zero)
             self.trainer.strategy.barrier("policy")
             recipe = iteration.recipe(self.recipe, self.online.writer)
             model = self._open(recipe)

@@ -226,6 +226,11 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     if mode == "online" and made.reference == "stored" and made.reference_update == "never":
         refuse("reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn yet; "
                "use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip
+    strategy = str(made.trainer.get("strategy", ""))
+    if strategy.startswith(("fsdp", "deepspeed")) and strategy != "fsdp2":
+        refuse("trainer.strategy", strategy, "expected ddp, or fsdp2 to shard the weights (sharded.py)")
+    if strategy == "fsdp2" and made.ema is not None:
+        refuse("ema", made.ema, "Lightning cannot average weights that are sharded; leave it out, or use ddp")
     for name in made.loggers:
         if name not in ("csv", "tensorboard", "wandb"):
             refuse("loggers", name, "expected any of csv, tensorboard, wandb")

@@ -223,14 +223,16 @@ def test_what_a_user_can_do_wrong(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_draw_what_one_does(here: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
     alone = weights_of(online(here, name="one"))
     command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--mode", "online", "--run", "two",
-               "--train.trainer.devices", "2", "--train.trainer.strategy", "ddp",
+               "--train.trainer.devices", "2", "--train.trainer.strategy", strategy,
                "--train.trainer.accelerator", "cpu"]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     subprocess.run(command, check=True, timeout=500, env=environment)
     assert tars("two-it0000") == tars("one-it0000")
+    assert Run(Path("runs/two")).card()["ranks"] == 2
     two = weights_of(Run(Path("runs/two")))
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)

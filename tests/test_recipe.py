@@ -51,6 +51,14 @@ def test_overrides_win(tmp_path: Path) -> None:
     assert (made.sampler.guidance_scale, made.seed, made.name) == (2.5, 4, "a")
 
 
+def test_overrides_reach_into_what_a_section_holds(tmp_path: Path) -> None:
+    inner = "train: {passes: 2, trainer: {max_steps: 9, enable_progress_bar: false}}"
+    outer = ["--train.trainer.devices", "2", "--train.trainer.max_steps=5", "--train.draws", "1"]
+    made = load(tmp_path, GOOD + inner, *outer)
+    assert made.train["trainer"] == {"max_steps": 5, "enable_progress_bar": False, "devices": 2}
+    assert (made.train["passes"], made.train["draws"]) == (2, 1)
+
+
 def test_unknown_override_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"sampler\.gidance_scale.*did you mean 'sampler.guidance_scale'"):
         load(tmp_path, GOOD, "--sampler.gidance_scale", "2.5")

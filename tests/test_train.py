@@ -178,13 +178,23 @@ def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path) -> None:
-    alone = weights_of(train(here, name="one"))
+@pytest.mark.parametrize("extra", [["ddp"], ["fsdp2"], ["fsdp2", "--train.tuning", "lora"],
+                                   ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"]],
+                         ids=" ".join)  # fmt: skip
+def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[str]) -> None:
+    alone = weights_of(train(here, *extra[1:], name="one"))
     command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "two", "--train.trainer.devices", "2",
-               "--train.trainer.strategy", "ddp", "--train.trainer.accelerator", "cpu"]  # fmt: skip
+               "--train.trainer.accelerator", "cpu", "--train.trainer.strategy", *extra]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    run = Run(tmp_path / "runs" / "two")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as process:
+        while process.poll() is None and not run.last.is_file():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert run.card()["state"] == "training"
     subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=environment)
-    two = weights_of(Run(tmp_path / "runs" / "two"))
+    assert run.card()["ranks"] == 2
+    two = weights_of(run)
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
 
@@ -232,6 +242,10 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
         train(here, "--train.lerning_rate", "1")
     with pytest.raises(UsageError, match=r"train.reference: adapters: needs train.tuning: lora"):
         train(here, "--train.reference", "adapters")
+    with pytest.raises(UsageError, match=r"train.trainer.strategy: fsdp: expected ddp, or fsdp2"):
+        train(here, "--train.trainer.strategy", "fsdp")
+    with pytest.raises(UsageError, match=r"train.ema: 0.9: Lightning cannot average weights that are sharded"):
+        train(here, "--train.trainer.strategy", "fsdp2", "--train.ema", "0.9")
     train(here, name="mine")
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
         train(here, "--train.learning_rate", "0.5", name="mine")
