@@ -56,7 +56,7 @@ class Train:
         checkpoint_steps: optimiser steps between two checkpoints, besides the one at the end of an epoch.
         seed: of order and draws; null takes the recipe's.
         loggers: any of `csv`, `tensorboard`, `wandb`.
-        trainer: further options of lightning.Trainer, by name.
+        trainer: further options of lightning.Trainer, by name; `strategy: fsdp2` shards the weights (sharded.py).
     """
 
     objective: Literal["gpo", "sft"] = "gpo"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
 from gpo_data.tiny.pipeline import new_text_encoder, new_tokenizer, new_transformer, save_pipeline
+from gpo_train.module import GPOModule
 
 RECIPE = """
 model: {model}
@@ -23,6 +27,21 @@ evaluators: [ocr]
 ocr: {{mode: recognition}}
 reward: 0.5 + 0.5 * text_edit(target, ocr_text) - 0.5 * dark_fraction
 """
+
+
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """Inside, training dies before the optimiser step of that number."""
+    train = GPOModule.training_step
+
+    def killed(self: GPOModule, batch: Any, index: int) -> None:
+        if self.global_step == step:
+            raise ValueError("killed")
+        train(self, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="killed"):
+        patch.setattr(GPOModule, "training_step", killed)
+        yield
 
 
 @pytest.fixture(scope="session")

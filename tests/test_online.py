@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RECIPE, killed_at
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -25,7 +26,6 @@ from gpo_train import cli
 from gpo_train.fit import Stopped, fit
 from gpo_train.guards import reason_to_stop
 from gpo_train.iterations import Iteration, choose, history
-from gpo_train.module import GPOModule
 from gpo_train.run import Run
 from gpo_train.settings import Online, train_settings
 
@@ -43,8 +43,6 @@ def quiet() -> Console:
 @pytest.fixture
 def here(tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe with a lake and runs/ of the test's own."""
-    from conftest import RECIPE
-
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(model=random_sd3, lake="lake").replace("num_prompts: 6", "num_prompts: 4") + TRAIN)
@@ -103,25 +101,17 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
     extra = ["--train.tuning", tuning, "--train.ema", "0.5", "--online.writer", "ema", "--online.replay", "2",
              "--online.interval", "2"]  # fmt: skip
     whole = online(here, *extra, name="whole")
-    step, finish = GPOModule.training_step, Generator._finish
+    finish = Generator._finish
     drawn: list[str] = []
 
     def noted(self: Any, planned: Any, *rest: Any) -> None:
         finish(self, planned, *rest)
         drawn.append(f"{self.folder.name}/{planned.key}")
 
-    for kill_at in (1, 5):  # in the middle of the first iteration, and of a later one
-
-        def killed(self: Any, batch: Any, index: int, kill_at: int = kill_at) -> None:
-            if self.global_step == kill_at:
-                raise ValueError("killed")
-            step(self, batch, index)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(GPOModule, "training_step", killed)
+    for step in (1, 5):  # in the middle of the first iteration, and of a later one
+        with killed_at(step), monkeypatch.context() as patch:
             patch.setattr(Generator, "_finish", noted)
-            with pytest.raises(ValueError, match="killed"):
-                online(here, *extra, name="broken")
+            online(here, *extra, name="broken")
 
     def stopped(self: Any, planned: Any, *rest: Any) -> None:
         noted(self, planned, *rest)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import RECIPE, killed_at
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -49,8 +50,6 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
     """A recipe file whose dataset is drawn, once for the module."""
-    from conftest import RECIPE
-
     folder = tmp_path_factory.mktemp("train")
     path = folder / "small.yaml"
     path.write_text(RECIPE.format(model=random_sd3, lake=folder / "lake") + TRAIN)
@@ -141,21 +140,12 @@ def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_killed_twice_equals_never_killed(here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str) -> None:
+def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
     extra = ["--train.tuning", tuning, "--train.ema", "0.5"]
     whole = train(here, *extra, name="whole")
-    step = GPOModule.training_step
-    for kill_at in (2, 4):  # in the middle of an epoch; in the second one
-
-        def killed(self: Any, batch: Any, index: int, kill_at: int = kill_at) -> None:
-            if self.global_step == kill_at:
-                raise ValueError("killed")
-            step(self, batch, index)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(GPOModule, "training_step", killed)
-            with pytest.raises(ValueError, match="killed"):
-                train(here, *extra, name="broken")
+    for step in (2, 4):  # in the middle of an epoch; in the second one
+        with killed_at(step):
+            train(here, *extra, name="broken")
     assert equal(weights_of(train(here, *extra, name="broken")), weights_of(whole))
 
 

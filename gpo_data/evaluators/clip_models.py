@@ -15,7 +15,8 @@ over the model's own weights (HPS_v2.1_compressed.pt over laion/CLIP-ViT-H-14-la
 What always holds: nothing is downloaded but what the recipe names, and what is missing is an error that says what to
 put where; prompts longer than CLIP's 77 tokens are cut; pictures are resized and cropped by the model's own processor.
 None of these numbers lies in [0, 1]: a reward that mixes them scales them.
-ImageReward is not supported: its package (the last is image-reward 1.5, 2023) does not import with transformers 5.
+ImageReward and HPSv3 are not supported, because their packages do not import with transformers 5: image-reward 1.5 is
+of 2023, and hpsv3 1.0.0 pins 4.45.2. A function of your own (function.py) can ask a process with its own environment.
 """
 
 from __future__ import annotations
