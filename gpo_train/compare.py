@@ -36,19 +36,43 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     }
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
-    table = Table("run", "after iteration", "exact", "difference to the base", "diversity", "images drawn to train on",
-                  title="held-out prompts, the same seeds", title_justify="left")  # fmt: skip
+    for table in tables(found):
+        console.print(table)
+    console.print(f"curves: {curves(found, out / 'compare.png')}", soft_wrap=True)
+    return found
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Every point of every run; and, where a line has several runs, their mean and how far they are apart."""
+    runs = Table("run", "after iteration", "exact", "difference to the base", "diversity", "colour as asked",
+                 "images", title="held-out prompts, the same seeds", title_justify="left")  # fmt: skip
     for name, one in found.items():
         for point in one["points"]:
             low, high = point["ci95"]
-            table.add_row(
+            colour = point["color_exact"]
+            runs.add_row(
                 name, str(point["iteration"]), f"{100 * point['exact']:.1f}%",
                 f"{100 * point['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-                f"x {point['diversity_ratio']:.2f}", str(point["images"]),
+                f"x {point['diversity_ratio']:.2f}", "" if colour is None else f"{100 * colour:.1f}%",
+                str(point["images"]),
             )  # fmt: skip
-    console.print(table)
-    console.print(f"curves: {curves(found, out / 'compare.png')}", soft_wrap=True)
-    return found
+    lines = Table("line", "runs", "after iteration", "difference, mean", "lowest", "highest", title="seeds together",
+                  title_justify="left")  # fmt: skip
+    for line, same in by_line(found).items():
+        for at in zip(*same, strict=False):
+            values = [100 * point["difference"] for point in at]
+            if len(at) > 1:
+                lines.add_row(line, str(len(at)), str(at[0]["iteration"]), f"{np.mean(values):+.1f}",
+                              f"{min(values):+.1f}", f"{max(values):+.1f}")  # fmt: skip
+    return [runs, lines] if lines.row_count else [runs]
+
+
+def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
+    """{line: the points of its runs}."""
+    lines: dict[str, list[list[dict[str, Any]]]] = {}
+    for one in found.values():
+        lines.setdefault(one["line"], []).append(one["points"])
+    return lines
 
 
 def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
@@ -96,8 +120,7 @@ def curves(found: dict[str, Any], path: Path) -> Path:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for line in dict.fromkeys(one["line"] for one in found.values()):
-        same = [one["points"] for one in found.values() if one["line"] == line]
+    for line, same in by_line(found).items():
         length = min(len(one) for one in same)
         values = np.array([[100 * point["exact"] for point in one[:length]] for one in same])
         x = [point["iteration"] for point in same[0][:length]]

@@ -23,6 +23,7 @@ from gpo_data.errors import UsageError
 from gpo_data.generate import Generator, Interrupted
 from gpo_data.shard import dataset_folder
 from gpo_train import cli
+from gpo_train.compare import tables
 from gpo_train.fit import Stopped, fit
 from gpo_train.guards import reason_to_stop
 from gpo_train.iterations import Iteration, choose, history
@@ -240,3 +241,21 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     assert {found["fresh"]["line"], found["frozen"]["line"]} == {"online.writer default", "online.writer base"}
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
     assert cli.main(["compare", str(here), "--runs", "nothing"]) == 2
+
+
+def test_seeds_of_a_line_are_summed_up() -> None:
+    def point(iteration: int, difference: float) -> dict[str, Any]:
+        return {"iteration": iteration, "images": 8, "exact": 0.5 + difference, "difference": difference,
+                "ci95": [0.0, 0.1], "diversity_ratio": 1.0, "color_exact": None}  # fmt: skip
+
+    found = {
+        "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]},
+        "b": {"line": "x", "points": [point(0, 0.0), point(1, 0.3), point(2, 0.4)]},
+        "c": {"line": "y", "points": [point(0, 0.0)]},
+    }
+    runs, lines = tables(found)
+    assert runs.row_count == 6
+    assert [list(column.cells) for column in lines.columns] == [
+        ["x", "x"], ["2", "2"], ["0", "1"], ["+0.0", "+20.0"], ["+0.0", "+10.0"], ["+0.0", "+30.0"]
+    ]  # fmt: skip
+    assert len(tables({"c": found["c"]})) == 1
