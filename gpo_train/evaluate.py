@@ -24,7 +24,7 @@ from rich.console import Console
 
 from gpo_data import catalog, models
 from gpo_data.audit.members import EXACT, IMAGE_STATISTICS, LEVEL
-from gpo_data.dataset import identity
+from gpo_data.dataset import identity, measured
 from gpo_data.draw import draw
 from gpo_data.errors import UsageError
 from gpo_data.plan import plan
@@ -89,7 +89,8 @@ def eval_recipes(recipe: Recipe, name: str, weights: Path, settings: Eval) -> tu
 
 
 def _named(recipe: Recipe, stem: str) -> Recipe:
-    fields = identity(recipe, models.resolve(recipe.model, recipe.revision), plan(recipe))
+    """The name says what is drawn and how it is measured: another reward is another dataset, not a refusal."""
+    fields = identity(recipe, models.resolve(recipe.model, recipe.revision), plan(recipe)) | measured(recipe)
     return dataclasses.replace(recipe, name=f"{stem}-{fingerprint_of(fields)[:6]}")
 
 

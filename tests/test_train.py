@@ -216,6 +216,8 @@ def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Pat
     before = found
     assert cli.main(["eval", str(here)]) == 0  # the newest run; nothing is drawn again
     assert json.loads((run.folder / "eval.json").read_text()) == before
+    assert cli.main(["eval", str(here), "--reward", "text_exact(target, ocr_text)"]) == 0  # beside what was measured
+    assert json.loads((run.folder / "eval.json").read_text())["policy"]["exact"] == before["policy"]["exact"]
 
 
 def test_sft_learns_from_chosen_members(here: Path) -> None:
