@@ -129,7 +129,7 @@ def curves(found: dict[str, Any], path: Path) -> Path:
     axes.set_xlabel("iterations of drawing and training")
     axes.set_ylabel("exact on held-out prompts, %")
     axes.set_xticks(range(max(len(one["points"]) for one in found.values())))
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     return path
