@@ -163,7 +163,11 @@ def _take_deep(args: list[str], content: dict[str, Any]) -> list[str]:
             if not isinstance(inner.get(part), dict):
                 inner[part] = {}
             inner = inner[part]
-        inner[parts[-1]] = yaml.safe_load(value if equals else next(waiting, ""))
+        value = value if equals else next(waiting, "")
+        try:
+            inner[parts[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--{key}: not YAML: {value!r}: {' '.join(str(error).split())}") from None
     return rest
 
 

@@ -23,7 +23,7 @@ from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_train.policy import Policy
 from gpo_train.run import Run
-from gpo_train.sharded import whole_state
+from gpo_train.sharded import class_name, whole_state
 
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"  # as diffusers names them; large ones become several files
 
@@ -45,7 +45,10 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = 
             save: Any = model.pipe.save_lora_weights
             save(out, **{f"{model.denoiser_name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
         else:
-            policy.denoiser.save_config(out / model.denoiser_name)  # type: ignore[operator]
+            config = out / model.denoiser_name / "config.json"
+            policy.denoiser.save_config(config.parent)  # type: ignore[operator]
+            named = json.loads(config.read_text()) | {"_class_name": class_name(policy.denoiser)}
+            config.write_text(json.dumps(named, indent=2) + "\n")
             save_torch_state_dict(
                 {name: v.detach().to("cpu", dtype) if v.is_floating_point() else v for name, v in state.items()},
                 out / model.denoiser_name,

@@ -64,3 +64,8 @@ def whole_state(denoiser: nn.Module) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     found: dict[str, Any] = get_model_state_dict(denoiser, options=options)
     return found
+
+
+def class_name(denoiser: nn.Module) -> str:
+    """Of the denoiser as diffusers knows it; sharding derives a class of its own from it."""
+    return next(kind.__name__ for kind in type(denoiser).__mro__ if not issubclass(kind, FSDPModule))

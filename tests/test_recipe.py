@@ -57,6 +57,8 @@ def test_overrides_reach_into_what_a_section_holds(tmp_path: Path) -> None:
     made = load(tmp_path, GOOD + inner, *outer)
     assert made.train["trainer"] == {"max_steps": 5, "enable_progress_bar": False, "devices": 2}
     assert (made.train["passes"], made.train["draws"]) == (2, 1)
+    with pytest.raises(UsageError, match=r"--train.trainer.devices: not YAML: '\['"):
+        load(tmp_path, GOOD + inner, "--train.trainer.devices", "[")
 
 
 def test_unknown_override_is_an_error(tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[st
     assert run.card()["state"] == "training"
     subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=environment)
     assert run.card()["ranks"] == 2
+    for config in run.policy.rglob("config.json"):  # of full fine-tuning; a LoRA has none
+        assert json.loads(config.read_text())["_class_name"] == "SD3Transformer2DModel"
     two = weights_of(run)
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
