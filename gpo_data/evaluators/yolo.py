@@ -121,19 +121,28 @@ def load(settings: Settings, threads: int) -> Measure:
                 f"yolo.weights: {settings.weights.name} does not detect {name!r}; its classes: "
                 f"{', '.join(classes.values())}"
             )
-        before = torch.get_num_threads()
-        found = detector.predict(
-            [np.ascontiguousarray(image[..., ::-1]) for image, _ in batch],  # ultralytics reads BGR
+        found = detect(
+            detector,
+            [image for image, _ in batch],
             imgsz=yolo.image_size,
             conf=yolo.confidence,
             iou=yolo.iou,
             device=device,
-            verbose=False,
         )
-        torch.set_num_threads(before)  # its first call takes all but one: of two cores, half the speed of what follows
         return [_row(result, classes, target) for result, (_, target) in zip(found, batch, strict=True)]
 
     return measure
+
+
+def detect(detector: Any, images: list[np.ndarray], **options: Any) -> list[Any]:
+    """ultralytics' results of uint8 [H, W, 3] RGB pictures; torch keeps its number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    # ultralytics reads BGR
+    found = detector.predict([np.ascontiguousarray(image[..., ::-1]) for image in images], verbose=False, **options)
+    torch.set_num_threads(threads)  # its first call takes all but one: of two cores, half the speed of what follows
+    return list(found)
 
 
 def _row(result: Any, classes: dict[int, str], target: dict[str, Any]) -> dict[str, Any]:

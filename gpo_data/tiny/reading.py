@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
+from gpo_data.evaluators.yolo import detect
 from gpo_data.tiny.words import LETTERS
 
 
@@ -52,12 +52,9 @@ def read_words(pictures: np.ndarray, batch: int = 32) -> list[str]:
 
 def count_shapes(pictures: np.ndarray, yolo, shapes: list[str], confidence: float = 0.4) -> list[int]:
     """uint8 [N, 64, 64, 3] -> how many of the asked shape the detector sees in each."""
-    images = [np.ascontiguousarray(p[..., ::-1]) for p in pictures]  # ultralytics reads BGR
-    numbers, threads = [], torch.get_num_threads()
-    for start in range(0, len(images), 64):
-        part = images[start : start + 64]
-        results = yolo.predict(part, imgsz=128, conf=confidence, iou=0.5, verbose=False)
-        torch.set_num_threads(threads)  # the first call takes all but one
+    numbers = []
+    for start in range(0, len(pictures), 64):
+        results = detect(yolo, list(pictures[start : start + 64]), imgsz=128, conf=confidence, iou=0.5)
         for result, shape in zip(results, shapes[start : start + 64], strict=True):
             numbers.append(sum(result.names[int(c)] == shape for c in result.boxes.cls))
     return numbers
