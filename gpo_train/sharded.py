@@ -58,10 +58,10 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def whole_state(denoiser: nn.Module) -> dict[str, Tensor]:
-    """Whole tensors of a denoiser, sharded or not. Of a sharded one all ranks have to ask; rank 0 gets them."""
+    """Whole tensors of a denoiser, sharded or not. Of a sharded one all ranks have to ask; rank 0 gets what trains."""
     if not isinstance(denoiser, FSDPModule):
         return denoiser.state_dict()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     found: dict[str, Any] = get_model_state_dict(denoiser, options=options)
     return found
 
