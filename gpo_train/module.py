@@ -117,36 +117,54 @@ class GPOModule(L.LightningModule):
         draws = self.draws_of(self.current_epoch, group)
         if self.settings.objective == "sft":
             return self._sft_backward(group, draws, scale, last)
-        reference, rewards = self.reference_errors(group, draws), group.rewards.to(self.device)
+        rewards = group.rewards.to(self.device)
+        reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
         k, n = draws.t.shape
         size, s = self.settings.micro_batch, self.settings
         losses: list[Tensor] = []
         seen: list[Tensor] = []
+        far: list[Tensor] = []
         whole = max(1, size // n)
         for first in range(0, k, whole):
             rows = slice(first * n, min(k, first + whole) * n)
-            ref = reference.flatten()[rows].to(self.device)
             if n <= size:
-                errors = self.policy.errors(group, draws, rows)
-                difference = (errors - ref).view(-1, n)
+                difference, distance = (x.view(-1, n) for x in self._compared(group, draws, rows, reference))
                 loss = torch.stack(
                     [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta) for d in difference]
                 )
+                if s.kl:
+                    loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
                 self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
                 losses.append(loss.detach())
                 seen.append(difference.detach())
+                far.append(distance.detach())
                 continue
             parts = [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
             with torch.no_grad():
-                difference = torch.cat([self.policy.errors(group, draws, part) for part in parts]) - ref
+                difference, distance = (
+                    torch.cat(x) for x in zip(*(self._compared(group, draws, p, reference) for p in parts), strict=True)
+                )
             value, share = objective.coefficients(difference.double(), rewards, s.weighting, s.link, s.beta)
             for part in parts:
-                errors = self.policy.errors(group, draws, part)
-                weighted = share[part.start - rows.start : part.stop - rows.start] * errors
-                self._backward(weighted.sum() * scale / k, last and part.stop == k * n)
-            losses.append(value[None])
+                moved, apart = self._compared(group, draws, part, reference)
+                weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()
+                if s.kl:
+                    weighted = weighted + objective.penalty(apart, s.kl, s.link, s.beta) * len(apart) / n
+                self._backward(weighted * scale / k, last and part.stop == k * n)
+            losses.append(value[None] + objective.penalty(distance, s.kl, s.link, s.beta))
             seen.append(difference.view(1, n))
-        return self._watched(torch.cat(losses), torch.cat(seen), rewards)
+            far.append(distance.view(1, n))
+        found = self._watched(torch.cat(losses), torch.cat(seen), rewards)
+        return found | ({"kl": torch.cat(far).mean().item()} if s.kl else {})
+
+    def _compared(
+        self, group: TrainGroup, draws: Draws, rows: slice, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(s, ||f_theta - f_ref||^2) of `rows`; the latter 0 where the reference's errors [k * n] are all there is."""
+        if reference is None:
+            return self.policy.compared(group, draws, rows)
+        s = self.policy.errors(group, draws, rows) - reference[rows]
+        return s, torch.zeros_like(s)
 
     def _sft_backward(self, group: TrainGroup, draws: Draws, scale: float, last: bool) -> dict[str, float]:
         rows, size = draws.t.numel(), self.settings.micro_batch

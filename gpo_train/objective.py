@@ -13,6 +13,12 @@ For a group of G members with rewards r_i and the denoising errors of policy and
     pairs:       L = mean over pairs (b better than w) of link(s_b - s_w)      Diffusion-DPO, the baseline
                  all: every pair of unequal rewards; max: best and worst; min: the smallest non-zero margin
 
+    kl > 0:      L + kl b (1/G) sum_i ||f_theta - f_ref||^2                    b = beta of logsigmoid, 1 of linear
+
+The penalty is a trust region: for Gaussian transitions it is proportional to the KL divergence of policy and reference
+at the draw's t, and where z alone is noise it keeps the policy at the reference. z cannot do that itself: s_i of all
+members may grow together.
+
 The identity sum_{i<j} (r_i - r_j)(s_i - s_j) = G sum_i (r_i - mean r) s_i says that `zscore` with `linear` is every
 pair at once, weighted by its margin. A group whose rewards are all equal has nothing to say: `is_dead`.
 
@@ -85,6 +91,11 @@ def group_loss(
         better, worse = pairs(rewards, weighting)
         return link(s[better] - s[worse], kind, beta).mean()
     return link((weights(rewards, weighting) * s).mean(), kind, beta)
+
+
+def penalty(distances: Tensor, kl: float, kind: Link = "logsigmoid", beta: float = 1000.0) -> Tensor:
+    """The trust region of one group at one draw, a scalar; distances [G]: ||f_theta - f_ref||^2, mean over elements."""
+    return kl * (beta if kind == "logsigmoid" else 1.0) * distances.mean()
 
 
 def coefficients(

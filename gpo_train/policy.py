@@ -56,7 +56,8 @@ def make_draws(
     # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
     k, (members, *shape) = settings.draws, group.latents.shape
-    low, high = RANGES[settings.timestep_range]
+    bounds = settings.timestep_range
+    low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
     if settings.shared_draws:
         generator = torch.Generator().manual_seed(digest)
         u = torch.rand(k, generator=generator)[:, None].expand(k, members)
@@ -135,6 +136,18 @@ class Policy(nn.Module):
         self, group: TrainGroup, draws: Draws, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
         """err of the flattened (draw, member) `rows`: [k * n][rows], float32."""
+        target, said = self._asked(group, draws, rows, denoiser or self.denoiser)
+        return _mean_square(target - said)
+
+    def compared(self, group: TrainGroup, draws: Draws, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """(s, ||f_theta - f_ref||^2) of `rows`, float32 each; the reference is asked now, without gradients."""
+        with torch.no_grad(), self.as_reference() as reference:
+            target, theirs = self._asked(group, draws, rows, reference)
+        _, ours = self._asked(group, draws, rows, self.denoiser)
+        return _mean_square(target - ours) - _mean_square(target - theirs), _mean_square(ours - theirs)
+
+    def _asked(self, group: TrainGroup, draws: Draws, rows: slice, denoiser: nn.Module) -> tuple[Tensor, Tensor]:
+        """(y, f(x_t, t, c)) of `rows`, [., C, h, w] and float32 each."""
         device = next(self.denoiser.parameters()).device
         k, members = draws.t.shape
         index = torch.arange(k * members)[rows]
@@ -147,8 +160,8 @@ class Policy(nn.Module):
             for name, value in group.conditioning.items()
         }
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            said = self.model.predict(self.model.noise(x_0, e, t), t, conditioning, denoiser or self.denoiser)
-        return ((self.model.target(x_0, e, t) - said.float()) ** 2).flatten(1).mean(1)
+            said = self.model.predict(self.model.noise(x_0, e, t), t, conditioning, denoiser)
+        return self.model.target(x_0, e, t), said.float()
 
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:
@@ -186,6 +199,11 @@ class Policy(nn.Module):
         assert self.frozen is not None
         for ours, theirs in zip(self.frozen.parameters(), self.denoiser.parameters(), strict=True):
             ours.lerp_(theirs.to(ours), 1 - decay)
+
+
+def _mean_square(difference: Tensor) -> Tensor:
+    """[B, ...] -> [B]"""
+    return (difference**2).flatten(1).mean(1)
 
 
 def _drop_what_never_changes(module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]) -> None:

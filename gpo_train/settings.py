@@ -30,7 +30,10 @@ class Train:
         shared_draws: one (t, noise) for all members of a group; lowers variance.
         noise: e of the draws: `random`, or each member's `own`, the starting noise that it was drawn from, which
             the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
-        timestep_range: `all`, `high` (t >= 0.5, much noise) or `low`.
+        timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
+            scheduler's shift.
+        kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the link (so times
+            `beta` with `logsigmoid`): a trust region around the reference; 0 is off. See objective.py.
         passes: tau, passes over the same draws.
         epochs: how often the draws are made anew; online it is `online.iterations` times `online.interval`.
         batch_groups: B, groups an optimiser step, over all ranks.
@@ -66,7 +69,8 @@ class Train:
     draws: int = 5
     shared_draws: bool = True
     noise: Literal["random", "own"] = "random"
-    timestep_range: Literal["all", "high", "low"] = "all"
+    timestep_range: Literal["all", "high", "low"] | tuple[float, float] = "all"
+    kl: float = 0.0
     passes: int = 3
     epochs: int = 2
     batch_groups: int = 1
@@ -226,6 +230,15 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     if mode == "online" and made.reference == "stored" and made.reference_update == "never":
         refuse("reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn yet; "
                "use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip
+    if made.kl < 0:
+        refuse("kl", made.kl, "expected 0 or more")
+    if made.kl and made.reference == "stored":
+        refuse("kl", made.kl, "needs what the reference says, and of a `stored` one only its errors are kept; use "
+               "train.reference: frozen or adapters")  # fmt: skip
+    if not isinstance(made.timestep_range, str):
+        low, high = made.timestep_range
+        if not 0 <= low < high <= 1:
+            refuse("timestep_range", [low, high], "expected 0 <= lowest < highest <= 1")
     strategy = str(made.trainer.get("strategy", ""))
     if strategy.startswith(("fsdp", "deepspeed")) and strategy != "fsdp2":
         refuse("trainer.strategy", strategy, "expected ddp, or fsdp2 to shard the weights (sharded.py)")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpo_train.objective import advantages, coefficients, group_loss, is_dead, pairs
+from gpo_train.objective import advantages, coefficients, group_loss, is_dead, pairs, penalty
 
 RNG = np.random.default_rng(0)
 R = RNG.choice([0.0, 0.25, 0.5, 1.0], 12)
@@ -42,6 +42,12 @@ def test_loss_and_gradient(weighting: str, kind: str) -> None:
         step[i] = 1e-7
         up, down = (numpy_loss(S + sign * step, R, weighting, kind) for sign in (1, -1))
         assert gradient[i].item() == pytest.approx((up - down) / 2e-7, rel=1e-5, abs=1e-9)
+
+
+def test_the_penalty_has_the_units_of_the_link() -> None:
+    distances = torch.tensor(S**2)
+    assert penalty(distances, 0.5, "logsigmoid", BETA).item() == pytest.approx(0.5 * BETA * (S**2).mean(), rel=1e-10)
+    assert penalty(distances, 0.5, "linear", BETA).item() == pytest.approx(0.5 * (S**2).mean(), rel=1e-10)
 
 
 def test_pairs_and_group_are_one_identity() -> None:

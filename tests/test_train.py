@@ -107,21 +107,35 @@ def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
     return GPOModule(policy, settings, 0, folder)
 
 
-@pytest.mark.parametrize("shared", ["true", "false"])
-@pytest.mark.parametrize("weighting", ["zscore", "max"])
-def test_the_gradient_does_not_depend_on_the_micro_batch(
-    here: Path, tmp_path: Path, shared: str, weighting: str
-) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [["--train.shared_draws", "true"], ["--train.shared_draws", "false"], ["--train.weighting", "max"],
+     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.link", "linear"]],
+    ids=lambda extra: "-".join(extra).replace("--train.", ""),
+)  # fmt: skip
+def test_the_gradient_does_not_depend_on_the_micro_batch(here: Path, tmp_path: Path, extra: list[str]) -> None:
     group = reader_of(here)[0]
     gradients = []
     for size in ("80", "4", "3"):  # all draws at once, one draw, less than a draw
-        module = module_of(here, tmp_path, "--train.reference", "frozen", "--train.micro_batch", size,
-                           "--train.shared_draws", shared, "--train.weighting", weighting)  # fmt: skip
+        module = module_of(here, tmp_path, "--train.reference", "frozen", "--train.micro_batch", size, *extra)
         module.group_backward(group)
         gradients.append([p.grad for p in module.policy.trainable()])
     for other in gradients[1:]:
         for mine, theirs in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * float(mine.abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize("tuning, reference", [("full", "frozen"), ("lora", "adapters"), ("lora", "frozen")])
+def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path, tuning: str, reference: str) -> None:
+    group, found = reader_of(here)[0], {}
+    for kl in ("0.0", "0.5", "1.0"):
+        module = module_of(here, tmp_path, "--train.tuning", tuning, "--train.reference", reference, "--train.kl", kl)
+        found[kl] = module.group_backward(group)
+    _, apart = module.policy.compared(group, module.draws_of(0, group))
+    assert found["1.0"]["kl"] == pytest.approx(apart.mean().item(), rel=1e-4) and apart.min() > 0
+    for kl in ("0.5", "1.0"):
+        added = found[kl]["loss"] - found["0.0"]["loss"]
+        assert added == pytest.approx(float(kl) * module.settings.beta * apart.mean().item(), rel=1e-3)
 
 
 def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
@@ -133,6 +147,10 @@ def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     first, again, later = (make_draws(model, own, 0, epoch, group) for epoch in (0, 0, 1))
     assert torch.equal(first.e, again.e) and not torch.equal(first.e, later.e)
     assert not torch.equal(first.t[:, 0], first.t[:, 1]) and first.t.min() >= 0.5
+    middle = train_settings(recipe.load(here, ["--train.timestep_range", "[0.3, 0.6]", "--train.draws", "50"]))
+    t = make_draws(model, middle, 0, 0, group).t
+    bounds = model.time(torch.tensor([0.3, 0.6]))
+    assert bounds[0] <= t.min() < t.max() <= bounds[1]
     path = make_draws(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
     start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
     assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
@@ -240,6 +258,10 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
         train(here, "--train.trainer.strategy", "fsdp")
     with pytest.raises(UsageError, match=r"train.ema: 0.9: Lightning cannot average weights that are sharded"):
         train(here, "--train.trainer.strategy", "fsdp2", "--train.ema", "0.9")
+    with pytest.raises(UsageError, match=r"train.kl: 0.5: needs what the reference says"):
+        train(here, "--train.kl", "0.5")
+    with pytest.raises(UsageError, match=r"train.timestep_range: \[0.6, 0.3\]: expected 0 <= lowest < highest"):
+        train(here, "--train.timestep_range", "[0.6, 0.3]")
     train(here, name="mine")
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
         train(here, "--train.learning_rate", "0.5", name="mine")
