@@ -57,6 +57,7 @@ def connect(lake: str) -> duckdb.DuckDBPyConnection:
         files, folder = fsspec.filesystem("file"), str(Path(lake).resolve())
         prefix = folder
     _stored_view(con, files, folder, prefix)
+    con.execute("CREATE VIEW stored_members AS SELECT * FROM drawn_members")
     con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
     con.execute(GROUPS)
     _shards_view(con, files, folder, prefix)
@@ -104,6 +105,8 @@ def snapshot(
     reward: str | None = None,
     where: str | None = None,
     keep_dead: bool = False,
+    borrow: str | None = None,
+    targets: tuple[str, ...] = (),
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -111,6 +114,7 @@ def snapshot(
         reward: expression in the place of the stored reward; the views of `con` show it from then on.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
+        borrow: see `lend`, with `targets`; the table then has a column `lender`, and a group's own members come first.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -119,13 +123,18 @@ def snapshot(
     if dataset not in present:
         raise UsageError(f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
                          f"the lake has: {', '.join(present) or 'none'}")  # fmt: skip
+    if borrow is not None:
+        lend(con, dataset, borrow, targets)
     rescore(con, reward, dataset)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {_quote(dataset)})
                  WHERE ({where or "true"}\n)"""
     try:
-        table = con.sql(f"""SELECT {", ".join(map(_name, SNAPSHOT))} {chosen} AND status = 'ok' AND reward IS NOT NULL
-                            ORDER BY group_key, member""").to_arrow_table()
+        lent = borrow is not None
+        names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
+        table = con.sql(f"""SELECT {", ".join(map(_name, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
+                            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
+                            """).to_arrow_table()
         failed = con.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
     except duckdb.Error as error:
         raise UsageError(f"where: {where!r}: {rewards.one_line(error)}") from None
@@ -156,6 +165,41 @@ def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np
     np.maximum.at(high, group, rewards)
     alive = low < high  # equal rewards can leave a std of 1e-17 by rounding, which would make advantages of noise
     return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
+
+
+def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tuple[str, ...]) -> None:
+    """Let the groups of `dataset` borrow members from each other: the views of `con` show them in both groups.
+
+    A picture of four squares that was drawn for "five squares" is wrong there and right for "four squares". Where the
+    condition holds for a pair of groups, the lender's members stand in the borrower's group too, with its prompt and
+    targets, beside its own; `lender` is the group that a member was drawn in. Since a picture is better in one group
+    and worse in the other, what all good pictures have in common cancels out, and what fits the prompt remains.
+
+    Args:
+        borrow: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
+        targets: the task's target columns.
+
+    The stored rewards were given for the lender's target: `rescore` follows. Raises UsageError.
+    """
+    columns = _columns(con, "SELECT * FROM drawn_members")
+    mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
+    of_group = ", ".join(map(_name, mine))
+    taken = ", ".join(f"borrower.{_name(name)} AS {_name(name)}" for name in mine)
+    try:
+        con.execute(f"""
+            CREATE OR REPLACE VIEW stored_members AS
+            SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {_quote(dataset)}
+            UNION ALL BY NAME
+            SELECT {taken}, m.* EXCLUDE ({of_group}), m.group_key AS lender
+            FROM (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)}) borrower
+            JOIN (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)}) lender
+            ON borrower.group_key = lender.group_key OR ({borrow}\n)
+            JOIN drawn_members m ON m.dataset = {_quote(dataset)} AND m.group_key = lender.group_key""")
+        con.execute("SELECT * FROM stored_members LIMIT 0")
+    except duckdb.Error as error:
+        raise UsageError(f"borrow: {borrow!r}: {rewards.one_line(error)}; columns of borrower and lender: "
+                         f"{', '.join(mine)}") from None  # fmt: skip
+    con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
 
 
 def digest(table: pa.Table) -> str:
@@ -190,7 +234,7 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSyste
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
     if not files.glob(f"{glob.escape(folder)}/dataset=*/shard-*.parquet"):
         columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | EMPTY).items())
-        con.execute(f"CREATE VIEW stored_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
+        con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
         return
     read = _read_parquet(prefix, "shard-*.parquet")
     names = _columns(con, f"SELECT * FROM {read}")
@@ -211,7 +255,7 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSyste
             names.setdefault(name, kind)
     order = ["dataset", *(n for n in selected if n not in ("dataset", "filename")), "filename"]
     columns = ", ".join(f"{selected[name]} AS {_name(name)}" for name in order)
-    con.execute(f"CREATE VIEW stored_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
+    con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
 
 
 def _shards_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:

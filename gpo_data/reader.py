@@ -46,16 +46,23 @@ class TrainGroup:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a group lies, and which of its members count."""
+class Sample:
+    """Where a group's record lies, and which of its members count."""
 
-    key: str
-    prompt: str
     tar: str
     offset: int
     size: int
     crc32: int
     members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A group: its own record first, then those that it borrows members from (see catalog.lend)."""
+
+    key: str
+    prompt: str
+    samples: tuple[Sample, ...]
     seeds: tuple[int, ...]
     rewards: tuple[float, ...]
 
@@ -72,21 +79,26 @@ class Reader(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
-        if self._files is None:
-            sample = store.read_sample(Path(place.tar), place.offset, place.size, place.crc32)
-        else:
-            blocks = self._files.cat_file(place.tar, place.offset, place.offset + place.size)
-            sample = store.unpack_checked(place.tar, blocks, place.offset, place.size, place.crc32)
-        latents = load_safetensors(sample["latents.safetensors"])["latents"]
+        records = [self._read(sample) for sample in place.samples]
+        latents = [
+            load_safetensors(record["latents.safetensors"])["latents"][list(sample.members)]
+            for record, sample in zip(records, place.samples, strict=True)
+        ]
         return TrainGroup(
             key=place.key,
             prompt=place.prompt,
-            members=place.members,
+            members=tuple(member for sample in place.samples for member in sample.members),
             seeds=place.seeds,
-            latents=latents[list(place.members)],
-            conditioning=load_safetensors(sample["prompt.safetensors"]),
+            latents=torch.cat(latents),
+            conditioning=load_safetensors(records[0]["prompt.safetensors"]),
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
         )
+
+    def _read(self, sample: Sample) -> dict[str, bytes]:
+        if self._files is None:
+            return store.read_sample(Path(sample.tar), sample.offset, sample.size, sample.crc32)
+        blocks = self._files.cat_file(sample.tar, sample.offset, sample.offset + sample.size)
+        return store.unpack_checked(sample.tar, blocks, sample.offset, sample.size, sample.crc32)
 
     @cached_property
     def _files(self) -> fsspec.AbstractFileSystem | None:
@@ -124,26 +136,34 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
-    places: list[Place] = []
-    rows = table.select(
-        ["dataset", "group_key", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32"]
-    ).to_pylist()
+    lent = "lender" in table.column_names
+    names = ["dataset", "group_key", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32"]
     by_group: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
+    for row in table.select([*names, "lender"] if lent else names).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
-    for (dataset, key), members in by_group.items():
-        first = members[0]
+    places: list[Place] = []
+    for (dataset, key), rows in by_group.items():
+        if lent and rows[0]["lender"] != key:
+            raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
+        samples: dict[tuple[str, int], list[dict]] = {}
+        for row in rows:
+            samples.setdefault((row["tar"], row["offset"]), []).append(row)
         places.append(
             Place(
                 key=f"{dataset}/{key}",
-                prompt=first["prompt"],
-                tar=f"{folder}/dataset={dataset}/{first['tar']}",
-                offset=first["offset"],
-                size=first["size"],
-                crc32=first["crc32"],
-                members=tuple(row["member"] for row in members),
-                seeds=tuple(row["seed"] for row in members),
-                rewards=tuple(row["reward"] for row in members),
+                prompt=rows[0]["prompt"],
+                samples=tuple(
+                    Sample(
+                        tar=f"{folder}/dataset={dataset}/{tar}",
+                        offset=offset,
+                        size=found[0]["size"],
+                        crc32=found[0]["crc32"],
+                        members=tuple(row["member"] for row in found),
+                    )
+                    for (tar, offset), found in samples.items()
+                ),
+                seeds=tuple(row["seed"] for row in rows),
+                rewards=tuple(row["reward"] for row in rows),
             )
         )
     return places

@@ -50,6 +50,8 @@ class Recipe:
         aesthetic: settings of `aesthetic`, LAION's predictor; its `weights` have to be given.
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
+        borrow: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
+            group in training and are judged against its target; see catalog.lend.
         train: settings of `gpo-train fit`; not read here.
         online: settings of `gpo-train fit --mode online`; not read here.
         eval: settings of `gpo-train eval`; not read here.
@@ -74,6 +76,7 @@ class Recipe:
     aesthetic: Clip = field(default_factory=Clip)
     reward: str = ""
     where: str | None = None
+    borrow: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
     online: dict[str, Any] = field(default_factory=dict)
     eval: dict[str, Any] = field(default_factory=dict)

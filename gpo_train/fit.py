@@ -32,6 +32,7 @@ from gpo_data.generate import Interrupted
 from gpo_data.reader import Reader
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
+from gpo_data.tasks import TASKS
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
 from gpo_train.iterations import history
@@ -145,8 +146,9 @@ def _offline(recipe: Recipe, settings: Train, run: Run, model_folder: Path, cons
         if settings.objective == "sft":
             where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
         table = catalog.snapshot(
-            catalog.connect(recipe.lake), recipe.name, recipe.reward, where, keep_dead=settings.objective == "sft"
-        )
+            catalog.connect(recipe.lake), recipe.name, recipe.reward, where, keep_dead=settings.objective == "sft",
+            borrow=recipe.borrow, targets=tuple(TASKS[recipe.task.kind].COLUMNS),
+        )  # fmt: skip
         facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         console.print(
             f"dataset {recipe.name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "

@@ -36,6 +36,7 @@ from gpo_data.progress import Clock
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, sidecar_path
 from gpo_data.show import grid
+from gpo_data.tasks import TASKS
 from gpo_train.export import save_policy
 from gpo_train.guards import reason_to_stop
 from gpo_train.iterations import Iteration, choose, history, prune, summarise, write_prompts
@@ -144,12 +145,13 @@ class OnlineRegeneration(Callback):
 
     def _reader(self, number: int) -> reading.Reader:
         first = max(0, number - self.online.replay + 1)
-        tables = [
-            catalog.snapshot(
-                catalog.connect(self.recipe.lake), Iteration(self.folder, i).name, self.recipe.reward, self.recipe.where
+        recipe, targets = self.recipe, tuple(TASKS[self.recipe.task.kind].COLUMNS)
+        tables = []
+        for i in range(first, number + 1):
+            con, name = catalog.connect(recipe.lake), Iteration(self.folder, i).name
+            tables.append(
+                catalog.snapshot(con, name, recipe.reward, recipe.where, borrow=recipe.borrow, targets=targets)
             )
-            for i in range(first, number + 1)
-        ]
         if self.online.keep is not None and self.trainer.is_global_zero:
             for i in range(max(0, number + 1 - self.online.keep)):
                 prune(self.recipe, Iteration(self.folder, i))

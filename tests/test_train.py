@@ -86,7 +86,7 @@ def test_the_reader_gives_what_was_drawn(here: Path) -> None:
     group = reader[0]
     assert len(reader) == 6 and group.latents.shape == (4, 16, 8, 8) and group.rewards.dtype == torch.float64
     assert reader.digest == reader_of(here).digest
-    tar = Path(reader.places[0].tar)
+    tar = Path(reader.places[0].samples[0].tar)
     before = tar.read_bytes()
     try:
         tar.write_bytes(before[:700] + b"x" + before[701:])
@@ -105,6 +105,26 @@ def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
         for parameter in policy.trainable():
             parameter.add_(1e-3 * torch.randn_like(parameter))
     return GPOModule(policy, settings, 0, folder)
+
+
+def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path) -> None:
+    made, plain = recipe.load(here), {group.key: group for group in map(reader_of(here).__getitem__, range(6))}
+    how = {"reward": made.reward, "targets": ("target", "color"), "borrow": "length(lender.target) > 0"}
+    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="member < 3", **how))
+    for index in range(len(reader)):
+        group, place = reader[index], reader.places[index]
+        mine = plain[group.key]
+        assert len(group.latents) == 18 and torch.equal(group.latents[:3], mine.latents[:3])
+        assert group.seeds[:3] == mine.seeds[:3] and group.prompt == mine.prompt and len(place.samples) == 6
+        for name, value in mine.conditioning.items():
+            assert torch.equal(group.conditioning[name], value)
+        for other in plain.values():
+            where = group.seeds.index(other.seeds[1])
+            assert torch.equal(group.latents[where], other.latents[1]) and group.members[where] == 1
+    with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
+        Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
+    run = train(here, "--borrow", "true", "--where", "member < 2", name="lent")
+    assert run.card()["state"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +319,7 @@ def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(UsageError, match="train.loggers: wandb: its package is missing"):
         train(here, "--train.loggers", "[csv, wandb]", name="wandb")
-    tar = Path(reader_of(here).places[0].tar)
+    tar = Path(reader_of(here).places[0].samples[0].tar)
     step = GPOModule.training_step
 
     def and_lose_a_shard(self: Any, batch: Any, index: int) -> None:
