@@ -129,8 +129,8 @@ def snapshot(
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {_quote(dataset)})
                  WHERE ({where or "true"}\n)"""
+    lent = borrow is not None
     try:
-        lent = borrow is not None
         names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
         table = con.sql(f"""SELECT {", ".join(map(_name, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
                             ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
@@ -145,6 +145,12 @@ def snapshot(
     table = table.append_column("advantage", pa.array(advantages))
     if not keep_dead:
         table = table.filter(pa.array(alive[group]))
+    if lent:
+        keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
+        own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
+        for key in keys:
+            if key not in own:
+                raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
     facts = {
         "digest": digest(table),
         "groups": str(len(alive) if keep_dead else int(alive.sum())),
@@ -184,21 +190,22 @@ def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tup
     columns = _columns(con, "SELECT * FROM drawn_members")
     mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
     of_group = ", ".join(map(_name, mine))
-    taken = ", ".join(f"borrower.{_name(name)} AS {_name(name)}" for name in mine)
     try:
+        # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
         con.execute(f"""
-            CREATE OR REPLACE VIEW stored_members AS
-            SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {_quote(dataset)}
-            UNION ALL BY NAME
-            SELECT {taken}, m.* EXCLUDE ({of_group}), m.group_key AS lender
-            FROM (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)}) borrower
-            JOIN (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)}) lender
-            ON borrower.group_key = lender.group_key OR ({borrow}\n)
-            JOIN drawn_members m ON m.dataset = {_quote(dataset)} AND m.group_key = lender.group_key""")
-        con.execute("SELECT * FROM stored_members LIMIT 0")
+            CREATE OR REPLACE TABLE lendings AS
+            WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)})
+            SELECT borrower.*, lender.group_key AS lender
+            FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({borrow}\n)""")
     except duckdb.Error as error:
         raise UsageError(f"borrow: {borrow!r}: {rewards.one_line(error)}; columns of borrower and lender: "
                          f"{', '.join(mine)}") from None  # fmt: skip
+    con.execute(f"""
+        CREATE OR REPLACE VIEW stored_members AS
+        SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {_quote(dataset)}
+        UNION ALL BY NAME
+        SELECT l.*, m.* EXCLUDE ({of_group})
+        FROM lendings l JOIN drawn_members m ON m.dataset = {_quote(dataset)} AND m.group_key = l.lender""")
     con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
 
 

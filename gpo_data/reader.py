@@ -136,15 +136,12 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
-    lent = "lender" in table.column_names
     names = ["dataset", "group_key", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32"]
     by_group: dict[tuple[str, str], list[dict]] = {}
-    for row in table.select([*names, "lender"] if lent else names).to_pylist():
+    for row in table.select(names).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
-        if lent and rows[0]["lender"] != key:
-            raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
         samples: dict[tuple[str, int], list[dict]] = {}
         for row in rows:
             samples.setdefault((row["tar"], row["offset"]), []).append(row)

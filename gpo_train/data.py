@@ -13,13 +13,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+import pyarrow as pa
 import torch
 
+from gpo_data import catalog
 from gpo_data.errors import RunError, UsageError
 from gpo_data.reader import Reader, TrainGroup, batches
+from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
 from gpo_train.settings import Train
 
 GroupsOf = Callable[[int], Reader]  # the reader of an epoch
+
+
+def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
+    """`catalog.snapshot` of a dataset by the recipe's lake, reward and `borrow`."""
+    return catalog.snapshot(
+        catalog.connect(recipe.lake), dataset, recipe.reward, where, keep_dead, recipe.borrow,
+        tuple(TASKS[recipe.task.kind].COLUMNS),
+    )  # fmt: skip
 
 
 class GroupLoader:

@@ -25,15 +25,14 @@ from lightning.pytorch import loggers as logging_to
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from rich.console import Console
 
-from gpo_data import catalog, models
+from gpo_data import models
 from gpo_data.dataset import read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generate import Interrupted
 from gpo_data.reader import Reader
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
-from gpo_data.tasks import TASKS
-from gpo_train.data import GroupDataModule, GroupsOf
+from gpo_train.data import GroupDataModule, GroupsOf, snapshot_of
 from gpo_train.export import save_policy
 from gpo_train.iterations import history
 from gpo_train.module import GPOModule
@@ -145,10 +144,7 @@ def _offline(recipe: Recipe, settings: Train, run: Run, model_folder: Path, cons
         where = recipe.where
         if settings.objective == "sft":
             where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
-        table = catalog.snapshot(
-            catalog.connect(recipe.lake), recipe.name, recipe.reward, where, keep_dead=settings.objective == "sft",
-            borrow=recipe.borrow, targets=tuple(TASKS[recipe.task.kind].COLUMNS),
-        )  # fmt: skip
+        table = snapshot_of(recipe, recipe.name, where, keep_dead=settings.objective == "sft")
         facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         console.print(
             f"dataset {recipe.name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "

@@ -132,8 +132,7 @@ class GPOModule(L.LightningModule):
                 loss = torch.stack(
                     [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta) for d in difference]
                 )
-                if s.kl:
-                    loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
+                loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
                 self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
                 losses.append(loss.detach())
                 seen.append(difference.detach())
@@ -148,8 +147,7 @@ class GPOModule(L.LightningModule):
             for part in parts:
                 moved, apart = self._compared(group, draws, part, reference)
                 weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()
-                if s.kl:
-                    weighted = weighted + objective.penalty(apart, s.kl, s.link, s.beta) * len(apart) / n
+                weighted = weighted + objective.penalty(apart, s.kl, s.link, s.beta) * len(apart) / n
                 self._backward(weighted * scale / k, last and part.stop == k * n)
             losses.append(value[None] + objective.penalty(distance, s.kl, s.link, s.beta))
             seen.append(difference.view(1, n))

@@ -25,7 +25,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from rich.console import Console
 
-from gpo_data import catalog, evaluators, models
+from gpo_data import evaluators, models
 from gpo_data import reader as reading
 from gpo_data.draw import draw
 from gpo_data.errors import RunError
@@ -36,7 +36,7 @@ from gpo_data.progress import Clock
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, sidecar_path
 from gpo_data.show import grid
-from gpo_data.tasks import TASKS
+from gpo_train.data import snapshot_of
 from gpo_train.export import save_policy
 from gpo_train.guards import reason_to_stop
 from gpo_train.iterations import Iteration, choose, history, prune, summarise, write_prompts
@@ -145,13 +145,10 @@ class OnlineRegeneration(Callback):
 
     def _reader(self, number: int) -> reading.Reader:
         first = max(0, number - self.online.replay + 1)
-        recipe, targets = self.recipe, tuple(TASKS[self.recipe.task.kind].COLUMNS)
-        tables = []
-        for i in range(first, number + 1):
-            con, name = catalog.connect(recipe.lake), Iteration(self.folder, i).name
-            tables.append(
-                catalog.snapshot(con, name, recipe.reward, recipe.where, borrow=recipe.borrow, targets=targets)
-            )
+        tables = [
+            snapshot_of(self.recipe, Iteration(self.folder, i).name, self.recipe.where)
+            for i in range(first, number + 1)
+        ]
         if self.online.keep is not None and self.trainer.is_global_zero:
             for i in range(max(0, number + 1 - self.online.keep)):
                 prune(self.recipe, Iteration(self.folder, i))

@@ -136,18 +136,19 @@ class Policy(nn.Module):
         self, group: TrainGroup, draws: Draws, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
         """err of the flattened (draw, member) `rows`: [k * n][rows], float32."""
-        target, said = self._asked(group, draws, rows, denoiser or self.denoiser)
-        return _mean_square(target - said)
+        target, x_t, t, conditioning = self._noised(group, draws, rows)
+        return _mean_square(target - self._said(denoiser or self.denoiser, x_t, t, conditioning))
 
     def compared(self, group: TrainGroup, draws: Draws, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """(s, ||f_theta - f_ref||^2) of `rows`, float32 each; the reference is asked now, without gradients."""
+        target, x_t, t, conditioning = self._noised(group, draws, rows)
         with torch.no_grad(), self.as_reference() as reference:
-            target, theirs = self._asked(group, draws, rows, reference)
-        _, ours = self._asked(group, draws, rows, self.denoiser)
+            theirs = self._said(reference, x_t, t, conditioning)
+        ours = self._said(self.denoiser, x_t, t, conditioning)
         return _mean_square(target - ours) - _mean_square(target - theirs), _mean_square(ours - theirs)
 
-    def _asked(self, group: TrainGroup, draws: Draws, rows: slice, denoiser: nn.Module) -> tuple[Tensor, Tensor]:
-        """(y, f(x_t, t, c)) of `rows`, [., C, h, w] and float32 each."""
+    def _noised(self, group: TrainGroup, draws: Draws, rows: slice) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
+        """(y, x_t, t, c) of `rows`, on the denoiser's device."""
         device = next(self.denoiser.parameters()).device
         k, members = draws.t.shape
         index = torch.arange(k * members)[rows]
@@ -159,9 +160,12 @@ class Policy(nn.Module):
             name: value.to(device).float().expand(len(index), *value.shape)
             for name, value in group.conditioning.items()
         }
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            said = self.model.predict(self.model.noise(x_0, e, t), t, conditioning, denoiser)
-        return self.model.target(x_0, e, t), said.float()
+        return self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning
+
+    def _said(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """f(x_t, t, c), [., C, h, w], float32."""
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            return self.model.predict(x_t, t, conditioning, denoiser).float()
 
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:

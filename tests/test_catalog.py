@@ -202,10 +202,8 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     words = ("AX", "AB", "QQ")  # rows_of reads AB where the reward is 1, AX elsewhere
     write_shard(str(tmp_path / "dataset=a"), 0, [r for g, w in enumerate(words) for r in rows_of(g, [0.0, 1.0], w)])
     write_shard(str(tmp_path / "dataset=b"), 0, rows_of(0, [0.0, 1.0]))
-    con, how = (
-        catalog.connect(str(tmp_path)),
-        {"reward": "text_exact(target, ocr_text)", "targets": ("target", "color")},
-    )
+    con = catalog.connect(str(tmp_path))
+    how = {"reward": "text_exact(target, ocr_text)", "targets": ("target", "color")}
     table = catalog.snapshot(con, "a", borrow="left(lender.target, 1) = left(borrower.target, 1) -- alike", **how)
     found = [(r["group_key"][-1], r["lender"][-1], r["member"], r["reward"], r["seed"]) for r in table.to_pylist()]
     first = [("0", "0", 0, 1, 0), ("0", "0", 1, 0, 1), ("0", "1", 0, 1, 100), ("0", "1", 1, 0, 101)]
@@ -217,6 +215,8 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     own = catalog.snapshot(catalog.connect(str(tmp_path)), "a", borrow="true", where="lender = group_key", **how)
     plain = catalog.snapshot(catalog.connect(str(tmp_path)), "a", reward=how["reward"])
     assert own.drop_columns("lender").equals(plain)
+    with pytest.raises(UsageError, match="^borrow: 'lender.target::INT = 1': Conversion Error"):  # found only by doing
+        catalog.snapshot(con, "a", borrow="lender.target::INT = 1", **how)
     with pytest.raises(UsageError, match="^borrow: 'lender.n = 1': .*; columns of borrower and lender: group_key, "):
         catalog.snapshot(con, "a", borrow="lender.n = 1", **how)
 

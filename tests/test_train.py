@@ -129,7 +129,9 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
 
 @pytest.mark.parametrize(
     "extra",
-    [["--train.shared_draws", "true"], ["--train.shared_draws", "false"], ["--train.weighting", "max"],
+    [["--train.shared_draws", "true"], ["--train.shared_draws", "false"],
+     ["--train.shared_draws", "true", "--train.weighting", "max"],
+     ["--train.shared_draws", "false", "--train.weighting", "max"],
      ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.link", "linear"]],
     ids=lambda extra: "-".join(extra).replace("--train.", ""),
 )  # fmt: skip
