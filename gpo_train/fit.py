@@ -1,6 +1,6 @@
 """The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
 
-    offline   trains on the recipe's dataset, frozen in runs/<run>/snapshot.parquet
+    offline   trains on datasets of the lake, frozen in runs/<run>/snapshot.parquet (frozen.py)
     online    trains on what the policy draws (online.py)
 
 Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the same command goes on there.
@@ -9,7 +9,6 @@ Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 import shutil
 import signal
@@ -19,21 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import loggers as logging_to
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from gpo_data import models
-from gpo_data.dataset import read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generate import Interrupted
-from gpo_data.reader import Reader
 from gpo_data.recipe import Recipe
-from gpo_data.shard import dataset_folder, write_atomic
-from gpo_train.data import GroupDataModule, GroupsOf, snapshot_of
+from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
+from gpo_train.frozen import frozen_groups
 from gpo_train.iterations import history
 from gpo_train.module import GPOModule
 from gpo_train.online import OnlineRegeneration
@@ -83,7 +80,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         callbacks.insert(0, regeneration)  # what it counts is in the checkpoint that `stop` writes
         groups_of = regeneration.groups_of
     else:
-        groups_of = _offline(recipe, settings, run, model_folder, console)
+        groups_of = frozen_groups(recipe, settings, run, model_folder, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
@@ -132,58 +129,11 @@ def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> mo
     return model
 
 
-def _offline(recipe: Recipe, settings: Train, run: Run, model_folder: Path, console: Console) -> GroupsOf:
-    """The frozen snapshot's reader, for every epoch."""
-    assert recipe.name
-    frozen = run.folder / "snapshot.parquet"
-    if frozen.is_file():
-        table = pq.read_table(frozen)
-    else:
-        if "://" not in recipe.lake:
-            _same_model(recipe, model_folder)
-        where = recipe.where
-        if settings.objective == "sft":
-            where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
-        table = snapshot_of(recipe, recipe.name, where, keep_dead=settings.objective == "sft")
-        facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        console.print(
-            f"dataset {recipe.name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "
-            f"(every reward the same; skipped), {facts['failed_members']} failed members",
-            soft_wrap=True,
-        )
-        if not table.num_rows:
-            raise UsageError(
-                f"dataset {recipe.name}: all {facts['dead_groups']} groups are dead: no member is better than another "
-                f"under the reward {recipe.reward!r}; try another reward: or where:, or draw more or other prompts"
-            )
-        _write_table(table, frozen)
-        run.note(snapshot=facts)
-    reader = Reader(recipe.lake, table)
-    return lambda epoch: reader
-
-
-def _same_model(recipe: Recipe, model_folder: Path) -> None:
-    """The dataset's latents must be this model's."""
-    card = read_card(dataset_folder(recipe.lake, str(recipe.name)))
-    drawn, here = card["fields"].get("model_digest"), models.digest(model_folder)
-    if drawn != here:
-        raise UsageError(
-            f"dataset {recipe.name} was drawn by another model ({card['fields'].get('model')}, digest {drawn}) than "
-            f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
-        )
-
-
-def _write_table(table: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomic(path, buffer.getvalue())
-
-
 def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Callback]) -> L.Trainer:
     """lightning.Trainer with the recipe's own options over ours."""
     logs = run.folder / "logs"
     makers: dict[str, Any] = {
-        "csv": lambda: logging_to.CSVLogger(logs, name="csv", version=""),
+        "csv": lambda: _csv_logger(logs),
         "tensorboard": lambda: logging_to.TensorBoardLogger(logs, name="tensorboard", version=""),
         "wandb": lambda: logging_to.WandbLogger(name=run.name, save_dir=logs, id=run.name, resume="allow"),
     }
@@ -208,11 +158,20 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "default_root_dir": run.folder,
+        "reload_dataloaders_every_n_epochs": int(settings.in_turn),
     }
     try:
         return L.Trainer(**(options | settings.trainer))
     except (TypeError, ValueError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise UsageError(f"train.trainer: lightning.Trainer refuses: {' '.join(str(error).split())}") from None
+
+
+def _csv_logger(logs: Path) -> logging_to.CSVLogger:
+    """metrics.csv; that of a run that was stopped and goes on becomes metrics-1.csv, -2 and so on."""
+    before = logs / "csv" / "metrics.csv"
+    if before.is_file() and rank_zero_only.rank == 0:  # Lightning would delete it
+        before.rename(before.with_name(f"metrics-{len(list(before.parent.glob('*.csv')))}.csv"))
+    return logging_to.CSVLogger(logs, name="csv", version="", flush_logs_every_n_steps=10)
 
 
 def _logger(name: str, make: Any) -> Any:
@@ -252,6 +211,15 @@ class _StopOnSignals(Callback):
             trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt", weights_only=False)
         if self.stopped:
             raise Stopped
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Going on from an epoch's last step, Lightning does not count the next epoch as begun, and would take a
+        # checkpoint in the middle of it for one at its end: it would train its first batches twice.
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batch = fit_loop["epoch_loop.batch_progress"]["current"]
+        if batch["completed"] < batch["processed"]:  # saved by a hook of a batch: inside an epoch
+            for count in (fit_loop["epoch_progress"]["total"], fit_loop["epoch_progress"]["current"]):
+                count["ready"] = count["started"] = count["processed"] + 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

@@ -69,13 +69,13 @@ class GPOModule(L.LightningModule):
         if self.stored is None or self.settings.objective == "sft":
             return
         epoch, last = self.current_epoch, self.trainer.max_epochs or 1
-        loader: Any = self.trainer.train_dataloader
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         together = self.interval if self.settings.reference_update == "iteration" else last
         if epoch % together:
             return
         self.policy.denoiser.eval()
         for asked in range(epoch, min(epoch + together, last)):
-            self.stored.compute(asked, loader.reader, self)
+            self.stored.compute(asked, data.groups_of(asked), self)
         self.policy.denoiser.train()
 
     def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:

@@ -58,6 +58,9 @@ class Train:
         workers: processes that read ahead; 0 reads in the training process.
         checkpoint_steps: optimiser steps between two checkpoints, besides the one at the end of an epoch.
         seed: of order and draws; null takes the recipe's.
+        datasets: glob over the lake's datasets to train on offline, in place of the recipe's own, such as
+            `count-tiny-online-it*`, the iterations of an online run.
+        in_turn: an epoch reads one of `datasets`, in the order of their names; otherwise each reads them all.
         loggers: any of `csv`, `tensorboard`, `wandb`.
         trainer: further options of lightning.Trainer, by name; `strategy: fsdp2` shards the weights (sharded.py).
     """
@@ -93,6 +96,8 @@ class Train:
     workers: int = 0
     checkpoint_steps: int = 50
     seed: int | None = None
+    datasets: str | None = None
+    in_turn: bool = False
     loggers: list[str] = field(default_factory=lambda: ["csv", "tensorboard"])
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -202,6 +207,9 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         made = dataclasses.replace(made, reference_update="iteration" if follows else "never")
     if mode == "online":
         online = _section(recipe, "online", Online)
+        if made.datasets is not None or made.in_turn:
+            raise UsageError(f"recipe {recipe.name}: train.datasets, train.in_turn: online trains on what it draws; "
+                             f"leave them out, or use --mode offline")  # fmt: skip
         made = dataclasses.replace(made, epochs=online.iterations * online.interval)
 
     if recipe.policy and made.tuning == "lora":  # what it learns would be relative to both

@@ -95,6 +95,26 @@ def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_
     assert losses(offline) == losses(run)[:2] and len(losses(run)) == 6
 
 
+@pytest.mark.parametrize("reference", ["stored", "frozen"])
+def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawing(here: Path, reference: str) -> None:
+    extra = ["--train.learning_rate", "1e-3", "--train.reference", reference]
+    whole = online(here, *extra)
+    replay = [*extra, "--train.datasets", "a-it*", "--train.in_turn", "true", "--train.epochs", "3",
+              "--train.reference_update", "iteration"]  # fmt: skip
+    for step in (2, 3):  # after an iteration's last step, and in the middle of one
+        with killed_at(step):
+            fit(recipe.load(here, replay), "off", quiet())
+    again = fit(recipe.load(here, replay), "off", quiet())
+    mine, theirs = weights_of(again), weights_of(whole)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    together = fit(recipe.load(here, [*replay, "--train.in_turn", "false", "--train.epochs", "1"]), "all", quiet())
+    assert len(losses(together)) == 6 and together.card()["snapshot"]["groups"] == "12"
+    with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
+        fit(recipe.load(here, ["--train.datasets", "b-it*"]), "none", quiet())
+    with pytest.raises(UsageError, match="online trains on what it draws; leave them out"):
+        online(here, "--train.datasets", "a-it*", name="none")
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_killed_while_drawing_and_while_training_equals_never_killed(
     here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -186,7 +187,11 @@ def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
     for step in (2, 4):  # in the middle of an epoch; in the second one
         with killed_at(step):
             train(here, *extra, name="broken")
-    assert equal(weights_of(train(here, *extra, name="broken")), weights_of(whole))
+    broken = train(here, *extra, name="broken")
+    assert equal(weights_of(broken), weights_of(whole))
+    logs = sorted((broken.folder / "logs/csv").glob("metrics*.csv"))
+    steps = [int(row["step"]) for path in logs for row in csv.DictReader(path.open()) if row["loss"]]
+    assert len(logs) == 3 and sorted(steps) == list(range(6))
 
 
 def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
