@@ -169,7 +169,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
 def _csv_logger(logs: Path) -> logging_to.CSVLogger:
     """metrics.csv; that of a run that was stopped and goes on becomes metrics-1.csv, -2 and so on."""
     before = logs / "csv" / "metrics.csv"
-    if before.is_file() and rank_zero_only.rank == 0:  # Lightning would delete it
+    if before.is_file() and getattr(rank_zero_only, "rank", 0) == 0:  # Lightning would delete it
         before.rename(before.with_name(f"metrics-{len(list(before.parent.glob('*.csv')))}.csv"))
     return logging_to.CSVLogger(logs, name="csv", version="", flush_logs_every_n_steps=10)
 
