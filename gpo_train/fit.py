@@ -80,7 +80,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         callbacks.insert(0, regeneration)  # what it counts is in the checkpoint that `stop` writes
         groups_of = regeneration.groups_of
     else:
-        groups_of = frozen_groups(recipe, settings, run, model_folder, console)
+        groups_of = frozen_groups(recipe, settings, run, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import fnmatch
 import io
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data import catalog, models
+from gpo_data import catalog
 from gpo_data import reader as reading
 from gpo_data.dataset import read_card
 from gpo_data.errors import UsageError
@@ -30,13 +29,14 @@ from gpo_train.run import Run
 from gpo_train.settings import Train
 
 
-def frozen_groups(recipe: Recipe, settings: Train, run: Run, model_folder: Path, console: Console) -> GroupsOf:
+def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> GroupsOf:
     """The reader of an epoch. Raises UsageError."""
     frozen = run.folder / "snapshot.parquet"
     if frozen.is_file():
         table = pq.read_table(frozen)
     else:
-        table = reading.merge([_frozen(recipe, settings, n, model_folder, console) for n in _names(recipe, settings)])
+        here = run.card()["model_digest"]
+        table = reading.merge([_frozen(recipe, settings, name, here, console) for name in _names(recipe, settings)])
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(frozen, buffer.getvalue())
@@ -58,10 +58,10 @@ def _names(recipe: Recipe, settings: Train) -> list[str]:
     return found
 
 
-def _frozen(recipe: Recipe, settings: Train, name: str, model_folder: Path, console: Console) -> pa.Table:
-    """One dataset's snapshot."""
+def _frozen(recipe: Recipe, settings: Train, name: str, here: str, console: Console) -> pa.Table:
+    """One dataset's snapshot; `here`: digest of the model that trains."""
     if "://" not in recipe.lake:
-        _same_model(recipe, name, model_folder)
+        _same_model(recipe, name, here)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
@@ -86,10 +86,10 @@ def _turns(table: pa.Table) -> list[pa.Table]:
     return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
 
 
-def _same_model(recipe: Recipe, name: str, model_folder: Path) -> None:
+def _same_model(recipe: Recipe, name: str, here: str) -> None:
     """The dataset's latents must be this model's."""
     card = read_card(dataset_folder(recipe.lake, name))
-    drawn, here = card["fields"].get("model_digest"), models.digest(model_folder)
+    drawn = card["fields"].get("model_digest")
     if drawn != here:
         raise UsageError(
             f"dataset {name} was drawn by another model ({card['fields'].get('model')}, digest {drawn}) than "
