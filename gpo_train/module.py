@@ -47,8 +47,8 @@ class GPOModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         s = self.settings
         optimizer = torch.optim.AdamW(self.policy.trainable(), lr=s.learning_rate, weight_decay=s.weight_decay)
-        warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (s.warmup_steps + 1)))
-        return [optimizer], [warm]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, s))
+        return [optimizer], [schedule]
 
     def transfer_batch_to_device(self, batch: list[TrainGroup], device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a group may be larger than the device's memory; its chunks move one by one
@@ -200,3 +200,9 @@ class GPOModule(L.LightningModule):
         largest = self.settings.clip or math.inf
         norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of sharded weights: over all ranks
+
+
+def learning_rate_share(step: int, settings: Train) -> float:
+    """What warm-up and decay leave of `learning_rate` at an optimiser step, counted from 0."""
+    warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return warm / math.sqrt(1 + step / settings.decay_steps) if settings.decay_steps else warm

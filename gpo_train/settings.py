@@ -41,6 +41,7 @@ class Train:
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: linear warm-up.
+        decay_steps: the learning rate falls as 1 / sqrt(1 + step / decay_steps), whenever the run ends; 0: it does not.
         clip: largest gradient norm; 0 is off.
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
@@ -81,6 +82,7 @@ class Train:
     learning_rate: float = 3e-5
     weight_decay: float = 0.0
     warmup_steps: int = 0
+    decay_steps: int = 0
     clip: float = 1.0
     tuning: Literal["full", "lora"] = "lora"
     lora_rank: int = 16
@@ -184,7 +186,7 @@ def _section(recipe: Recipe, name: str, kind: type[Section]) -> Section:
     return made
 
 
-MAY_BE_ZERO = ("workers", "warmup_steps", "seed", "grid_every")
+MAY_BE_ZERO = ("workers", "warmup_steps", "decay_steps", "seed", "grid_every")
 
 
 def online_settings(recipe: Recipe) -> Online:

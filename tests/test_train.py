@@ -24,10 +24,10 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.reader import Reader, batches
 from gpo_train import cli
 from gpo_train.fit import fit
-from gpo_train.module import GPOModule
+from gpo_train.module import GPOModule, learning_rate_share
 from gpo_train.policy import Policy, make_draws
 from gpo_train.run import Run
-from gpo_train.settings import train_settings
+from gpo_train.settings import Train, train_settings
 
 TRAIN = """
 train: {tuning: full, draws: 2, passes: 1, epochs: 2, batch_groups: 2, learning_rate: 1.0e-4, checkpoint_steps: 1,
@@ -265,6 +265,13 @@ def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Pat
     assert json.loads((run.folder / "eval.json").read_text()) == before
     assert cli.main(["eval", str(here), "--reward", "text_exact(target, ocr_text)"]) == 0  # beside what was measured
     assert json.loads((run.folder / "eval.json").read_text())["policy"]["exact"] == before["policy"]["exact"]
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    assert [learning_rate_share(step, Train()) for step in (0, 1000)] == [1, 1]
+    both = Train(warmup_steps=3, decay_steps=100)
+    shares = [learning_rate_share(step, both) for step in (0, 3, 300, 9900)]
+    assert shares == pytest.approx([0.25, (1 / 1.03) ** 0.5, 0.5, 0.1])
 
 
 def test_sft_learns_from_chosen_members(here: Path) -> None:
