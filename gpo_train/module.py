@@ -130,7 +130,7 @@ class GPOModule(L.LightningModule):
             if n <= size:
                 difference, distance = (x.view(-1, n) for x in self._compared(group, draws, rows, reference))
                 loss = torch.stack(
-                    [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta) for d in difference]
+                    [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta, s.hold) for d in difference]
                 )
                 loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
                 self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
@@ -143,7 +143,7 @@ class GPOModule(L.LightningModule):
                 difference, distance = (
                     torch.cat(x) for x in zip(*(self._compared(group, draws, p, reference) for p in parts), strict=True)
                 )
-            value, share = objective.coefficients(difference.double(), rewards, s.weighting, s.link, s.beta)
+            value, share = objective.coefficients(difference.double(), rewards, s.weighting, s.link, s.beta, s.hold)
             for part in parts:
                 moved, apart = self._compared(group, draws, part, reference)
                 weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()

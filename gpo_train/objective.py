@@ -14,10 +14,12 @@ For a group of G members with rewards r_i and the denoising errors of policy and
                  all: every pair of unequal rewards; max: best and worst; min: the smallest non-zero margin
 
     kl > 0:      L + kl b (1/G) sum_i ||f_theta - f_ref||^2                    b = beta of logsigmoid, 1 of linear
+    hold > 0:    L + hold / 2 (b (1/G) sum_i s_i)^2
 
-The penalty is a trust region: for Gaussian transitions it is proportional to the KL divergence of policy and reference
-at the draw's t, and where z alone is noise it keeps the policy at the reference. z cannot do that itself: s_i of all
-members may grow together.
+`kl` is a trust region: for Gaussian transitions it is proportional to the KL divergence of policy and reference at the
+draw's t, and where z alone is noise it keeps the policy at the reference. `hold` sees what z cannot: s_i of all members
+may grow together. They do where the errors of worse members grow faster, which z rewards, though the policy's own
+pictures then become less likely as a whole; on pictures of the reference itself mean s should stay near 0.
 
 The identity sum_{i<j} (r_i - r_j)(s_i - s_j) = G sum_i (r_i - mean r) s_i says that `zscore` with `linear` is every
 pair at once, weighted by its margin. A group whose rewards are all equal has nothing to say: `is_dead`.
@@ -76,7 +78,12 @@ def link(z: Tensor, kind: Link, beta: float) -> Tensor:
 
 
 def group_loss(
-    s: Tensor, rewards: Tensor, weighting: Weighting = "zscore", kind: Link = "logsigmoid", beta: float = 1000.0
+    s: Tensor,
+    rewards: Tensor,
+    weighting: Weighting = "zscore",
+    kind: Link = "logsigmoid",
+    beta: float = 1000.0,
+    hold: float = 0.0,
 ) -> Tensor:
     """Loss of one group at one draw.
 
@@ -84,13 +91,15 @@ def group_loss(
         s: [G], policy error less reference error, each a mean over elements.
         rewards: [G], not all equal.
         beta: scale of `logsigmoid`, on the scale of a mean over elements.
+        hold: weight of the penalty on the mean of s.
 
     Returns: a scalar.
     """
+    together = hold / 2 * ((beta if kind == "logsigmoid" else 1.0) * s.mean()) ** 2
     if weighting in PAIRS:
         better, worse = pairs(rewards, weighting)
-        return link(s[better] - s[worse], kind, beta).mean()
-    return link((weights(rewards, weighting) * s).mean(), kind, beta)
+        return link(s[better] - s[worse], kind, beta).mean() + together
+    return link((weights(rewards, weighting) * s).mean(), kind, beta) + together
 
 
 def penalty(distances: Tensor, kl: float, kind: Link = "logsigmoid", beta: float = 1000.0) -> Tensor:
@@ -99,7 +108,12 @@ def penalty(distances: Tensor, kl: float, kind: Link = "logsigmoid", beta: float
 
 
 def coefficients(
-    s: Tensor, rewards: Tensor, weighting: Weighting = "zscore", kind: Link = "logsigmoid", beta: float = 1000.0
+    s: Tensor,
+    rewards: Tensor,
+    weighting: Weighting = "zscore",
+    kind: Link = "logsigmoid",
+    beta: float = 1000.0,
+    hold: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """(loss, dL/ds [G]), both detached.
 
@@ -107,6 +121,6 @@ def coefficients(
     micro-batch; the sum of those gradients is the gradient of the whole group's loss, standardised and gated as one.
     """
     leaf = s.detach().requires_grad_()
-    loss = group_loss(leaf, rewards, weighting, kind, beta)
+    loss = group_loss(leaf, rewards, weighting, kind, beta, hold)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

@@ -34,6 +34,8 @@ class Train:
             scheduler's shift.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the link (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off. See objective.py.
+        hold: weight of a penalty on the square of mean s, of each group and draw, in the units of the link: errors of
+            better and worse members may move apart, not grow together; 0 is off. See objective.py.
         passes: tau, passes over the same draws.
         epochs: how often the draws are made anew; online it is `online.iterations` times `online.interval`.
         batch_groups: B, groups an optimiser step, over all ranks.
@@ -75,6 +77,7 @@ class Train:
     noise: Literal["random", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] | tuple[float, float] = "all"
     kl: float = 0.0
+    hold: float = 0.0
     passes: int = 3
     epochs: int = 2
     batch_groups: int = 1

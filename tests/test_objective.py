@@ -16,7 +16,11 @@ S = RNG.normal(0, 1e-3, 12)
 BETA = 700.0
 
 
-def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str) -> float:
+def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str, hold: float = 0.0) -> float:
+    if hold:
+        together = (s.sum() / len(s) * (1 if kind == "linear" else BETA)) ** 2
+        return numpy_loss(s, r, weighting, kind) + 0.5 * hold * float(together)
+
     def link(z: float) -> float:
         return z if kind == "linear" else -np.log(1 / (1 + np.exp(BETA * z)))
 
@@ -31,16 +35,17 @@ def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str) -> float
     return float(np.mean([link(s[i] - s[j]) for i, j in chosen]))
 
 
+@pytest.mark.parametrize("hold", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["linear", "logsigmoid"])
 @pytest.mark.parametrize("weighting", ["zscore", "sign", "all", "max", "min"])
-def test_loss_and_gradient(weighting: str, kind: str) -> None:
+def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
     s, r = torch.tensor(S), torch.tensor(R)
-    loss, gradient = coefficients(s, r, weighting, kind, BETA)
-    assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind), rel=1e-10)
+    loss, gradient = coefficients(s, r, weighting, kind, BETA, hold)
+    assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind, hold), rel=1e-10)
     for i in range(len(S)):
         step = np.zeros_like(S)
         step[i] = 1e-7
-        up, down = (numpy_loss(S + sign * step, R, weighting, kind) for sign in (1, -1))
+        up, down = (numpy_loss(S + sign * step, R, weighting, kind, hold) for sign in (1, -1))
         assert gradient[i].item() == pytest.approx((up - down) / 2e-7, rel=1e-5, abs=1e-9)
 
 

@@ -133,7 +133,8 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
     [["--train.shared_draws", "true"], ["--train.shared_draws", "false"],
      ["--train.shared_draws", "true", "--train.weighting", "max"],
      ["--train.shared_draws", "false", "--train.weighting", "max"],
-     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.link", "linear"]],
+     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.link", "linear"],
+     ["--train.hold", "0.5"]],
     ids=lambda extra: "-".join(extra).replace("--train.", ""),
 )  # fmt: skip
 def test_the_gradient_does_not_depend_on_the_micro_batch(here: Path, tmp_path: Path, extra: list[str]) -> None:
