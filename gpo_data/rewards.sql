@@ -64,6 +64,20 @@ CREATE OR REPLACE MACRO class_exact(target_class, class_seen) AS
 CREATE OR REPLACE MACRO color_exact(color, color_seen) AS
     CAST(color = color_seen AS DOUBLE);
 
+-- The tiny world's colours, as gpo_data/tiny/words.py has them; NULL for any other name.
+CREATE OR REPLACE MACRO palette(name) AS
+    MAP {'red': [205, 30, 35], 'green': [25, 135, 50], 'blue': [35, 70, 205], 'purple': [125, 40, 160],
+         'orange': [225, 105, 10], 'black': [25, 25, 25], 'brown': [120, 72, 35], 'teal': [0, 128, 130]}[name];
+
+-- max(0, 1 - distance / 100) of the colour asked for and the one seen, in RGB. Unlike color_exact it tells apart two
+-- pictures that are both right or both wrong: a colour cannot drift away unseen.
+CREATE OR REPLACE MACRO color_near(color, color_rgb) AS
+    CASE
+        WHEN palette(color) IS NULL OR color_rgb IS NULL THEN NULL
+        WHEN len(color_rgb) = 0 THEN 0.0::DOUBLE
+        ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - list_distance(palette(color)::DOUBLE[], color_rgb) / 100)
+    END;
+
 -- max(0, 1 - |n - m| / m); without the max one picture with many false detections outweighs its group.
 CREATE OR REPLACE MACRO count_relaxed(target_count, n_detected) AS
     CASE

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpo_data import dataset
+from gpo_data import dataset, rewards
 from gpo_data.evaluators import build
 from gpo_data.evaluators.color import ColorEvaluator
 from gpo_data.recipe import Recipe
@@ -33,7 +34,9 @@ def test_rendered_scenes_have_the_colour_asked_for(task):
 def test_nothing_but_ground_has_no_colour(ground):
     blank = np.full((64, 64, 3), ground, np.uint8)
     blank[20, 30] = (205, 30, 35)  # a speck
-    assert COLOR.measure([blank], [{}]) == [{"color_seen": "", "color_share": 0.0, "color_distance": 0.0}]
+    assert COLOR.measure([blank], [{}]) == [
+        {"color_seen": "", "color_share": 0.0, "color_distance": 0.0, "color_rgb": []}
+    ]
 
 
 def test_white_letters_do_not_count_and_the_larger_colour_wins():
@@ -43,13 +46,21 @@ def test_white_letters_do_not_count_and_the_larger_colour_wins():
     picture[44:54, 8:18] = COLORS["red"]
     (row,) = COLOR.measure([picture], [{}])
     blue = 32 * 32 - 26 * 26
-    assert row == {"color_seen": "blue", "color_share": blue / (blue + 100), "color_distance": 0.0}
+    assert row == {"color_seen": "blue", "color_share": blue / (blue + 100), "color_distance": 0.0,
+                   "color_rgb": list(COLORS["blue"])}  # fmt: skip
 
 
 def test_the_distance_is_that_of_the_mean_colour():
     picture = np.full((64, 64, 3), 240, np.uint8)
     picture[20:40, 20:40] = np.add(COLORS["teal"], (3, 0, 4))
     assert COLOR.measure([picture], [{}])[0]["color_distance"] == pytest.approx(5)
+
+
+def test_the_palette_of_sql_is_the_tiny_worlds():
+    con = duckdb.connect()
+    rewards.add_macros(con)
+    for name, rgb in COLORS.items():
+        assert con.execute("SELECT palette(?)", [name]).fetchone() == (list(rgb),)
 
 
 def test_a_recipe_names_it_and_it_has_no_settings():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import unicodedata
 
@@ -10,6 +11,7 @@ import pytest
 
 from gpo_data import rewards
 from gpo_data.errors import UsageError
+from gpo_data.tiny.words import COLORS
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string(), "target_count": pa.int32(), "n_detected": pa.int32()}
 
@@ -25,8 +27,12 @@ def count(reward: str, wanted: int | None, found: int | None) -> float | None:
 
 
 def color(reward: str, wanted: str | None, seen: str | None) -> float | None:
-    columns = {"color": pa.string(), "color_seen": pa.string()}
-    return rewards.score([{"color": wanted, "color_seen": seen}], f"{reward}(color, color_seen)", columns)[0]
+    """`seen` by name; for `color_near` the colour of that name."""
+    columns = {"color": pa.string(), "color_seen": pa.string(), "color_rgb": pa.list_(pa.float64())}
+    row = {"color": wanted, "color_seen": seen, "color_rgb": None if seen is None else COLORS.get(seen, [])}
+    return rewards.score([row], f"{reward}(color, {'color_rgb' if reward == 'color_near' else 'color_seen'})", columns)[
+        0
+    ]
 
 
 def same_class(reward: str, wanted: str | None, seen: str | None) -> float | None:
@@ -98,6 +104,9 @@ def test_count_rewards(reward, wanted, found, expected):
 def test_color_reward():
     assert "color_exact" in rewards.named()
     assert [color("color_exact", "red", seen) for seen in ("red", "teal", "")] == [1, 0, 0]
+    orange = 1 - math.dist(COLORS["red"], COLORS["orange"]) / 100
+    assert [color("color_near", "red", seen) for seen in ("red", "orange", "blue", "")] == [1, orange, 0, 0]
+    assert color("color_near", "mauve", "red") is None
 
 
 def test_class_reward():
