@@ -17,8 +17,9 @@ LONGEST = 256  # tokens: above, a head's table of weights, [tokens, tokens], is 
 
 
 class PlainAttention(TorchFunctionMode):
-    """Within it `scaled_dot_product_attention` on the CPU, of [..., tokens, d] and without options, is
-    softmax(q k' / sqrt d) v in the arithmetic around it (autocast holds).
+    """Within it `scaled_dot_product_attention` of short [..., tokens, d] and without options is
+    softmax(q k' / sqrt d) v in the arithmetic around it (autocast holds). Worth it on the CPU only; every torch call
+    pays for the context.
     """
 
     def __torch_function__(
@@ -31,7 +32,7 @@ class PlainAttention(TorchFunctionMode):
 
 
 def _plain(*tensors: Any, dropout_p: float = 0.0, is_causal: bool = False, **rest: Any) -> bool:
-    """Whether a call is the plain case: three tensors, short, on the CPU, and no option set."""
+    """Whether a call is the plain case: three short tensors and no option set."""
     if len(tensors) != 3 or dropout_p or is_causal or any(v is not None and v is not False for v in rest.values()):
         return False
-    return all(isinstance(x, Tensor) and x.device.type == "cpu" and x.shape[-2] <= LONGEST for x in tensors)
+    return all(isinstance(x, Tensor) and x.shape[-2] <= LONGEST for x in tensors)

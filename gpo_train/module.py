@@ -121,6 +121,10 @@ class GPOModule(L.LightningModule):
         reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
         k, n = draws.t.shape
         size, s = self.settings.micro_batch, self.settings
+
+        def loss_of(one: Tensor) -> Tensor:
+            return objective.group_loss(one, rewards, s.weighting, s.link, s.beta, s.hold)
+
         losses: list[Tensor] = []
         seen: list[Tensor] = []
         far: list[Tensor] = []
@@ -129,9 +133,7 @@ class GPOModule(L.LightningModule):
             rows = slice(first * n, min(k, first + whole) * n)
             if n <= size:
                 difference, distance = (x.view(-1, n) for x in self._compared(group, draws, rows, reference))
-                loss = torch.stack(
-                    [objective.group_loss(d.double(), rewards, s.weighting, s.link, s.beta, s.hold) for d in difference]
-                )
+                loss = torch.stack([loss_of(d.double()) for d in difference])
                 loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
                 self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
                 losses.append(loss.detach())
@@ -143,7 +145,7 @@ class GPOModule(L.LightningModule):
                 difference, distance = (
                     torch.cat(x) for x in zip(*(self._compared(group, draws, p, reference) for p in parts), strict=True)
                 )
-            value, share = objective.coefficients(difference.double(), rewards, s.weighting, s.link, s.beta, s.hold)
+            value, share = objective.coefficients(difference.double(), loss_of)
             for part in parts:
                 moved, apart = self._compared(group, draws, part, reference)
                 weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()

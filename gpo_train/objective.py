@@ -29,6 +29,7 @@ Sources: GPO, arXiv 2505.11070; Diffusion-DPO, arXiv 2311.12908.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -77,6 +78,11 @@ def link(z: Tensor, kind: Link, beta: float) -> Tensor:
     return z if kind == "linear" else softplus(beta * z)
 
 
+def units(kind: Link, beta: float) -> float:
+    """What the penalties multiply errors with, as the link does."""
+    return beta if kind == "logsigmoid" else 1.0
+
+
 def group_loss(
     s: Tensor,
     rewards: Tensor,
@@ -95,7 +101,7 @@ def group_loss(
 
     Returns: a scalar.
     """
-    together = hold / 2 * ((beta if kind == "logsigmoid" else 1.0) * s.mean()) ** 2
+    together = hold / 2 * (units(kind, beta) * s.mean()) ** 2
     if weighting in PAIRS:
         better, worse = pairs(rewards, weighting)
         return link(s[better] - s[worse], kind, beta).mean() + together
@@ -104,23 +110,16 @@ def group_loss(
 
 def penalty(distances: Tensor, kl: float, kind: Link = "logsigmoid", beta: float = 1000.0) -> Tensor:
     """The trust region of one group at one draw, a scalar; distances [G]: ||f_theta - f_ref||^2, mean over elements."""
-    return kl * (beta if kind == "logsigmoid" else 1.0) * distances.mean()
+    return kl * units(kind, beta) * distances.mean()
 
 
-def coefficients(
-    s: Tensor,
-    rewards: Tensor,
-    weighting: Weighting = "zscore",
-    kind: Link = "logsigmoid",
-    beta: float = 1000.0,
-    hold: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(loss, dL/ds [G]), both detached.
+def coefficients(s: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """(loss, dL/ds [G]) of `loss_of`, a `group_loss` with all but s given; both detached.
 
     A group larger than memory is split with it: errors without gradients first, then `(dL/ds_i * s_i).backward()` a
     micro-batch; the sum of those gradients is the gradient of the whole group's loss, standardised and gated as one.
     """
     leaf = s.detach().requires_grad_()
-    loss = group_loss(leaf, rewards, weighting, kind, beta, hold)
+    loss = loss_of(leaf)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

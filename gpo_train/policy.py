@@ -165,8 +165,9 @@ class Policy(nn.Module):
 
     def _said(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x_t, t, c), [., C, h, w], float32."""
-        s = self.settings  # checkpointing computes a block again after this context has ended
-        attention = nullcontext() if s.gradient_checkpointing or s.compile else PlainAttention()
+        s = self.settings  # checkpointing computes a block again after the context has ended; compiled code is its own
+        plain = x_t.device.type == "cpu" and not (s.gradient_checkpointing or s.compile)
+        attention = PlainAttention() if plain else nullcontext()
         with attention, torch.autocast(x_t.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
             return self.model.predict(x_t, t, conditioning, denoiser).float()
 

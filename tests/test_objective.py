@@ -40,7 +40,7 @@ def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str, hold: fl
 @pytest.mark.parametrize("weighting", ["zscore", "sign", "all", "max", "min"])
 def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
     s, r = torch.tensor(S), torch.tensor(R)
-    loss, gradient = coefficients(s, r, weighting, kind, BETA, hold)
+    loss, gradient = coefficients(s, lambda s: group_loss(s, r, weighting, kind, BETA, hold))
     assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind, hold), rel=1e-10)
     for i in range(len(S)):
         step = np.zeros_like(S)
@@ -74,7 +74,7 @@ def test_a_split_group_has_the_whole_groups_gradient() -> None:
     whole, theta.grad = theta.grad.clone(), None
     with torch.no_grad():
         s = errors(slice(None))
-    _, gradient = coefficients(s, r, beta=3.0)
+    _, gradient = coefficients(s, lambda s: group_loss(s, r, beta=3.0))
     for start in range(0, 12, 5):
         part = slice(start, start + 5)
         (gradient[part] * errors(part)).sum().backward()

@@ -30,9 +30,8 @@ def color(reward: str, wanted: str | None, seen: str | None) -> float | None:
     """`seen` by name; for `color_near` the colour of that name."""
     columns = {"color": pa.string(), "color_seen": pa.string(), "color_rgb": pa.list_(pa.float64())}
     row = {"color": wanted, "color_seen": seen, "color_rgb": None if seen is None else COLORS.get(seen, [])}
-    return rewards.score([row], f"{reward}(color, {'color_rgb' if reward == 'color_near' else 'color_seen'})", columns)[
-        0
-    ]
+    measure = "color_rgb" if reward == "color_near" else "color_seen"
+    return rewards.score([row], f"{reward}(color, {measure})", columns)[0]
 
 
 def same_class(reward: str, wanted: str | None, seen: str | None) -> float | None:
