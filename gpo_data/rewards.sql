@@ -75,7 +75,9 @@ CREATE OR REPLACE MACRO color_near(color, color_rgb) AS
     CASE
         WHEN palette(color) IS NULL OR color_rgb IS NULL THEN NULL
         WHEN len(color_rgb) = 0 THEN 0.0::DOUBLE
-        ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - list_distance(palette(color)::DOUBLE[], color_rgb) / 100)
+        -- Not list_distance: DuckDB 2.0.0 reads an empty list from Parquet as one NULL below, and refuses the whole batch.
+        ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - sqrt((palette(color)[1] - color_rgb[1]) ** 2
+            + (palette(color)[2] - color_rgb[2]) ** 2 + (palette(color)[3] - color_rgb[3]) ** 2) / 100)
     END;
 
 -- max(0, 1 - |n - m| / m); without the max one picture with many false detections outweighs its group.

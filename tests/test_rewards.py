@@ -6,7 +6,9 @@ import math
 import random
 import unicodedata
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpo_data import rewards
@@ -106,6 +108,15 @@ def test_color_reward():
     orange = 1 - math.dist(COLORS["red"], COLORS["orange"]) / 100
     assert [color("color_near", "red", seen) for seen in ("red", "orange", "blue", "")] == [1, orange, 0, 0]
     assert color("color_near", "mauve", "red") is None
+
+
+def test_color_near_reads_pictures_without_a_colour_from_parquet(tmp_path):
+    table = pa.table({"color": ["red", "red"], "color_rgb": pa.array([[205.0, 30.0, 35.0], []])})
+    pq.write_table(table, tmp_path / "two.parquet")
+    con = duckdb.connect()
+    rewards.add_macros(con)
+    found = con.execute(f"SELECT color_near(color, color_rgb) FROM '{tmp_path}/two.parquet'").fetchall()
+    assert found == [(1,), (0,)]
 
 
 def test_class_reward():
