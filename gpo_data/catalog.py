@@ -15,9 +15,11 @@ value (NULL), the older one stands. A stored reward stays as drawn until `rescor
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,8 +44,33 @@ NO_REWARD = "failed: the reward"  # how the status of a member starts that was m
 SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
 
 
-def connect(lake: str) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection with the four views and the reward macros. `lake`: a folder or an fsspec URL."""
+SHARDS = "shard-*.parquet"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the views look: one lake, as fsspec (`folder`) and as DuckDB (`prefix`) name it."""
+
+    files: fsspec.AbstractFileSystem
+    folder: str
+    prefix: str
+    datasets: str = "dataset=*"
+
+    def found(self, name: str) -> list[str]:
+        return self.files.glob(f"{glob.escape(self.folder)}/{self.datasets}/{name}")
+
+    def pattern(self, name: str) -> str:
+        return f"{glob.escape(self.prefix)}/{self.datasets}/{name}"
+
+
+def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with the four views and the reward macros.
+
+    Args:
+        lake: a folder or an fsspec URL.
+        dataset: the views show this one alone, so that a question about it costs the same in a lake of a hundred
+            others; all of them where it has no committed shard.
+    """
     con = duckdb.connect()
     con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
     rewards.add_macros(con)
@@ -56,12 +83,16 @@ def connect(lake: str) -> duckdb.DuckDBPyConnection:
         con.execute("SET parquet_metadata_cache = true")  # footers are read once; a changed file is noticed by its time
         files, folder = fsspec.filesystem("file"), str(Path(lake).resolve())
         prefix = folder
-    _stored_view(con, files, folder, prefix)
+    place = _Place(files, folder, prefix)
+    if dataset is not None:
+        one = dataclasses.replace(place, datasets=f"dataset={glob.escape(dataset)}")
+        place = one if one.found(SHARDS) else place
+    _stored_view(con, place)
     con.execute("CREATE VIEW stored_members AS SELECT * FROM drawn_members")
     con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
     con.execute(GROUPS)
-    _shards_view(con, files, folder, prefix)
-    _datasets_view(con, files, folder, prefix)
+    _shards_view(con, place)
+    _datasets_view(con, place)
     return con
 
 
@@ -237,19 +268,18 @@ GROUPS = """
     FROM members GROUP BY dataset, group_key"""
 
 
-def _stored_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
+def _stored_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
-    if not files.glob(f"{glob.escape(folder)}/dataset=*/shard-*.parquet"):
+    if not place.found(SHARDS):
         columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | EMPTY).items())
         con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
         return
-    read = _read_parquet(prefix, "shard-*.parquet")
+    read = _read_parquet(place, SHARDS)
     names = _columns(con, f"SELECT * FROM {read}")
     selected, joins = {name: f"s.{_name(name)}" for name in names}, ""
-    found = {path.rstrip("/").split("/")[-2] for path in
-             files.glob(f"{glob.escape(folder)}/dataset=*/measures/*@*/shard-*.parquet")}  # fmt: skip
+    found = {path.rstrip("/").split("/")[-2] for path in place.found(f"measures/*@*/{SHARDS}")}
     for i, measure in enumerate(sorted(found, key=_version_order)):
-        source = _read_parquet(prefix, f"measures/{glob.escape(measure)}/shard-*.parquet")
+        source = _read_parquet(place, f"measures/{glob.escape(measure)}/{SHARDS}")
         joins += f"\nLEFT JOIN {source} m{i} USING (dataset, group_key, member)"
         for name, kind in _columns(con, f"SELECT * FROM {source}").items():
             if name in ("dataset", "group_key", "member", "filename"):
@@ -265,9 +295,9 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSyste
     con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
 
 
-def _shards_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
-    footer = f"parquet_kv_metadata({_quote(_pattern(prefix, 'shard-*.parquet'))})"
-    if not files.glob(f"{glob.escape(folder)}/dataset=*/shard-*.parquet"):
+def _shards_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
+    footer = f"parquet_kv_metadata({_quote(place.pattern(SHARDS))})"
+    if not place.found(SHARDS):
         footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
     con.execute(f"""
         CREATE VIEW shards AS
@@ -285,12 +315,12 @@ def _shards_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSyste
         ON m.filename = f.file_name""")
 
 
-def _datasets_view(con: duckdb.DuckDBPyConnection, files: fsspec.AbstractFileSystem, folder: str, prefix: str) -> None:
+def _datasets_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
     kinds = {"name": "VARCHAR", "fingerprint": "VARCHAR", "created": "VARCHAR", "fields": "JSON", "recipe": "JSON",
              "versions": "JSON"}  # fmt: skip
-    if files.glob(f"{glob.escape(folder)}/dataset=*/dataset.json"):
+    if place.found("dataset.json"):
         columns = ", ".join(f"{name}: '{kind}'" for name, kind in kinds.items())
-        source = f"""(SELECT * FROM read_json({_quote(_pattern(prefix, "dataset.json"))},
+        source = f"""(SELECT * FROM read_json({_quote(place.pattern("dataset.json"))},
                       columns = {{{columns}}}, hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}))"""
     else:
         columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | kinds).items())
@@ -305,15 +335,11 @@ def _open_url(lake: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UsageError(f"lake: {lake}: {error}") from None
 
 
-def _pattern(prefix: str, name: str) -> str:
-    return f"{glob.escape(prefix)}/dataset=*/{name}"
-
-
-def _read_parquet(prefix: str, name: str) -> str:
+def _read_parquet(place: _Place, name: str) -> str:
     # `key=value` folders above the lake would become columns too.
-    outer = {part.split("=")[0] for part in prefix.split("/") if "=" in part}
+    outer = {part.split("=")[0] for part in place.prefix.split("/") if "=" in part}
     exclude = f" EXCLUDE ({', '.join(map(_name, sorted(outer)))})" if outer else ""
-    return f"""(SELECT *{exclude} FROM read_parquet({_quote(_pattern(prefix, name))}, union_by_name = true,
+    return f"""(SELECT *{exclude} FROM read_parquet({_quote(place.pattern(name))}, union_by_name = true,
                 hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}, filename = true))"""
 
 

@@ -169,7 +169,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
 def diversity(lake: str, dataset: str) -> float:
     """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
     found = []
-    reader = Reader(lake, catalog.snapshot(catalog.connect(lake), dataset, keep_dead=True))
+    reader = Reader(lake, catalog.snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True))
     for index in range(len(reader)):
         group = reader[index]
         if len(group.members) > 1:

@@ -5,6 +5,7 @@
     gpo-train watch  recipes/text-tiny.yaml --mode online     its iterations: a table, curves as a picture
     gpo-train eval   recipes/text-tiny.yaml                   its newest run against the base, held-out prompts
     gpo-train compare recipes/text-tiny.yaml --runs a b       held-out accuracy of runs, iteration by iteration
+    gpo-train average recipes/text-tiny.yaml --last 8         the mean of an online run's last iterations, as a run
     gpo-train export recipes/text-tiny.yaml --out folder      files that diffusers opens with no code of ours
 
 Every key of the recipe can be overridden: --train.learning_rate 1e-5 --train.tuning lora --eval.prompts 64.
@@ -65,6 +66,15 @@ def watch(recipe: Recipe, options: argparse.Namespace) -> int:
     return 0
 
 
+def average(recipe: Recipe, options: argparse.Namespace) -> int:
+    """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
+    from gpo_train.average import average
+
+    made = average(_run(recipe, options), options.last, options.out)
+    console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
+    return 0
+
+
 def export(recipe: Recipe, options: argparse.Namespace) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export
@@ -78,6 +88,7 @@ VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
     "watch": watch,
     "eval": evaluate,
     "compare": compare,
+    "average": average,
     "export": export,
 }
 
@@ -98,7 +109,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
         verb.add_argument("--run", metavar="NAME", help="folder in runs/; default: " + (
             "<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"))  # fmt: skip
-        verb.add_argument("--mode", choices=("offline", "online"), default="online" if name == "watch" else "offline",
+        mode = "online" if name in ("watch", "average") else "offline"
+        verb.add_argument("--mode", choices=("offline", "online"), default=mode,
                           help="who draws the groups: `gpo-data shards`, before, or the policy itself")  # fmt: skip
         if name == "watch":
             verb.add_argument(
@@ -110,6 +122,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             verb.add_argument(
                 "--out", type=Path, default=Path("runs/compare"), help="folder of the table and the curves"
             )
+        if name == "average":
+            verb.add_argument("--last", type=int, required=True, metavar="N", help="how many iterations")
+            verb.add_argument("--out", metavar="NAME", help="a new folder in runs/; default: <run>-mean<N>")
         if name == "export":
             verb.add_argument("--out", type=Path, required=True, help="a new folder")
     return parser, dict(verbs.choices)

@@ -117,6 +117,7 @@ def line_of(run: Run, runs: list[Run]) -> str:
 
 def curves(found: dict[str, Any], path: Path) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -128,7 +129,7 @@ def curves(found: dict[str, Any], path: Path) -> Path:
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
     axes.set_xlabel("iterations of drawing and training")
     axes.set_ylabel("exact on held-out prompts, %")
-    axes.set_xticks(range(max(len(one["points"]) for one in found.values())))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

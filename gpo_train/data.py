@@ -29,7 +29,7 @@ GroupsOf = Callable[[int], Reader]  # the reader of an epoch
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
     """`catalog.snapshot` of a dataset by the recipe's lake, reward and `borrow`."""
     return catalog.snapshot(
-        catalog.connect(recipe.lake), dataset, recipe.reward, where, keep_dead, recipe.borrow,
+        catalog.connect(recipe.lake, dataset), dataset, recipe.reward, where, keep_dead, recipe.borrow,
         tuple(TASKS[recipe.task.kind].COLUMNS),
     )  # fmt: skip
 

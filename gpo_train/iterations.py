@@ -124,7 +124,7 @@ def write_prompts(prompts: list[Prompt], path: Path) -> None:
 
 def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
     """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
-    con = catalog.connect(recipe.lake)
+    con = catalog.connect(recipe.lake, name)
     catalog.rescore(con, recipe.reward, name)
     columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
     wanted = {"images": "count(*)", "reward": "avg(reward)"}

@@ -99,6 +99,17 @@ def test_views(lake):
     assert con.execute("SELECT dataset, fingerprint, fields->>'seed' FROM datasets").fetchall() == [("a", "f00d", "0")]
 
 
+def test_a_connection_to_one_dataset_shows_it_alone(lake):
+    write_shard(str(lake / "dataset=ab"), 0, rows_of(0, [1.0, 0.0]))
+    one, whole = catalog.connect(str(lake), "a"), catalog.connect(str(lake), "nothing")
+    for view in catalog.VIEWS:
+        assert one.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall() == [("a",)]
+        assert len(whole.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall()) == 2
+    assert catalog.snapshot(one, "a").equals(catalog.snapshot(whole, "a"), check_metadata=True)
+    with pytest.raises(UsageError, match="'nothing': no committed shard.*the lake has: a, ab"):
+        catalog.snapshot(whole, "nothing")
+
+
 def test_a_group_of_failed_members_is_dead(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [None, None]))
     con = catalog.connect(str(tmp_path))

@@ -27,7 +27,7 @@ from gpo_train.compare import tables
 from gpo_train.fit import Stopped, fit
 from gpo_train.guards import reason_to_stop
 from gpo_train.iterations import Iteration, choose, history
-from gpo_train.run import Run
+from gpo_train.run import Run, newest
 from gpo_train.settings import Online, train_settings
 
 TRAIN = """
@@ -267,6 +267,24 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     assert {found["fresh"]["line"], found["frozen"]["line"]} == {"online.writer default", "online.writer base"}
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
     assert cli.main(["compare", str(here), "--runs", "nothing"]) == 2
+
+    assert cli.main(["average", str(here), "--run", "fresh", "--last", "2"]) == 0
+    of = [load_file(next(Iteration(Path("runs/fresh"), i).policy.rglob("*.safetensors"))) for i in (0, 1)]
+    mean = weights_of(Run(Path("runs/fresh-mean2")))
+    moved = [name for name in mean if not torch.equal(of[0][name], of[1][name])]
+    assert moved and mean.keys() == of[0].keys()
+    for name in moved:
+        assert torch.equal(mean[name], ((of[0][name].double() + of[1][name].double()) / 2).to(mean[name].dtype))
+    assert cli.main(["eval", str(here), "--run", "fresh-mean2", *small]) == 0
+    assert newest("small", "online").name == "frozen"
+    capsys.readouterr()
+    for arguments, message in (
+        (["--run", "fresh", "--last", "2"], "is there already"),
+        (["--run", "fresh", "--last", "3"], "--last: expected 2 to 2"),
+        (["--run", "fresh-mean2", "--last", "2"], "expected an online run"),
+    ):
+        assert cli.main(["average", str(here), *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_seeds_of_a_line_are_summed_up() -> None:
