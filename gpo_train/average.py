@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gpo_data.errors import UsageError
@@ -35,18 +36,21 @@ def average(run: Run, last: int, name: str | None = None) -> Run:
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
         raise UsageError(f"{missing[0]}: pruned by online.keep; expected the weights of all {last} iterations")
-    made = Run(run.folder.with_name(name or f"{run.name}-mean{last}"))
+    made = Run(run.folder.parent / (name or f"{run.name}-mean{last}"))
     if made.folder.exists():
         raise UsageError(f"run {made.folder} is there already; choose another --out NAME, or remove the folder")
     with tempfile.TemporaryDirectory(dir=run.folder.parent) as temporary:
         out = Run(Path(temporary) / "run")
         shutil.copytree(folders[-1], out.policy)
         for file in out.policy.rglob("*.safetensors"):
-            save_file(mean([folder / file.relative_to(out.policy) for folder in folders]), file, {"format": "pt"})
+            with safe_open(file, "pt") as one:
+                facts = one.metadata()
+            save_file(mean([folder / file.relative_to(out.policy) for folder in folders]), file, facts)
         shutil.copy2(run.folder / "run.json", out.folder)
         # A mode of its own, so that `newest` goes on finding the run that trained.
         span = {"run": run.name, "iterations": [drawn - last, drawn - 1]}
         out.note(run=made.name, mode="average", state="finished", averaged=span)
+        made.folder.parent.mkdir(parents=True, exist_ok=True)
         out.folder.rename(made.folder)
     return made
 
