@@ -15,52 +15,19 @@ value (NULL), the older one stands. A stored reward stays as drawn until `rescor
 
 from __future__ import annotations
 
-import dataclasses
-import glob
 import hashlib
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import duckdb
-import fsspec
 import numpy as np
 import pyarrow as pa
 
-from gpo_data import rewards
+from gpo_data import rewards, views
 from gpo_data.errors import UsageError
+from gpo_data.views import NUMBERS, columns_of, identifier, quote
 
 VIEWS = ("members", "groups", "shards", "datasets")
-# Of an empty lake; a lake with shards has the columns that its sidecars have.
-EMPTY = {
-    "group_key": "VARCHAR", "prompt_id": "VARCHAR", "prompt": "VARCHAR", "target": "VARCHAR",
-    "target_class": "VARCHAR", "target_count": "INTEGER", "color": "VARCHAR", "member": "INTEGER", "seed": "BIGINT",
-    "ocr_text": "VARCHAR", "ocr_confidence": "DOUBLE", "n_detected": "INTEGER", "entropy": "DOUBLE",
-    "edge_density": "DOUBLE", "dark_fraction": "DOUBLE", "reward": "DOUBLE", "status": "VARCHAR", "tar": "VARCHAR",
-    "offset": "BIGINT", "size": "BIGINT", "crc32": "BIGINT", "filename": "VARCHAR",
-}  # fmt: skip
 NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored
 SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
-
-
-SHARDS = "shard-*.parquet"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the views look: one lake, as fsspec (`folder`) and as DuckDB (`prefix`) name it."""
-
-    files: fsspec.AbstractFileSystem
-    folder: str
-    prefix: str
-    datasets: str = "dataset=*"
-
-    def found(self, name: str) -> list[str]:
-        return self.files.glob(f"{glob.escape(self.folder)}/{self.datasets}/{name}")
-
-    def pattern(self, name: str) -> str:
-        return f"{glob.escape(self.prefix)}/{self.datasets}/{name}"
 
 
 def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -74,25 +41,7 @@ def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
     rewards.add_macros(con)
-    if "://" in lake:
-        lake = lake.rstrip("/")
-        files, folder = _open_url(lake)
-        con.register_filesystem(files)
-        prefix = f"{urlsplit(lake).scheme}://{folder.lstrip('/')}"
-    else:
-        con.execute("SET parquet_metadata_cache = true")  # footers are read once; a changed file is noticed by its time
-        files, folder = fsspec.filesystem("file"), str(Path(lake).resolve())
-        prefix = folder
-    place = _Place(files, folder, prefix)
-    if dataset is not None:
-        one = dataclasses.replace(place, datasets=f"dataset={glob.escape(dataset)}")
-        place = one if one.found(SHARDS) else place
-    _stored_view(con, place)
-    con.execute("CREATE VIEW stored_members AS SELECT * FROM drawn_members")
-    con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
-    con.execute(GROUPS)
-    _shards_view(con, place)
-    _datasets_view(con, place)
+    views.create(con, lake, dataset)
     return con
 
 
@@ -106,7 +55,7 @@ def rescore(con: duckdb.DuckDBPyConnection, reward: str | None, dataset: str | N
     if reward is None:
         con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
         return
-    here = f"dataset = {_quote(dataset)}" if dataset is not None else "true"
+    here = f"dataset = {quote(dataset)}" if dataset is not None else "true"
     scored = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
     columns = con.execute("SELECT * FROM stored_members LIMIT 0").description or []
     names = [c[0] for c in columns if c[0] not in ("reward", "status")]
@@ -158,12 +107,12 @@ def snapshot(
         lend(con, dataset, borrow, targets)
     rescore(con, reward, dataset)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
-                       FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {_quote(dataset)})
+                       FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
                  WHERE ({where or "true"}\n)"""
     lent = borrow is not None
     try:
         names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
-        table = con.sql(f"""SELECT {", ".join(map(_name, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
+        table = con.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
                             ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
                             """).to_arrow_table()
         failed = con.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
@@ -218,14 +167,14 @@ def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tup
 
     The stored rewards were given for the lender's target: `rescore` follows. Raises UsageError.
     """
-    columns = _columns(con, "SELECT * FROM drawn_members")
+    columns = columns_of(con, "SELECT * FROM drawn_members")
     mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
-    of_group = ", ".join(map(_name, mine))
+    of_group = ", ".join(map(identifier, mine))
     try:
         # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
         con.execute(f"""
             CREATE OR REPLACE TABLE lendings AS
-            WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {_quote(dataset)})
+            WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
             SELECT borrower.*, lender.group_key AS lender
             FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({borrow}\n)""")
     except duckdb.Error as error:
@@ -233,10 +182,10 @@ def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tup
                          f"{', '.join(mine)}") from None  # fmt: skip
     con.execute(f"""
         CREATE OR REPLACE VIEW stored_members AS
-        SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {_quote(dataset)}
+        SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
         UNION ALL BY NAME
         SELECT l.*, m.* EXCLUDE ({of_group})
-        FROM lendings l JOIN drawn_members m ON m.dataset = {_quote(dataset)} AND m.group_key = l.lender""")
+        FROM lendings l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender""")
     con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
 
 
@@ -247,118 +196,3 @@ def digest(table: pa.Table) -> str:
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
         state.update(table[name].to_numpy().astype(kind).tobytes())
     return state.hexdigest()
-
-
-NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
-           "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
-
-GROUPS = """
-    CREATE VIEW groups AS
-    SELECT dataset, group_key, any_value(prompt) AS prompt,
-        count(*) FILTER (status = 'ok') AS n,
-        count(*) FILTER (status <> 'ok') AS failed,
-        avg(reward) FILTER (status = 'ok') AS mean,
-        CASE WHEN min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok') THEN 0.0::DOUBLE
-             ELSE stddev_pop(reward) FILTER (status = 'ok') END AS std,
-        min(reward) FILTER (status = 'ok') AS min,
-        max(reward) FILTER (status = 'ok') AS max,
-        max(reward) FILTER (status = 'ok') AS best_of_n,
-        arg_max(member, reward) FILTER (status = 'ok') AS best_member,
-        coalesce(min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok'), true) AS dead
-    FROM members GROUP BY dataset, group_key"""
-
-
-def _stored_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
-    shard = "parse_filename(filename, true, 'both_slash') AS shard"
-    if not place.found(SHARDS):
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | EMPTY).items())
-        con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
-        return
-    read = _read_parquet(place, SHARDS)
-    names = _columns(con, f"SELECT * FROM {read}")
-    selected, joins = {name: f"s.{_name(name)}" for name in names}, ""
-    found = {path.rstrip("/").split("/")[-2] for path in place.found(f"measures/*@*/{SHARDS}")}
-    for i, measure in enumerate(sorted(found, key=_version_order)):
-        source = _read_parquet(place, f"measures/{glob.escape(measure)}/{SHARDS}")
-        joins += f"\nLEFT JOIN {source} m{i} USING (dataset, group_key, member)"
-        for name, kind in _columns(con, f"SELECT * FROM {source}").items():
-            if name in ("dataset", "group_key", "member", "filename"):
-                continue
-            new, old = f"m{i}.{_name(name)}", selected.get(name)
-            if old is not None and name in names and kind != names[name] and not {kind, names[name]} <= set(NUMBERS):
-                name = f"{name}__{measure}"  # another kind of value cannot take the old one's place
-                old = None
-            selected[name] = f"coalesce({new}, {old})" if old else new
-            names.setdefault(name, kind)
-    order = ["dataset", *(n for n in selected if n not in ("dataset", "filename")), "filename"]
-    columns = ", ".join(f"{selected[name]} AS {_name(name)}" for name in order)
-    con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
-
-
-def _shards_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
-    footer = f"parquet_kv_metadata({_quote(place.pattern(SHARDS))})"
-    if not place.found(SHARDS):
-        footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
-    con.execute(f"""
-        CREATE VIEW shards AS
-        SELECT m.dataset, m.shard, m.groups, m.members, m.failed,
-            f.tar_bytes::BIGINT AS tar_bytes, f.tar_sha256, f.fingerprint, m.filename
-        FROM (SELECT dataset, shard, filename, count(DISTINCT group_key) AS groups, count(*) AS members,
-                     count(*) FILTER (status <> 'ok') AS failed
-              FROM members GROUP BY ALL) m
-        LEFT JOIN (SELECT file_name,
-                          max(decode(value)) FILTER (decode(key) = 'tar_bytes') AS tar_bytes,
-                          max(decode(value)) FILTER (decode(key) = 'tar_sha256') AS tar_sha256,
-                          max(decode(value)) FILTER (decode(key) = 'fingerprint') AS fingerprint
-                   FROM {footer} WHERE decode(key) IN ('tar_bytes', 'tar_sha256', 'fingerprint')
-                   GROUP BY file_name) f
-        ON m.filename = f.file_name""")
-
-
-def _datasets_view(con: duckdb.DuckDBPyConnection, place: _Place) -> None:
-    kinds = {"name": "VARCHAR", "fingerprint": "VARCHAR", "created": "VARCHAR", "fields": "JSON", "recipe": "JSON",
-             "versions": "JSON"}  # fmt: skip
-    if place.found("dataset.json"):
-        columns = ", ".join(f"{name}: '{kind}'" for name, kind in kinds.items())
-        source = f"""(SELECT * FROM read_json({_quote(place.pattern("dataset.json"))},
-                      columns = {{{columns}}}, hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}))"""
-    else:
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | kinds).items())
-        source = f"(SELECT {columns} WHERE false)"
-    con.execute(f"CREATE VIEW datasets AS SELECT dataset, {', '.join(kinds)} FROM {source}")
-
-
-def _open_url(lake: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return fsspec.core.url_to_fs(lake)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"lake: {lake}: {error}") from None
-
-
-def _read_parquet(place: _Place, name: str) -> str:
-    # `key=value` folders above the lake would become columns too.
-    outer = {part.split("=")[0] for part in place.prefix.split("/") if "=" in part}
-    exclude = f" EXCLUDE ({', '.join(map(_name, sorted(outer)))})" if outer else ""
-    return f"""(SELECT *{exclude} FROM read_parquet({_quote(place.pattern(name))}, union_by_name = true,
-                hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}, filename = true))"""
-
-
-def _columns(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
-    try:
-        return {row[0]: row[1] for row in con.execute(f"DESCRIBE {query}").fetchall()}
-    except duckdb.Error as error:
-        raise UsageError(f"lake: cannot read the sidecars: {rewards.one_line(error)}; "
-                         f"run `gpo-data verify RECIPE --repair`") from None  # fmt: skip
-
-
-def _version_order(measure: str) -> list[tuple[int, int, str]]:
-    """Sorts ocr@2 before ocr@10."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", measure)]
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
