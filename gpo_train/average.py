@@ -26,9 +26,7 @@ def average(run: Run, last: int, name: str | None = None) -> Run:
 
     `last`: iterations averaged, each with the weights at its start, which drew it.
     """
-    card = run.card()
-    if card["mode"] != "online":
-        raise UsageError(f"run {run.folder}: expected an online run, which keeps its iterations, found {card['mode']}")
+    run.expect_online("only that keeps its iterations")
     drawn = len(history(run.folder))
     if not 2 <= last <= drawn:
         raise UsageError(f"--last: expected 2 to {drawn}, the iterations of run {run.name}, found {last}")
@@ -59,7 +57,7 @@ def mean(files: list[Path]) -> dict[str, torch.Tensor]:
     """Of tensors of one name in all files, in the files' own type."""
     total: dict[str, torch.Tensor] = {}
     for file in files:
-        for name, value in load_file(file).items():
+        tensors = load_file(file)
+        for name, value in tensors.items():
             total[name] = total[name] + value.float() if name in total else value.float()
-    kinds = load_file(files[-1])
-    return {name: (value / len(files)).to(kinds[name].dtype) for name, value in total.items()}
+    return {name: (value / len(files)).to(tensors[name].dtype) for name, value in total.items()}

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.draw import draw
-from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe
 from gpo_data.shard import write_atomic
 from gpo_train import evaluate
@@ -77,10 +76,7 @@ def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
 
 def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
     """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
-    if run.card()["mode"] != "online":
-        raise UsageError(
-            f"run {run.folder}: expected an online run, found {run.card()['mode']}; `eval` compares others"
-        )
+    run.expect_online("`eval` compares others")
     settings, summaries = eval_settings(recipe), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
     weights = [(one.number, one.name, one.policy) for one in iterations]

@@ -63,6 +63,12 @@ class Run:
             raise UsageError(f"{path}: not JSON ({error}); restore it, or train under another --run NAME") from None
         return found
 
+    def expect_online(self, otherwise: str) -> None:
+        """Raise UsageError unless it is an online run; `otherwise`: what to do, or why."""
+        mode = self.card()["mode"]
+        if mode != "online":
+            raise UsageError(f"run {self.folder}: expected an online run, found {mode}; {otherwise}")
+
     def note(self, **facts: Any) -> None:
         write_atomic(self.folder / "run.json", json.dumps(self.card() | facts, indent=2, ensure_ascii=False).encode())
 

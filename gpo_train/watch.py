@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe
 from gpo_train.iterations import history
 from gpo_train.run import Run
@@ -21,9 +20,8 @@ EVERY = 10.0  # seconds between two looks
 
 def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> None:
     """Print the table and write the curves; with `follow`, whenever there is news. Raises UsageError."""
-    card, seen = run.card(), -1.0
-    if card["mode"] != "online":
-        raise UsageError(f"run {run.folder}: expected an online run, found {card['mode']}; its curves are in logs/")
+    run.expect_online("its curves are in logs/")
+    seen = -1.0
     while True:
         news = max((p.stat().st_mtime for p in run.folder.glob("iterations/*/summary.json")), default=0.0)
         found = history(run.folder)
