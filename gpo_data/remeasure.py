@@ -51,7 +51,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     assert recipe.name
     folder = store.dataset_folder(recipe.lake, recipe.name)
     card = read_card(folder)
-    sidecars = sorted(folder.glob("shard-*.parquet"))
+    sidecars = store.sidecars(folder)
     judges = _build(recipe, evaluators)
     work = [
         (judge, sidecar)

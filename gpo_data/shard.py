@@ -49,6 +49,11 @@ def sidecar_path(folder: Path, shard_id: int) -> Path:
     return folder / f"shard-{shard_id:06d}.parquet"
 
 
+def sidecars(folder: Path) -> list[Path]:
+    """The sidecars of all committed shards, in their order."""
+    return sorted(folder.glob("shard-*.parquet"))
+
+
 def staged_path(folder: Path, key: str) -> Path:
     return folder / ".stage" / f"{key}.sample"
 

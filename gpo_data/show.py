@@ -19,7 +19,7 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
     read_card(folder)
     places: dict[str, dict] = {}
-    for sidecar in sorted(folder.glob("shard-*.parquet")):
+    for sidecar in store.sidecars(folder):
         for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():
             places.setdefault(row["group_key"], row)
     if missing := [key for key in keys or [] if key not in places]:

@@ -45,7 +45,7 @@ class Report:
 def verify(folder: Path) -> Report:
     """Check every byte of the dataset in `folder`. Reads only."""
     report, fingerprint, seen = Report(), read_card(folder)["fingerprint"], dict[str, Path]()
-    for sidecar in sorted(folder.glob("shard-*.parquet")):
+    for sidecar in store.sidecars(folder):
         report.shards += 1
         report.problems += [(sidecar, problem) for problem in _verify_shard(sidecar, fingerprint, seen, report)]
     for tar in sorted(folder.glob("shard-*.tar")):
@@ -148,7 +148,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     They are batched differently from the first time, so low bits may differ; `difference` is the largest absolute
     difference of the latents.
     """
-    rows = [r for s in sorted(folder.glob("shard-*.parquet")) for r in pq.read_table(s).to_pylist()]
+    rows = [r for s in store.sidecars(folder) for r in pq.read_table(s).to_pylist()]
     rows = [r for r in rows if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)

@@ -20,7 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch import loggers as logging_to
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
@@ -35,6 +35,7 @@ from gpo_train.iterations import history
 from gpo_train.module import GPOModule
 from gpo_train.online import OnlineRegeneration
 from gpo_train.policy import Policy
+from gpo_train.progress import progress
 from gpo_train.run import Run, open_run
 from gpo_train.settings import Train, online_settings, train_settings
 from gpo_train.sharded import ShardedGPOModule
@@ -85,7 +86,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
     data = GroupDataModule(groups_of, settings, seed)
-    trainer = make_trainer(recipe, settings, run, callbacks)
+    trainer = make_trainer(recipe, settings, run, callbacks, console)
     resume = run.last if run.last.is_file() else None
     if trainer.is_global_zero:
         size = sum(p.numel() for p in policy.trainable())
@@ -129,7 +130,7 @@ def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> mo
     return model
 
 
-def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Callback]) -> L.Trainer:
+def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Callback], console: Console) -> L.Trainer:
     """lightning.Trainer with the recipe's own options over ours."""
     logs = run.folder / "logs"
     makers: dict[str, Any] = {
@@ -146,7 +147,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
     )
     if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
         callbacks = [EMAWeightAveraging(decay=settings.ema), *callbacks]
-    bar = [TQDMProgressBar(refresh_rate=5)] if settings.trainer.get("enable_progress_bar", True) else []
+    bar = [progress(console)] if settings.trainer.get("enable_progress_bar", True) else []
     options: dict[str, Any] = {
         "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
         "devices": 1,

@@ -92,7 +92,7 @@ def ours(made: recipe.Recipe, reader: Reader, folder: Path, steps: int) -> Steps
     module = GPOModule(policy, settings, 0, folder)
     data = fitting.GroupDataModule(lambda epoch: reader, settings, 0)
     watch = Steps()
-    trainer: L.Trainer = fitting.make_trainer(made, settings, Run(folder), [watch])
+    trainer: L.Trainer = fitting.make_trainer(made, settings, Run(folder), [watch], Console())
     trainer.fit_loop.epoch_loop.max_steps = steps
     trainer.fit(module, datamodule=data)
     return watch

@@ -287,6 +287,25 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
+    here: Path, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    more = ["--train.trainer.enable_progress_bar", "true"]
+    for iterations in ("2", "3"):  # the second time it goes on from a checkpoint
+        made = recipe.load(here, ["--online.iterations", iterations, *more])
+        fit(made, "a", Console(force_terminal=terminal, highlight=False), "online")
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line.startswith("iteration ") and "reward" in line]
+    assert len(said) == 3  # each at the beginning of a line, and so to be found with grep
+    if terminal:
+        assert sum("left=0:0" in line for line in lines) >= 3
+    else:
+        steps = [line for line in lines if line.startswith("step ")]
+        assert {"2/4", "4/4", "6/6"} <= {line.split()[1] for line in steps}
+        assert [line for line in steps if "loss" not in line or "left 0:0" not in line] == []
+
+
 def test_seeds_of_a_line_are_summed_up() -> None:
     def point(iteration: int, difference: float) -> dict[str, Any]:
         return {"iteration": iteration, "images": 8, "exact": 0.5 + difference, "difference": difference,

@@ -1,0 +1,77 @@
+"""Progress of training: Lightning's bar on a terminal, a line every few seconds in a log. Both say what is left.
+
+What is left of the whole run is estimated from the steps and seconds since this process began to train, drawing and
+reading included; of rules that stop a run earlier it knows nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from rich.console import Console
+
+from gpo_data.progress import EVERY
+
+
+def progress(console: Console) -> ProgressBar:
+    """What suits where `console` writes."""
+    return TrainBar() if console.is_terminal else TrainLog(console)
+
+
+class _Left(ProgressBar):
+    """Adds `left`, h:mm:ss until the last epoch ends, to the metrics shown."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._before = trainer.global_step  # of a checkpoint, which is loaded after on_fit_start
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        done = trainer.global_step - self._before
+        a_step = (time.monotonic() - self._started) / max(done, 1)
+        left = a_step * max(0, self.total_steps() - trainer.global_step)
+        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"} | {
+            "left": str(timedelta(seconds=round(left)))
+        }
+
+    def total_steps(self) -> int:
+        """Of the whole run, all epochs taken to be as long as this one."""
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
+        ends = [steps] if steps >= 0 else []
+        return min([*ends, epochs * int(self.total_train_batches)] if epochs >= 0 else ends, default=0)
+
+
+class TrainBar(_Left, TQDMProgressBar):
+    """One bar an epoch, each left on a line of its own, so that what an iteration prints does not run into it."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5, leave=True)
+
+
+class TrainLog(_Left):
+    """`step 37/750  epoch 2  loss 0.522  ...  left 0:12:40`, every ten seconds and after an epoch's last step."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console, self._printed = console, 0.0
+
+    def disable(self) -> None:
+        self._console = Console(quiet=True)
+
+    def enable(self) -> None:
+        pass
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        now = time.monotonic()
+        if now - self._printed > EVERY or trainer.is_last_batch:
+            self._printed = now
+            shown = "  ".join(f"{k} {f'{v:.3g}' if isinstance(v, float) else v}"
+                              for k, v in self.get_metrics(trainer, pl_module).items())  # fmt: skip
+            step = f"step {trainer.global_step}/{self.total_steps()}  epoch {trainer.current_epoch}"
+            self._console.print(f"{step}  {shown}", soft_wrap=True)
