@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from gpo_data import catalog
+from gpo_data.audit.members import EXACT
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
 from gpo_data.show import load_groups
@@ -62,7 +64,8 @@ def terminal(found: dict[str, Any], console: Console) -> None:
 
 
 def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
-    """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right)."""
+    """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right); framed if exact."""
+    right = [_right(recipe, name) for name in (base, policy)]
     sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
     shown = [image for group in sides[0] for image in group.images if image is not None]
     edge = shown[0].shape[0] * SCALE if shown[0].shape[0] <= 128 else 192
@@ -81,7 +84,7 @@ def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
                 x = GAP + side * (members * (edge + GAP) + GAP) + member * (edge + GAP)
                 if image is not None:
                     sheet.paste(Image.fromarray(image).resize((edge, edge), Image.Resampling.NEAREST), (x, top + LABEL))
-                if (group.rewards[member] or 0) >= 1:
+                if (group.key, member) in right[side]:
                     draw.rectangle(
                         (x, top + LABEL, x + edge - 1, top + LABEL + edge - 1), outline=(0, 170, 60), width=2
                     )
@@ -89,11 +92,19 @@ def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
     return path
 
 
+def _right(recipe: Recipe, dataset: str) -> set[tuple[str, int]]:
+    """(group_key, member) of what is exactly as asked, whatever the reward pays for."""
+    rows = catalog.connect(recipe.lake, dataset).execute(
+        f"SELECT group_key, member FROM members WHERE status = 'ok' AND ({EXACT[recipe.task.kind]})"
+    )
+    return set(rows.fetchall())
+
+
 PAGE = """<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left;white-space:pre}img{max-width:100%;image-rendering:pixelated}</style>
-<h1>{{ title }}</h1><p>The interval resamples prompts. A green frame is a reward of 1.</p>
+<h1>{{ title }}</h1><p>The interval resamples prompts. A green frame: exactly as asked.</p>
 <table><tr><th></th><th>base</th><th>policy</th><th>difference</th></tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table><h2>Before and after</h2><img alt="the same seeds, base and policy" src="{{ picture }}">

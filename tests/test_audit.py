@@ -8,17 +8,21 @@ import json
 import math
 import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
-from gpo_data import audit, shard
+from gpo_data import audit, recipe, shard
 from gpo_data.audit import galleries, members, page, statistics, wording
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, Prompt, group_key, member_seed, prompt_id
+from gpo_data.show import load_groups
 from gpo_data.tiny import render, words
+from gpo_train import eval_report
 
 G = 8
 STATISTICS = {"entropy": pa.float64(), "edge_density": pa.float64(), "dark_fraction": pa.float64()}
@@ -90,13 +94,14 @@ def write_group(rng, task, index, size):
     )
 
 
-def write_dataset(lake, task, groups=12, size=G, per_shard=6, fail=False):
+def write_dataset(lake, task, groups=12, size=G, per_shard=6, fail=False, paid=1.0):
     name = f"{task}-tiny"
     folder = shard.dataset_folder(lake, name)
     (folder / ".stage").mkdir(parents=True)
     rng, keys = np.random.default_rng(7), []
     for index in range(groups):
         group = write_group(rng, task, index, size)
+        group.rewards = [paid * reward for reward in group.rewards]
         if fail and index == 2:
             group.statuses[3], group.rewards[3], group.images[3] = "failed: NaN from the model", None, None
             group.measurements[3] = {}
@@ -274,3 +279,16 @@ def test_the_last_pass_at_k_is_one_that_was_measured(text):
     figures = statistics.summarise(data)
     assert figures.last_k == G - 1 and math.isnan(figures.pass_at[-1])
     assert page.tiles(data, figures)[2][0].endswith(f"(pass@{G - 1})")
+
+
+def test_the_grid_of_eval_frames_what_is_exact_and_not_what_is_paid(tmp_path):
+    lake, name = write_dataset(tmp_path / "lake", "count", paid=0.5)
+    made = recipe.load(Path(__file__).parents[1] / "recipes/count-tiny.yaml", ["--lake", lake])
+    sheet = np.asarray(Image.open(eval_report.grid(made, name, name, tmp_path / "eval.png")))
+    groups = load_groups(shard.dataset_folder(lake, name), limit=eval_report.PROMPTS)
+    edge, gap, label = 2 * groups[0].images[0].shape[0], eval_report.GAP, eval_report.LABEL
+    for row, group in enumerate(groups):
+        for member in range(eval_report.MEMBERS):
+            corner = sheet[2 * label + row * (edge + label + gap), gap + member * (edge + gap)]
+            exact = group.measurements[member]["n_detected"] == group.prompt.target["target_count"]
+            assert (corner.tolist() == [0, 170, 60]) == exact
