@@ -1,7 +1,7 @@
 """Progress of training: Lightning's bar on a terminal, a line every few seconds in a log. Both say what is left.
 
-What is left of the whole run is estimated from the steps and seconds since this process began to train, drawing and
-reading included; of rules that stop a run earlier it knows nothing.
+What is left of the whole run: the steps left, at the seconds a step that this process has seen, and the epochs left, at
+its seconds before an epoch's first step, where an online run draws. Of rules that stop a run earlier it knows nothing.
 """
 
 from __future__ import annotations
@@ -26,19 +26,28 @@ class _Left(ProgressBar):
     """Adds `left`, h:mm:ss until the last epoch ends, to the metrics shown."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.monotonic()
+        self._mark, self._preparing, self._stepping = time.monotonic(), 0.0, 0.0
+        self._steps, self._epochs, self._epoch = 0, 0, -1
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._before = trainer.global_step  # of a checkpoint, which is loaded after on_fit_start
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch != self._epoch:  # what went before its first step: drawing, the reference's errors
+            now = time.monotonic()
+            self._preparing, self._mark = self._preparing + now - self._mark, now
+            self._epochs, self._epoch = self._epochs + 1, trainer.current_epoch
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        now = time.monotonic()
+        self._stepping, self._mark, self._steps = self._stepping + now - self._mark, now, self._steps + 1
+        super().on_train_batch_end(trainer, pl_module, *rest)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        done = trainer.global_step - self._before
-        a_step = (time.monotonic() - self._started) / max(done, 1)
-        left = a_step * max(0, self.total_steps() - trainer.global_step)
-        return {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"} | {
-            "left": str(timedelta(seconds=round(left)))
-        }
+        steps = max(0, self.total_steps() - trainer.global_step)
+        epochs = max(0, (trainer.max_epochs or -1) - trainer.current_epoch - 1)
+        left = steps * self._stepping / max(self._steps, 1) + epochs * self._preparing / max(self._epochs, 1)
+        shown = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        return shown | {"left": str(timedelta(seconds=round(left)))}
 
     def total_steps(self) -> int:
         """Of the whole run, all epochs taken to be as long as this one."""
@@ -68,6 +77,7 @@ class TrainLog(_Left):
         pass
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *rest)
         now = time.monotonic()
         if now - self._printed > EVERY or trainer.is_last_batch:
             self._printed = now
