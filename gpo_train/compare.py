@@ -89,7 +89,7 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
         base, policy = evaluate.eval_recipes(recipe, name, folder, settings)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
-        found = evaluate.compare(recipe, base, policy, settings)
+        found = evaluate.compare(recipe, base, policy, settings, evaluate.members(recipe, base, policy))
         images = sum(one["images"] for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
         if not made:

@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from gpo_data import catalog
-from gpo_data.audit.members import EXACT
 from gpo_data.recipe import Recipe
 from gpo_data.shard import dataset_folder, write_atomic
 from gpo_data.show import load_groups
@@ -63,9 +61,11 @@ def terminal(found: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
-    """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right); framed if exact."""
-    right = [_right(recipe, name) for name in (base, policy)]
+def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]]], path: Path) -> Path:
+    """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right).
+
+    `right`: of each side the (group_key, member) to frame, those exactly as asked, whatever the reward pays for.
+    """
     sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
     shown = [image for group in sides[0] for image in group.images if image is not None]
     edge = shown[0].shape[0] * SCALE if shown[0].shape[0] <= 128 else 192
@@ -90,14 +90,6 @@ def grid(recipe: Recipe, base: str, policy: str, path: Path) -> Path:
                     )
     sheet.save(path)
     return path
-
-
-def _right(recipe: Recipe, dataset: str) -> set[tuple[str, int]]:
-    """(group_key, member) of what is exactly as asked, whatever the reward pays for."""
-    rows = catalog.connect(recipe.lake, dataset).execute(
-        f"SELECT group_key, member FROM members WHERE status = 'ok' AND ({EXACT[recipe.task.kind]})"
-    )
-    return set(rows.fetchall())
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{{ title }}</title>

@@ -56,10 +56,12 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
         draw(side, console)
     found = {"run": run.name, "mode": card["mode"], "train_seconds": card.get("train_seconds")}
-    found |= compare(recipe, base, policy, settings)
+    sides = members(recipe, base, policy)
+    found |= compare(recipe, base, policy, settings, sides)
     write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
     eval_report.terminal(found, console)
-    grid = eval_report.grid(recipe, str(base.name), str(policy.name), run.folder / "eval.png")
+    right = [{key for key, one in side.items() if one["exact"]} for side in sides]
+    grid = eval_report.grid(recipe, str(base.name), str(policy.name), right, run.folder / "eval.png")
     page = eval_report.page(found, grid, run.folder / "eval.html")
     console.print(f"page: {page}", soft_wrap=True)
     return found
@@ -94,26 +96,34 @@ def _named(recipe: Recipe, stem: str) -> Recipe:
     return dataclasses.replace(recipe, name=f"{stem}-{fingerprint_of(fields)[:6]}")
 
 
-def compare(recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval) -> dict[str, Any]:
-    """Every number of eval.json, fractions and not percents."""
+Members = dict[tuple[str, int], dict[str, Any]]
+
+
+def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Members]:
+    """Of each side {(group_key, member): level, exact, lenient, reward and, where measured, statistics and colour}."""
     con = catalog.connect(recipe.lake)
     columns = {row[0] for row in con.execute("describe members").fetchall()}
     kind = recipe.task.kind
-    statistics = [name for name in IMAGE_STATISTICS if name in columns]
-    wanted = {"exact": f"({EXACT[kind]})::double", "lenient": f"({LENIENT[kind]})::double", "reward": "reward"}
-    wanted |= {name: name for name in statistics}
+    wanted = {"level": LEVEL[kind], "exact": f"({EXACT[kind]})::double", "lenient": f"({LENIENT[kind]})::double",
+              "reward": "reward"}  # fmt: skip
+    wanted |= {name: name for name in IMAGE_STATISTICS if name in columns}
     if {"color", "color_seen"} <= columns:
         wanted["color_exact"] = "(color = color_seen)::double"
-    sides = []
-    for side in (base, policy):
-        listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
+    listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
+
+    def read(name: str | None) -> Members:
         rows = con.execute(
-            f"SELECT group_key, member, {LEVEL[kind]} AS level, {listed} FROM members "
-            f"WHERE dataset = ? AND status = 'ok' ORDER BY 1, 2",
-            [side.name],
+            f"SELECT group_key, member, {listed} FROM members WHERE dataset = ? AND status = 'ok' ORDER BY 1, 2", [name]
         ).fetchall()
-        names = ("level", *wanted)
-        sides.append({(key, member): dict(zip(names, values, strict=True)) for key, member, *values in rows})
+        return {(key, member): dict(zip(wanted, values, strict=True)) for key, member, *values in rows}
+
+    return read(base.name), read(policy.name)
+
+
+def compare(
+    recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval, sides: tuple[Members, Members]
+) -> dict[str, Any]:
+    """Every number of eval.json, fractions and not percents. `sides`: what `members` gives."""
     shared = sorted(sides[0].keys() & sides[1].keys())  # a failed member has no partner
 
     def column(side: int, name: str) -> np.ndarray:
@@ -125,7 +135,7 @@ def compare(recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval) -> dic
     levels = column(0, "level").astype(int)
     found: dict[str, Any] = {"n": len(shared), "prompts": int(groups.max()) + 1}
     for number, name in enumerate(("base", "policy")):
-        found[name] = {key: _mean(column(number, key)) for key in wanted}
+        found[name] = {key: _mean(column(number, key)) for key in sides[0][shared[0]] if key != "level"}
         found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[number].name))
     found["difference"] = {
         "exact": float(difference.mean()),

@@ -4,6 +4,7 @@ The datasets are real: the tiny world's renderer, groups, tars and sidecars as `
 luck is ours: each member draws its word (or its number) or another one, and the reading is what was drawn.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, Prompt, group_key, member_seed, prompt_id
 from gpo_data.show import load_groups
 from gpo_data.tiny import render, words
-from gpo_train import eval_report
+from gpo_train import eval_report, evaluate
 
 G = 8
 STATISTICS = {"entropy": pa.float64(), "edge_density": pa.float64(), "dark_fraction": pa.float64()}
@@ -284,7 +285,9 @@ def test_the_last_pass_at_k_is_one_that_was_measured(text):
 def test_the_grid_of_eval_frames_what_is_exact_and_not_what_is_paid(tmp_path):
     lake, name = write_dataset(tmp_path / "lake", "count", paid=0.5)
     made = recipe.load(Path(__file__).parents[1] / "recipes/count-tiny.yaml", ["--lake", lake])
-    sheet = np.asarray(Image.open(eval_report.grid(made, name, name, tmp_path / "eval.png")))
+    side = dataclasses.replace(made, name=name)
+    right = [{key for key, one in found.items() if one["exact"]} for found in evaluate.members(made, side, side)]
+    sheet = np.asarray(Image.open(eval_report.grid(made, name, name, right, tmp_path / "eval.png")))
     groups = load_groups(shard.dataset_folder(lake, name), limit=eval_report.PROMPTS)
     edge, gap, label = 2 * groups[0].images[0].shape[0], eval_report.GAP, eval_report.LABEL
     for row, group in enumerate(groups):
