@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gpo_data
-from gpo_data import models
+from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
 from gpo_data.plan import PlannedShard, prompts_digest
@@ -24,6 +24,27 @@ from gpo_data.shard import dataset_folder, write_atomic
 
 # Settings that change where and how fast an evaluator runs, never what it sees.
 NOT_MEASURED = ("device", "batch_size", "workers")
+
+
+def settle(recipe: Recipe) -> Recipe:
+    """The recipe with the precision that `sampler.dtype: auto` is: its dataset's, if there is one, else the hardware's.
+
+    Raises UsageError where the device is not there or does not have the precision.
+    """
+    device = hardware.device_of(recipe.sampler.device)
+    dtype = drawn_in(recipe.lake, str(recipe.name)) if recipe.sampler.dtype == "auto" else recipe.sampler.dtype
+    return with_dtype(recipe, hardware.dtype_for(dtype or "auto", device))
+
+
+def with_dtype(recipe: Recipe, dtype: hardware.Dtype) -> Recipe:
+    return dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, dtype=dtype))
+
+
+def drawn_in(lake: str, name: str) -> str | None:
+    """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
+    if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
+        return None
+    return read_card(dataset_folder(lake, name)).get("fields", {}).get("sampler.dtype")
 
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data import evaluators, models, rewards
+from gpo_data import evaluators, hardware, models, rewards
 from gpo_data import shard as store
-from gpo_data.dataset import identity, open_dataset
+from gpo_data.dataset import identity, open_dataset, settle
 from gpo_data.generate import Generator
 from gpo_data.plan import PlannedShard, plan
 from gpo_data.progress import Clock, DrawProgress
@@ -41,6 +41,7 @@ def draw(
         share: (rank, world): of the missing shards only those at [rank::world].
         clock: gets the seconds of each part.
     """
+    wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     judges = evaluators.build(recipe)
     rewards.check(recipe.reward, TASKS[recipe.task.kind].COLUMNS | evaluators.columns_of(judges))
@@ -55,7 +56,12 @@ def draw(
         )
         return folder
     if model is None:
-        console.print(f"loading {recipe.model} on {models.device_of(recipe.sampler)}", soft_wrap=True)
+        device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
+        hardware.take_threads()
+        console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
+        why = ", in which the dataset was begun," if wanted == "auto" else ""
+        if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
+            console.print(warning, soft_wrap=True)
         model = models.load(model_folder, recipe.sampler)
         if policy:
             models.adopt(model, policy)

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.sections import Clip, Ocr, Sampler, Task, Yolo
 
@@ -83,9 +84,11 @@ class Recipe:
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
-        plain = dataclasses.asdict(Sampler())
+        plain, sampler = dataclasses.asdict(Sampler()), dataclasses.asdict(self.sampler)
+        if self.sampler.dtype == "auto":  # as this machine draws; a dataset that exists has its own: dataset.settle
+            sampler["dtype"] = hardware.dtype_for("auto", hardware.device_of(self.sampler.device))
         fields: dict[str, Any] = {
-            f"sampler.{k}": v for k, v in dataclasses.asdict(self.sampler).items()
+            f"sampler.{k}": v for k, v in sampler.items()
             if k not in PLACES and not (k in SINCE and v == plain[k])
         }  # fmt: skip
         fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}

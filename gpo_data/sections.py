@@ -49,8 +49,9 @@ class Sampler:
         negative_prompt: what guidance steers away from.
         max_sequence_length: tokens of a T5 encoder; null is the pipeline's default.
         batch_size: pictures drawn at once; part of the fingerprint, because arithmetic depends on the batch.
-        dtype: of the model while it draws.
-        device: `auto` takes a GPU if there is one.
+        dtype: of the model while it draws. `auto` takes bfloat16 where the device multiplies it in hardware, else
+            float32; of a dataset that exists, what it was drawn in.
+        device: `auto` takes a CUDA GPU if there is one; `cpu`, `cuda`, `cuda:1` or `mps`.
         compile: `torch.compile` the denoiser.
         text_encoders: `device` keeps them beside the denoiser, `offload` has them there only while prompts are embedded
             (once a shard), `cpu` embeds on the CPU.
@@ -68,7 +69,7 @@ class Sampler:
     negative_prompt: str = ""
     max_sequence_length: int | None = None
     batch_size: int = 16
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     compile: bool = False
     text_encoders: Literal["device", "offload", "cpu"] = "device"

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from gpo_data import evaluators, models
+from gpo_data import evaluators, hardware, models
 from gpo_data import shard as store
-from gpo_data.dataset import read_card
+from gpo_data.dataset import read_card, settle
 from gpo_data.errors import RunError
 from gpo_data.generate import finish_group
 from gpo_data.group import OK, from_sample
@@ -151,6 +151,8 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     rows = [r for s in store.sidecars(folder) for r in pq.read_table(s).to_pylist()]
     rows = [r for r in rows if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
+    recipe = settle(recipe)
+    hardware.take_threads()
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:
         models.adopt(model, models.policy_folder(recipe.policy))

@@ -32,7 +32,7 @@ from gpo_data.reader import diversity
 from gpo_data.recipe import Recipe, fingerprint_of
 from gpo_data.shard import write_atomic
 from gpo_data.tasks import TASKS
-from gpo_train.run import Run
+from gpo_train.run import Run, settle
 from gpo_train.settings import Eval, eval_settings
 
 LENIENT = {
@@ -47,6 +47,7 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     from gpo_train import eval_report
 
     card, settings = run.card(), eval_settings(recipe)
+    recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
     if recipe.task.kind not in EXACT:

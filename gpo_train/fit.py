@@ -24,19 +24,19 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from gpo_data import models
+from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generate import Interrupted
 from gpo_data.recipe import Recipe
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
-from gpo_train.frozen import frozen_groups
+from gpo_train.frozen import dataset_names, frozen_groups
 from gpo_train.iterations import history
 from gpo_train.module import GPOModule
 from gpo_train.online import OnlineRegeneration
 from gpo_train.policy import Policy
 from gpo_train.progress import progress
-from gpo_train.run import Run, open_run
+from gpo_train.run import RUNS, Run, open_run, settle
 from gpo_train.settings import Train, online_settings, train_settings
 from gpo_train.sharded import ShardedGPOModule
 
@@ -48,9 +48,13 @@ class Stopped(Exception):
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline") -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
     settings = train_settings(recipe, mode)
+    name = name or f"{recipe.name}-{mode}"
+    begun = (RUNS / name / "run.json").is_file()
+    recipe = settle(recipe, RUNS / name, [] if begun or mode == "online" else dataset_names(recipe, settings))
+    settings = train_settings(recipe, mode)
     iterations = online_settings(recipe).iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
-    run = open_run(name or f"{recipe.name}-{mode}", recipe, mode, model_folder)
+    run = open_run(name, recipe, mode, model_folder)
     card = run.card()
     if len(history(run.folder)) < iterations and "stopped_by" not in card:
         run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
@@ -86,16 +90,19 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
     data = GroupDataModule(groups_of, settings, seed)
+    hardware.take_threads(processes_of(settings))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
     resume = run.last if run.last.is_file() else None
     if trainer.is_global_zero:
         size = sum(p.numel() for p in policy.trainable())
         console.print(
             f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
-            f"({settings.tuning}) on {trainer.strategy.root_device}, "
+            f"({settings.tuning}) on {hardware.describe(trainer.strategy.root_device.type, settings.precision)}, "
             f"{settings.epochs} epochs of {settings.passes} passes",
             soft_wrap=True,
         )
+        if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
+            console.print(warning, soft_wrap=True)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     except Interrupted:
@@ -118,6 +125,12 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
             f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
     return run
+
+
+def processes_of(settings: Train) -> int:
+    """Ranks on this machine that compute on its CPU at once."""
+    devices = settings.trainer.get("devices", 1)
+    return len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
 
 
 def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> models.Model:

@@ -36,7 +36,9 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         table = pq.read_table(frozen)
     else:
         here = run.card()["model_digest"]
-        table = reading.merge([_frozen(recipe, settings, name, here, console) for name in _names(recipe, settings)])
+        table = reading.merge(
+            [_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)]
+        )
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(frozen, buffer.getvalue())
@@ -45,7 +47,8 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     return lambda epoch: readers[epoch % len(readers)]
 
 
-def _names(recipe: Recipe, settings: Train) -> list[str]:
+def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
+    """What a run trains on offline. Raises UsageError."""
     if settings.datasets is None:
         return [str(recipe.name)]
     present = [row[0] for row in catalog.connect(recipe.lake).sql("SELECT dataset FROM datasets ORDER BY 1").fetchall()]

@@ -25,8 +25,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from rich.console import Console
 
-from gpo_data import evaluators, models
+from gpo_data import evaluators, hardware, models
 from gpo_data import reader as reading
+from gpo_data.dataset import with_dtype
 from gpo_data.draw import draw
 from gpo_data.errors import RunError
 from gpo_data.generate import finish_group
@@ -55,7 +56,10 @@ class OnlineRegeneration(Callback):
 
     def __init__(self, recipe: Recipe, folder: Path, console: Console | None = None) -> None:
         self.online, self.folder = online_settings(recipe), folder
-        self.recipe = dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size)
+        dtype = hardware.dtype_for(recipe.sampler.dtype, hardware.device_of(recipe.sampler.device))
+        self.recipe = with_dtype(
+            dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size), dtype
+        )
         self.console = console or Console(highlight=False)
         self.stopped_by: str | None = None
         self._read: tuple[int, reading.Reader] | None = None

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import gpo_data
-from gpo_data import models
+from gpo_data import hardware, models
+from gpo_data.dataset import drawn_in, with_dtype
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe
 from gpo_data.shard import write_atomic
@@ -91,6 +92,25 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
         f"`gpo-train fit recipes/{recipe_name}.yaml --mode {mode}`; "
         f"runs: {known}"
     )
+
+
+def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
+    """The recipe with what `auto` is in `sampler.dtype` and `train.precision`. Raises UsageError.
+
+    As the run in `folder` was begun, else as the first of `datasets` was drawn, else by the hardware.
+    """
+    begun = Run(folder).card()["recipe"] if (folder / "run.json").is_file() else None
+    device = hardware.device_of(recipe.sampler.device)
+    dtype: str = recipe.sampler.dtype
+    precision = recipe.train.get("precision", "auto")
+    if dtype == "auto":
+        drawn = [drawn_in(recipe.lake, name) for name in datasets[:1]]
+        dtype = begun["sampler"]["dtype"] if begun else next((one for one in drawn if one), "auto")
+    if precision == "auto" and begun:
+        precision = begun["train"].get("precision", "float32")  # what it was where nothing is written
+    made = with_dtype(recipe, hardware.dtype_for(dtype, device))
+    precision = hardware.dtype_for(str(precision), device, "train.precision")
+    return dataclasses.replace(made, train=recipe.train | {"precision": precision})
 
 
 def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: Path = RUNS) -> Run:

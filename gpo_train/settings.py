@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe, explain, nearest
 
@@ -54,7 +55,8 @@ class Train:
         reference_decay: of `ema`, an optimiser step.
         reference_offload: a `frozen` copy waits on the CPU and comes to the device to be asked; `stored` needs no copy.
         ema: decay of an average of the policy's weights, which evaluation and export use; null is off.
-        precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights.
+        precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights. `auto` takes bfloat16
+            where the device multiplies it in hardware; of a run that exists, what it was begun in.
         compile: `torch.compile` the denoiser.
         gradient_checkpointing: less memory, more arithmetic.
         sft_reward: smallest reward that `sft` learns from.
@@ -94,7 +96,7 @@ class Train:
     reference_decay: float = 0.99
     reference_offload: bool = False
     ema: float | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
     sft_reward: float = 1.0
@@ -207,6 +209,9 @@ def online_settings(recipe: Recipe) -> Online:
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     """`recipe.train`, checked for the mode, `offline` or `online`. Raises UsageError."""
     made = _section(recipe, "train", Train)
+    device = hardware.device_of(recipe.sampler.device)
+    precision: Any = hardware.dtype_for(made.precision, device, "train.precision")
+    made = dataclasses.replace(made, precision=precision)
     if made.reference_update is None:
         follows = mode == "online" and made.reference != "adapters" and made.objective == "gpo"
         made = dataclasses.replace(made, reference_update="iteration" if follows else "never")

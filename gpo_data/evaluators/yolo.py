@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.ocr import import_cv2
 from gpo_data.evaluators.pool import Batch, Measure, Pool
@@ -136,13 +137,11 @@ def load(settings: Settings, threads: int) -> Measure:
 
 def detect(detector: Any, images: list[np.ndarray], **options: Any) -> list[Any]:
     """ultralytics' results of uint8 [H, W, 3] RGB pictures; torch keeps its number of threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    # ultralytics reads BGR
-    found = detector.predict([np.ascontiguousarray(image[..., ::-1]) for image in images], verbose=False, **options)
-    torch.set_num_threads(threads)  # its first call takes all but one: of two cores, half the speed of what follows
-    return list(found)
+    with hardware.same_threads():  # its first call takes all but one: of two cores, half the speed of what follows
+        # ultralytics reads BGR
+        return list(
+            detector.predict([np.ascontiguousarray(image[..., ::-1]) for image in images], verbose=False, **options)
+        )
 
 
 def _row(result: Any, classes: dict[int, str], target: dict[str, Any]) -> dict[str, Any]:

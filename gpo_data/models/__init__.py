@@ -131,14 +131,6 @@ def adopt(model: Any, folder: Path) -> None:
     model.denoiser.load_state_dict(state)
 
 
-def device_of(sampler: Sampler) -> str:
-    if sampler.device != "auto":
-        if sampler.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"sampler.device: {sampler.device}: torch sees no CUDA device; use cpu or auto")
-        return sampler.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def digest(folder: Path) -> str:
     """16 hex digits over the weights' names, sizes and their first and last MiB: another checkpoint, another digest."""
     state = hashlib.blake2b(digest_size=8)

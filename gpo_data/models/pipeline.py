@@ -24,7 +24,8 @@ import numpy as np
 import torch
 import transformers
 
-from gpo_data.models import Conditioning, device_of, memory
+from gpo_data import hardware
+from gpo_data.models import Conditioning, memory
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -57,8 +58,8 @@ class Pipeline:
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         self.sampler = sampler
-        self.device = torch.device(device_of(sampler))
-        self.dtype: torch.dtype = getattr(torch, sampler.dtype)
+        self.device = torch.device(hardware.device_of(sampler.device))
+        self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
         if for_training:
             how |= memory.denoiser_alone(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.tiny.recipe import TinyRecipe, load
 from gpo_data.tiny.train_autoencoder import polish_decoder, train_autoencoder
@@ -22,7 +23,7 @@ from gpo_data.tiny.train_yolo import train_yolo
 
 def train(recipe: TinyRecipe, out: Path) -> None:
     """All parts; what is finished in `out` is loaded, not trained again."""
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(min(recipe.threads, hardware.threads()))
     vae = train_autoencoder(recipe.autoencoder, out)
     vae = polish_decoder(recipe.decoder, vae, out)
     if not (out / "yolo.pt").exists():

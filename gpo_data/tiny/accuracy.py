@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from gpo_data import hardware
 from gpo_data.tiny import WEIGHTS
 from gpo_data.tiny.reading import count_shapes, read_words
 from gpo_data.tiny.render import sample_scene
@@ -90,6 +91,8 @@ def speed_table(pipe, args) -> None:
         (torch.bfloat16, False, 64),
         (torch.bfloat16, True, 64),
     ):
+        if dtype == torch.bfloat16 and not hardware.bfloat16_units(hardware.device_of("auto")):
+            continue
         pipe.to(dtype)
         pipe.transformer.forward = timed(torch.compile(original, dynamic=False) if compiles else original)
         options = argparse.Namespace(**{**vars(args), "batch": batch})
@@ -117,11 +120,12 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=0, help="groups of 32 a task")
     parser.add_argument("--speed", action="store_true", help="table 4")
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    hardware.take_threads()
+    dtype = getattr(torch, hardware.dtype_for("auto", hardware.device_of("auto")))
     from ultralytics import YOLO
 
     yolo = YOLO(str(args.weights / "yolo.pt"))
-    pipe = StableDiffusion3Pipeline.from_pretrained(args.weights / "sd3", dtype=torch.bfloat16)
+    pipe = StableDiffusion3Pipeline.from_pretrained(args.weights / "sd3", dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     for task in LEVELS:
         levels, pictures, captions, targets = scenes_of(task, args.rendered, seed=123)

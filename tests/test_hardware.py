@@ -1,0 +1,155 @@
+"""Precision and threads by what the hardware can do, on this machine and on one without bfloat16 instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from gpo_data import cli, hardware, recipe
+from gpo_data.dataset import drawn_in, settle
+from gpo_data.draw import draw
+from gpo_data.errors import UsageError
+from gpo_data.models import load, resolve
+from gpo_train import cli as train_cli
+from gpo_train.fit import processes_of
+from gpo_train.run import Run
+from gpo_train.run import settle as settle_run
+from gpo_train.settings import Train, train_settings
+
+HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A processor that hides nothing from the libraries."""
+    for name in (*HIDDEN, "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def hide(patch: pytest.MonkeyPatch) -> None:
+    for name, value in HIDDEN.items():
+        patch.setenv(name, value)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="the processor's own word is in /proc/cpuinfo")
+def test_auto_is_what_the_processor_multiplies(plain: pytest.MonkeyPatch) -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    there = any(flag in flags for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    assert hardware.dtype_for("auto", "cpu") == ("bfloat16" if there else "float32")
+    assert bool(hardware.bfloat16_units("cpu")) == there
+    for name, value in HIDDEN.items():
+        with pytest.MonkeyPatch.context() as one:
+            one.setenv(name, value)
+            assert hardware.dtype_for("auto", "cpu") == "float32"
+            assert "no bfloat16" in hardware.describe("cpu", "float32")
+    plain.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert hardware.dtype_for("auto", "cpu") == ("bfloat16" if there else "float32")
+    assert hardware.dtype_for("float16", "cpu") == "float16"  # asked for is taken
+
+
+def test_where_it_will_be_slow_it_is_said(plain: pytest.MonkeyPatch) -> None:
+    hide(plain)
+    assert hardware.warning_of("sampler.dtype", "float32", "cpu") is None
+    plain.setattr(hardware, "SLOW", 0.0)  # however quick this processor is
+    said = hardware.warning_of("train.precision", "bfloat16", "cpu")
+    assert said is not None and said.startswith("warning: train.precision: bfloat16") and "times as long" in said
+
+
+def test_a_dataset_keeps_the_precision_it_was_begun_in(
+    recipe_file: Path, plain: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--sampler.dtype", "auto", "--task.num_prompts", "2"]
+    made = recipe.load(recipe_file, small)
+    hide(plain)
+    folder = draw(made, Console(quiet=True))
+    card = json.loads((folder / "dataset.json").read_text())
+    assert card["fields"]["sampler.dtype"] == card["recipe"]["sampler"]["dtype"] == "float32"
+    for name in HIDDEN:
+        plain.delenv(name)
+    assert drawn_in(made.lake, "small") == "float32" and settle(made).sampler.dtype == "float32"
+    draw(made, Console(highlight=False))
+    assert "nothing to draw" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"sampler.dtype: 'float32' there, 'bfloat16' in the recipe"):
+        draw(recipe.load(recipe_file, [*small, "--sampler.dtype", "bfloat16"]), Console(quiet=True))
+    # What trains on it draws in the same precision; its own arithmetic is by the hardware.
+    here = hardware.dtype_for("auto", "cpu")
+    begun = settle_run(made, Path("runs/none"), ["small"])
+    assert (begun.sampler.dtype, begun.train["precision"]) == ("float32", here)
+    assert settle_run(made, Path("runs/none"), []).sampler.dtype == here
+
+
+def test_a_run_keeps_the_precision_it_was_begun_in(
+    tmp_path: Path, recipe_file: Path, plain: pytest.MonkeyPatch
+) -> None:
+    made = recipe.load(recipe_file, ["--sampler.dtype", "auto", "--train.precision", "auto"])
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    for train, precision in (
+        ({"precision": "bfloat16"}, "bfloat16"),
+        ({}, "float32"),
+    ):  # nothing written: the old default
+        (run.folder / "run.json").write_text(json.dumps({"recipe": {"sampler": {"dtype": "bfloat16"}, "train": train}}))
+        for environment in ({}, HIDDEN):
+            with pytest.MonkeyPatch.context() as one:
+                for name, value in environment.items():
+                    one.setenv(name, value)
+                again = settle_run(made, run.folder, [])
+                assert (again.sampler.dtype, again.train["precision"]) == ("bfloat16", precision)
+    hide(plain)
+    assert train_settings(made).precision == "float32"
+
+
+def test_the_fingerprint_holds_a_precision(recipe_file: Path, plain: pytest.MonkeyPatch) -> None:
+    auto = recipe.load(recipe_file, ["--sampler.dtype", "auto"])
+    hide(plain)
+    assert auto.fingerprint() == recipe.load(recipe_file, ["--sampler.dtype", "float32"]).fingerprint()
+    assert str(load(resolve(auto.model), auto.sampler).denoiser.dtype) == "torch.float32"  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from gpo_data import hardware; "
+    code += "print(hardware.threads(), hardware.take_threads(4), os.environ['OMP_NUM_THREADS'])"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).split() == ["1", "1", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert hardware.threads() == hardware.threads(2) == 3  # the user's own word
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    assert [hardware.threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert [processes_of(Train(trainer=t)) for t in ({}, {"devices": 2}, {"devices": [0, 1, 2]})] == [1, 2, 3]
+
+
+def test_threads_are_as_before_after_a_library_took_others() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="it failed"), hardware.same_threads():
+        torch.set_num_threads(before + 1)
+        raise RuntimeError("it failed")
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize(
+    ("verb", "key", "values"),
+    [
+        ("shards", "--sampler.device", ["mps", "cuda", "cuda:1", "cpu:1", "tpu"]),
+        ("shards", "--sampler.dtype", ["int4"]),
+        ("fit", "--train.precision", ["fp32"]),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], verb: str, key: str, values: list[str]
+) -> None:
+    main = cli.main if verb == "shards" else train_cli.main
+    for value in values:
+        assert main([verb, str(recipe_file), key, value]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and key.split(".")[1] in error and value in error
