@@ -71,8 +71,8 @@ test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(READY) ## drawing and training against hand-written loops; SQL over 10 million members
-	@$(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_train.py && $(BIN)/python tests/bench_catalog.py
+bench: $(READY) ## shares of the machine's own product; drawing and training against hand-written loops; SQL over 10 million members
+	@$(BIN)/python tests/bench_machine.py && $(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_train.py && $(BIN)/python tests/bench_catalog.py
 
 bench-gpu: $(READY) ## real sizes on a GPU: drawing, a step, an online iteration; ARGS="--tiny" tries it on the CPU
 	@$(BIN)/python tests/bench_gpu.py $(ARGS)

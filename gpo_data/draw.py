@@ -20,6 +20,7 @@ from rich.console import Console
 from gpo_data import evaluators, hardware, models, rewards
 from gpo_data import shard as store
 from gpo_data.dataset import identity, open_dataset, settle
+from gpo_data.errors import RunError
 from gpo_data.generate import Generator
 from gpo_data.plan import PlannedShard, plan
 from gpo_data.progress import Clock, DrawProgress
@@ -82,6 +83,13 @@ def draw(
         f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
         soft_wrap=True,
     )
+    for reason, count in progress.reasons.most_common(5):
+        console.print(f"  {count} members {reason}", soft_wrap=True, markup=False)
+    if progress.members and progress.failed == progress.members:
+        raise RunError(
+            f"dataset {folder}: all {progress.members} members {next(iter(progress.reasons))}; the pictures "
+            f"are kept, and the same command tries them again"
+        )
     if elsewhere:
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)

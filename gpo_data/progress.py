@@ -8,13 +8,14 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpo_data.group import Group
+from gpo_data.group import OK, Group
 
 
 class Clock:
@@ -42,6 +43,7 @@ class DrawProgress:
         self.total, self.size, self.console = total_groups, group_size, console
         self.groups = self.members = self.dead = self.failed = 0
         self.reward_sum, self.rewards = 0.0, 0
+        self.reasons: Counter[str] = Counter()
         self.started = self.printed = time.monotonic()
         self._lock = threading.Lock()
         self._bar = Progress(
@@ -70,6 +72,7 @@ class DrawProgress:
             self.groups += 1
             self.members += group.size
             self.failed += group.size - len(rewards)
+            self.reasons.update(status for status in group.statuses if status != OK)
             self.dead += not rewards or statistics.pstdev(rewards) == 0
             self.reward_sum, self.rewards = self.reward_sum + sum(rewards), self.rewards + len(rewards)
             self._bar.update(self._task, completed=self.groups, line=self.line())

@@ -1,4 +1,4 @@
-"""Drawing: our pipeline against the loop a user would write by hand, same model, steps and OCR, in one run.
+"""Drawing: our pipeline against the loop a user would write by hand, same model, precision, steps and OCR, in one run.
 
 By hand: for each prompt, `pipe(prompt, num_images_per_prompt=G)`, OCR inline, `wds.ShardWriter`. Ours: `gpo-data
 shards`' own generator, batches across prompts, measuring and writing beside the drawing. The two take turns; the
@@ -23,7 +23,8 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from rich.console import Console
 
-from gpo_data import evaluators, models, recipe
+from gpo_data import evaluators, hardware, models, recipe
+from gpo_data.dataset import settle
 from gpo_data.draw import draw
 from gpo_data.plan import plan
 
@@ -31,8 +32,8 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "text-tiny.yaml"
 
 
 def by_hand(made: recipe.Recipe, ocr: object, folder: Path) -> None:
-    sampler = made.sampler
-    pipe = StableDiffusion3Pipeline.from_pretrained(models.resolve(made.model), dtype=torch.float32)
+    sampler, dtype = made.sampler, settle(made).sampler.dtype
+    pipe = StableDiffusion3Pipeline.from_pretrained(models.resolve(made.model), dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     with wds.ShardWriter(str(folder / "%06d.tar"), maxcount=8, verbose=0) as writer:
         for shard in plan(made):
@@ -81,7 +82,9 @@ def main() -> None:
             f"{name:10s} {members / statistics.median(times):6.1f} images/s  (seconds: {[round(t, 1) for t in times]})"
         )
     ratio = statistics.median(seconds["by hand"]) / statistics.median(seconds["gpo-data"])
-    print(f"ratio      {ratio:6.2f}  ({members} images a round, {torch.get_num_threads()} threads)")
+    print(
+        f"ratio      {ratio:6.2f}  ({members} images a round, {hardware.describe('cpu', settle(made).sampler.dtype)})"
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import webdataset as wds
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from gpo_data import catalog, recipe
+from gpo_data import catalog, hardware, recipe
 from gpo_data.draw import draw
 from gpo_data.models import resolve
 from gpo_data.reader import Reader, TrainGroup
@@ -58,6 +58,7 @@ class Steps(Callback):
 
 def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> list[float]:
     settings = train_settings(made)
+    half = settings.precision == "bfloat16"
     model = fitting.load_for_training(made, settings, resolve(made.model))
     policy, seconds = model.denoiser, []
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
@@ -72,7 +73,7 @@ def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> lis
         x_t, y = model.noise(x_0, e, t), model.target(x_0, e, t)
         errors = []
         for network in (policy, reference):
-            with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(network is policy):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(network is policy):
                 said = model.predict(x_t, t, conditioning, network)
             errors.append(((y - said.float()) ** 2).flatten(1).mean(1).view(k, n))
         s = (errors[0] - errors[1]).double()
@@ -133,6 +134,7 @@ def main() -> None:
         for index in range(len(reader)):
             reader[index]
         mine = len(reader) / (time.perf_counter() - started)
+        print(hardware.describe("cpu", train_settings(made).precision))
         print(
             f"reading               {mine:7.0f} groups/s, wds.WebDataset {theirs:.0f} undecoded: x {mine / theirs:.2f}"
         )
