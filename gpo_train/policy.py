@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from gpo_data.errors import UsageError
 from gpo_data.models import Conditioning, Model
 from gpo_data.reader import TrainGroup
-from gpo_train.attention import PlainAttention
 from gpo_train.settings import Train
 
 RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
@@ -165,10 +164,7 @@ class Policy(nn.Module):
 
     def _said(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x_t, t, c), [., C, h, w], float32."""
-        s = self.settings  # checkpointing computes a block again after the context has ended; compiled code is its own
-        plain = x_t.device.type == "cpu" and not (s.gradient_checkpointing or s.compile)
-        attention = PlainAttention() if plain else nullcontext()
-        with attention, torch.autocast(x_t.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             return self.model.predict(x_t, t, conditioning, denoiser).float()
 
     @torch.no_grad()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import loky
 import pytest
-import torch
-from diffusers import AutoencoderKL
 
-from gpo_data.tiny.pipeline import new_text_encoder, new_tokenizer, new_transformer, save_pipeline
-from gpo_train.module import GPOModule
+# torch and what needs it are imported where they are used: the process that hands tests to the workers needs neither.
+# Read when torch loads: networks this small gain nothing from a second thread, and the workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 RECIPE = """
 model: {model}
@@ -28,10 +32,37 @@ ocr: {{mode: recognition}}
 reward: 0.5 + 0.5 * text_edit(target, ocr_text) - 0.5 * dark_fraction
 """
 
+TRAIN = """
+train: {tuning: full, draws: 2, passes: 1, epochs: 2, batch_groups: 2, learning_rate: 1.0e-4, precision: float32,
+        checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
+eval: {prompts: 2, group_size: 2, bootstrap: 100}
+"""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`: each worker imports torch, PaddleOCR and ultralytics for itself, so that many gain little."""
+    return min(4, loky.cpu_count())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_load_once() -> Iterator[None]:
+    """Evaluators with the same settings share their OCR model and their detector, as they would in one recipe."""
+    from gpo_data.evaluators import ocr, ocr_models, yolo
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 1)  # onnxruntime's second thread would only keep a core busy waiting
+        patch.setattr(ocr_models, "model_name", functools.cache(ocr_models.model_name))
+        for module in (ocr, yolo):
+            patch.setattr(module, "load", functools.cache(module.load))
+        yield
+
 
 @contextmanager
 def killed_at(step: int) -> Iterator[None]:
     """Inside, training dies before the optimiser step of that number."""
+    from gpo_train.module import GPOModule
+
     train = GPOModule.training_step
 
     def killed(self: GPOModule, batch: Any, index: int) -> None:
@@ -47,6 +78,11 @@ def killed_at(step: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights, built from config."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from gpo_data.tiny.pipeline import new_text_encoder, new_tokenizer, new_transformer, save_pipeline
+
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     vae = AutoencoderKL(
@@ -61,7 +97,7 @@ def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("random-sd3")
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
-    save_pipeline(folder, vae, new_transformer(), encoders, tokenizer)
+    save_pipeline(folder, vae, new_transformer(layers=2, heads=2), encoders, tokenizer)
     return folder
 
 
@@ -70,4 +106,26 @@ def recipe_file(tmp_path: Path, random_sd3: Path) -> Path:
     """A recipe of 6 groups of 4 in 3 shards, with a lake of its own."""
     path = tmp_path / "small.yaml"
     path.write_text(RECIPE.format(model=random_sd3, lake=tmp_path / "lake"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_lake(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
+    """A lake with the dataset of `recipe_file`, drawn once; a test that changes it takes a copy."""
+    from rich.console import Console
+
+    from gpo_data import recipe
+    from gpo_data.draw import draw
+
+    path = tmp_path_factory.mktemp("drawn") / "small.yaml"
+    path.write_text(RECIPE.format(model=random_sd3, lake=path.parent / "lake"))
+    return draw(recipe.load(path), Console(quiet=True)).parent
+
+
+@pytest.fixture
+def here(drawn_lake: Path, tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe file whose dataset is drawn, with the lake and runs/ in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(model=random_sd3, lake=shutil.copytree(drawn_lake, tmp_path / "lake")) + TRAIN)
     return path

@@ -116,7 +116,7 @@ def test_a_thing_has_its_own_class_and_colour() -> None:
 def test_draws_and_audits(random_sd3: Path, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[1] / "recipes" / "align-tiny.yaml"
     changes = {"model": random_sd3, "lake": tmp_path, "group_size": 4, "task.num_prompts": 3,
-               "sampler.num_inference_steps": 2, "sampler.device": "cpu"}  # fmt: skip
+               "sampler.num_inference_steps": 2, "sampler.dtype": "float32", "sampler.device": "cpu"}  # fmt: skip
     made = recipe.load(shipped, [f"--{key}={value}" for key, value in changes.items()])
     assert dataset.measured(made)["boxes.weights"] == "tiny"
     folder = draw(made, Console(quiet=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import RECIPE
 
 PRELOAD = ["torch", "diffusers", "transformers", "paddleocr", "onnxruntime", "gpo_data.draw", "gpo_data.models.sd3"]
 
@@ -38,16 +39,25 @@ def shard_bytes(lake: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((lake / "dataset=small").glob("shard-*"))}
 
 
-@pytest.fixture
-def unbroken(recipe_file: Path, tmp_path: Path) -> tuple[dict[str, bytes], float]:
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
+    """A recipe of 6 groups of 4 in 3 shards."""
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(RECIPE.format(model=random_sd3, lake="lake"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
     """The bytes of a run that nothing stops, and how long it takes once the imports are done."""
+    folder = tmp_path_factory.mktemp("unbroken")
     for lake in ("warm", "whole"):
-        process = lives().Process(target=draw_once, args=(str(recipe_file), str(tmp_path / lake)))
+        process = lives().Process(target=draw_once, args=(str(recipe_file), str(folder / lake)))
         started = time.monotonic()
         process.start()
         process.join(600)
         assert process.exitcode == 0
-    return shard_bytes(tmp_path / "whole"), time.monotonic() - started
+    return shard_bytes(folder / "whole"), time.monotonic() - started
 
 
 def kill_and_resume(recipe_file: Path, lake: Path, seconds: float, kills: int, seed: int) -> None:

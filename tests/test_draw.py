@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,9 +37,10 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def drawn(recipe_file: Path) -> tuple[recipe.Recipe, Path]:
+def drawn(drawn_lake: Path, recipe_file: Path) -> tuple[recipe.Recipe, Path]:
+    """The recipe and its dataset, in a lake of the test's own."""
     made = recipe.load(recipe_file)
-    return made, draw(made, quiet())
+    return made, Path(shutil.copytree(drawn_lake, made.lake)) / "dataset=small"
 
 
 def test_draws_verified_groups_of_distinct_members(drawn: tuple[recipe.Recipe, Path]) -> None:
@@ -108,10 +110,9 @@ def test_another_recipe_is_refused_with_what_differs(drawn: tuple[recipe.Recipe,
 
 
 def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
-    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe_file: Path, drawn_lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe.load(recipe_file)
-    plain = draw(recipe.load(recipe_file, ["--lake", str(tmp_path / "plain")]), quiet())
     measure = image_stats.ImageStats.measure
     bad: list[bytes] = []
 
@@ -130,7 +131,23 @@ def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
     assert len(failed) == 1 and "ValueError: cannot look at this one" in failed[0]["status"]
     assert failed[0]["reward"] is None and verify(folder).failed == 1
     draw(made, quiet())
-    assert shard_bytes(folder) == shard_bytes(plain)
+    assert shard_bytes(folder) == shard_bytes(drawn_lake / "dataset=small")
+
+
+def test_where_every_member_fails_the_run_fails_and_says_why(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raises(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
+        raise ModuleNotFoundError("No module named 'eyes'")
+
+    small = ["shards", str(recipe_file), "--task.num_prompts", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(image_stats.ImageStats, "measure", raises)
+        assert cli.main(small) == 1
+    said = capsys.readouterr()
+    assert "8 members failed: image_stats: ModuleNotFoundError: No module named 'eyes'" in said.out
+    assert "all 8 members failed: image_stats: ModuleNotFoundError" in " ".join(said.err.split())
+    assert cli.main(small) == 0  # what was kept is tried again
 
 
 def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,15 @@ def checked(evaluator, images, targets):
     return rows
 
 
+def alike(found, expected):
+    """Equal but for the last digits of numbers: in a batch of another size the same sum may round another way."""
+    if isinstance(expected, dict):
+        return list(found) == list(expected) and all(alike(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(alike, found, expected))
+    return found == (pytest.approx(expected, rel=1e-3, abs=2e-5) if isinstance(expected, float) else expected)
+
+
 def test_recognition_reads_signs(recognition):
     rows = checked(recognition, SIGNS, [{}] * len(SIGNS))
     assert [row["ocr_text"] for row in rows] == list(WORDS)
@@ -44,7 +53,7 @@ def test_recognition_reads_signs(recognition):
 
 def test_a_picture_is_read_the_same_alone_and_in_company(recognition):
     alone = [recognition.measure([sign], [{}])[0] for sign in SIGNS]
-    assert alone == recognition.measure(SIGNS, [{}] * len(SIGNS))
+    assert alike(alone, recognition.measure(SIGNS, [{}] * len(SIGNS)))
     assert recognition.measure([], []) == []
 
 
@@ -74,10 +83,11 @@ def test_scene_reads_lines_in_order():
     assert nothing["ocr_lines"] == []
 
 
-def test_workers_change_nothing(recognition):
-    several = OcrEvaluator(Ocr(mode="recognition", workers=2))
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_workers_change_nothing(recognition, workers):
+    several = OcrEvaluator(Ocr(mode="recognition", workers=workers))
     assert several.version == recognition.version
-    assert several.measure(SIGNS, [{}] * len(SIGNS)) == recognition.measure(SIGNS, [{}] * len(SIGNS))
+    assert alike(several.measure(SIGNS, [{}] * len(SIGNS)), recognition.measure(SIGNS, [{}] * len(SIGNS)))
     several.close()
 
 
@@ -137,11 +147,15 @@ def test_yolo_counts_shapes(shapes):
     assert [row["n_detected"] for row in rows] == [target["target_count"] for target in targets]
     assert rows[0]["detections"][0]["class"] == "circle"
     assert evaluator.measure(images[:1], [{"target_class": "triangle"}])[0]["n_detected"] == 0
-    several = YoloEvaluator(replace(YOLO, workers=2))
-    assert several.measure(images, targets) == rows
-    several.close()
     with pytest.raises(UsageError, match=r"does not detect 'dog'; its classes: circle, square, triangle"):
         evaluator.measure(images[:1], [{"target_class": "dog"}])
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_workers_count_the_same(shapes, workers):
+    several = YoloEvaluator(replace(YOLO, workers=workers))
+    assert alike(several.measure(*shapes), YoloEvaluator(YOLO).measure(*shapes))
+    several.close()
 
 
 def test_yolo_opens_any_weights_file(shapes, tmp_path):
@@ -191,7 +205,7 @@ def _fragile(settings, threads):
 
 
 def test_an_error_reaches_the_caller_as_it_was():
-    for workers in (0, 1):
+    for workers in (0, 2):
         pool = Pool(_fragile, 3, workers, batch_size=2)
         with pytest.raises(ValueError, match="cannot measure 3"):
             pool([(i, {}) for i in range(5)])

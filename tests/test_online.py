@@ -16,6 +16,7 @@ import torch
 from conftest import RECIPE, killed_at
 from rich.console import Console
 from safetensors.torch import load_file
+from training import equal, weights_of
 
 from gpo_data import catalog, recipe
 from gpo_data.draw import draw
@@ -31,8 +32,8 @@ from gpo_train.run import Run, newest
 from gpo_train.settings import Online, train_settings
 
 TRAIN = """
-train: {tuning: full, draws: 2, passes: 1, batch_groups: 2, learning_rate: 1.0e-4, checkpoint_steps: 1, loggers: [csv],
-        trainer: {enable_progress_bar: false}}
+train: {tuning: full, draws: 2, passes: 1, batch_groups: 2, learning_rate: 1.0e-4, precision: float32,
+        checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
 online: {iterations: 3, grid_every: 0}
 """
 
@@ -56,10 +57,6 @@ def online(path: Path, *overrides: str, name: str = "a") -> Run:
 
 def tars(name: str) -> list[bytes]:
     return [p.read_bytes() for p in sorted(Path(f"lake/dataset={name}").glob("*.tar"))]
-
-
-def weights_of(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(next(run.policy.rglob("*.safetensors")))
 
 
 def losses(run: Run) -> list[str]:
@@ -105,8 +102,7 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
         with killed_at(step):
             fit(recipe.load(here, replay), "off", quiet())
     again = fit(recipe.load(here, replay), "off", quiet())
-    mine, theirs = weights_of(again), weights_of(whole)
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert equal(weights_of(again), weights_of(whole))
     together = fit(recipe.load(here, [*replay, "--train.in_turn", "false", "--train.epochs", "1"]), "all", quiet())
     assert len(losses(together)) == 6 and together.card()["snapshot"]["groups"] == "12"
     with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
@@ -148,8 +144,7 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
     assert len(drawn) == len(set(drawn)) == 12  # each group of three iterations once
     for i in range(3):
         assert tars(f"broken-it{i:04d}") == tars(f"whole-it{i:04d}")
-    mine, theirs = weights_of(broken), weights_of(whole)
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert equal(weights_of(broken), weights_of(whole))
 
 
 def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
@@ -159,8 +154,7 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
     assert len(history(Path("runs/longer"))) == 2
     longer = online(here, *extra, name="longer")
     assert len(history(longer.folder)) == 3 and longer.card()["steps"] == whole.card()["steps"]
-    mine, theirs = weights_of(longer), weights_of(whole)
-    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert equal(weights_of(longer), weights_of(whole))
     sizes = catalog.connect("lake").execute("SELECT DISTINCT n FROM groups").fetchall()
     assert sizes == [(2,)]
 

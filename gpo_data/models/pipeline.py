@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from gpo_data import hardware
-from gpo_data.models import Conditioning, memory
+from gpo_data.models import Conditioning, cpu, memory
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -68,6 +68,7 @@ class Pipeline:
         self.pipe = self.pipeline_class.from_pretrained(folder, dtype=self.dtype, **how)
         self.pipe.set_progress_bar_config(disable=True)
         self._negative: Conditioning | None = None
+        cpu.quicken(self.denoiser)
         if sampler.attention_backend is not None:
             memory.set_attention(self.denoiser, sampler.attention_backend)
         if for_training:
@@ -77,6 +78,8 @@ class Pipeline:
         self.place(self.device)
         if sampler.compile:
             self.denoiser.compile()
+        if self.device.type == "cpu":
+            self.pipe.vae.to(memory_format=torch.channels_last)  # convolutions then need no reordering
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -164,6 +167,7 @@ class Pipeline:
         latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
         if (shift := vae.config.get("shift_factor")) is not None:
             latents = latents + shift
-        images = vae.decode(latents, return_dict=False)[0]
+        at_once = 16 if self.device.type == "cpu" else len(latents)  # what a cache still holds parts of
+        images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(at_once)])
         pictures = self.pipe.image_processor.postprocess(images.float(), output_type="np")
         return list((pictures * 255).round().astype(np.uint8))

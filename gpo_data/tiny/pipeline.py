@@ -97,18 +97,18 @@ def new_zero_encoder() -> T5EncoderModel:
     return encoder
 
 
-def new_transformer() -> SD3Transformer2DModel:
-    """Six joint blocks of six heads of 32, patch 1 on latents of 8x8x16."""
+def new_transformer(layers: int = 6, heads: int = 6, head_dim: int = 32) -> SD3Transformer2DModel:
+    """Joint blocks, six of six heads of 32 unless said otherwise, patch 1 on latents of 8x8x16."""
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
         in_channels=16,
         out_channels=16,
-        num_layers=6,
-        num_attention_heads=6,
-        attention_head_dim=32,
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
         joint_attention_dim=128,
-        caption_projection_dim=192,
+        caption_projection_dim=heads * head_dim,
         pooled_projection_dim=128,
         pos_embed_max_size=8,
         qk_norm="rms_norm",

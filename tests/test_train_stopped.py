@@ -1,0 +1,134 @@
+"""Training that is killed, signalled, damaged or on two ranks: it goes on, and ends where it would have ended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import killed_at
+from training import equal, reader_of, train, weights_of
+
+from gpo_data.errors import RunError, UsageError
+from gpo_train import cli
+from gpo_train.module import GPOModule
+from gpo_train.policy import Policy
+from gpo_train.run import Run
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
+    extra = ["--train.tuning", tuning, "--train.ema", "0.5"]
+    whole = train(here, *extra, name="whole")
+    for step in (2, 4):  # in the middle of an epoch; in the second one
+        with killed_at(step):
+            train(here, *extra, name="broken")
+    broken = train(here, *extra, name="broken")
+    assert equal(weights_of(broken), weights_of(whole))
+    logs = sorted((broken.folder / "logs/csv").glob("metrics*.csv"))
+    steps = [int(row["step"]) for path in logs for row in csv.DictReader(path.read_text().splitlines()) if row["loss"]]
+    assert len(logs) == 3 and sorted(steps) == list(range(6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [["ddp"], ["fsdp2"], ["fsdp2", "--train.tuning", "lora"],
+                                   ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"]],
+                         ids=" ".join)  # fmt: skip
+def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[str]) -> None:
+    alone = weights_of(train(here, *extra[1:], name="one"))
+    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "two", "--train.trainer.devices", "2",
+               "--train.trainer.accelerator", "cpu", "--train.trainer.strategy", *extra]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    run = Run(tmp_path / "runs" / "two")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as process:
+        while process.poll() is None and not run.last.is_file():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert run.card()["state"] == "training"
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=environment)
+    assert run.card()["ranks"] == 2
+    for config in run.policy.rglob("config.json"):  # of full fine-tuning; a LoRA has none
+        assert json.loads(config.read_text())["_class_name"] == "SD3Transformer2DModel"
+    two = weights_of(run)
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
+
+
+def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = Policy.errors
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "errors", lambda self, *a, **k: errors(self, *a, **k) * float("nan"))
+        with pytest.raises(RunError, match=r"step 0: loss nan.*groups small/text-0000000"):
+            train(here, name="nan")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts back what handled the signals before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
+    here: Path, handlers: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    step = GPOModule.training_step
+
+    def signalled(self: Any, batch: Any, index: int) -> None:
+        if self.global_step == 3:
+            signal.raise_signal(number)
+        step(self, batch, index)
+
+    command = ["fit", str(here), "--run", "signal", "--train.reference", "frozen"]
+    with monkeypatch.context() as patch:
+        patch.setattr(GPOModule, "training_step", signalled)
+        assert cli.main(command) == 130
+    assert "the same command goes on from here" in capsys.readouterr().out
+    run = Run(Path("runs/signal"))
+    assert torch.load(run.last, weights_only=False)["global_step"] == 4
+    assert cli.main(command) == 0
+    assert equal(weights_of(run), weights_of(train(here, "--train.reference", "frozen", name="whole")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_process_that_gets_a_signal_leaves_a_checkpoint(here: Path, tmp_path: Path, number: int) -> None:
+    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "signal", "--train.epochs", "200",
+               "--train.reference", "frozen"]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        checkpoint = tmp_path / "runs/signal/checkpoints/last.ckpt"
+        while not checkpoint.is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and "the same command goes on from here" in said
+    step = torch.load(checkpoint, weights_only=False)["global_step"]
+    assert 0 < step < 400  # and it is a whole checkpoint
+
+
+def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    with pytest.raises(UsageError, match="train.loggers: wandb: its package is missing"):
+        train(here, "--train.loggers", "[csv, wandb]", name="wandb")
+    tar = Path(reader_of(here).places[0].samples[0].tar)
+    step = GPOModule.training_step
+
+    def and_lose_a_shard(self: Any, batch: Any, index: int) -> None:
+        step(self, batch, index)
+        tar.unlink(missing_ok=True)
+
+    monkeypatch.setattr(GPOModule, "training_step", and_lose_a_shard)
+    with pytest.raises(RunError, match=r"no such file, though its rows are committed: .* draw it again"):
+        train(here, name="lost")
