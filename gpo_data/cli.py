@@ -27,8 +27,8 @@ console = Console(highlight=False)
 
 def shards(recipe: Recipe, options: argparse.Namespace) -> int:
     """draw groups, measure them, write shards; resumes"""
-    from gpo_data.draw import draw
-    from gpo_data.generate import Interrupted
+    from gpo_data.generation.generate import draw
+    from gpo_data.generation.worker import Interrupted
 
     try:
         draw(recipe, console)
@@ -40,18 +40,18 @@ def shards(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def audit(recipe: Recipe, options: argparse.Namespace) -> int:
     """what is in a dataset: a table here, an HTML page beside the shards"""
-    from gpo_data import audit as page
-    from gpo_data.dataset import read_card
+    from gpo_data.audit import run
+    from gpo_data.lake.manifest import read_card
 
     stored = read_card(_folder(recipe))["measured"]["reward"]
-    path = page.run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
     console.print(f"page: {path}", soft_wrap=True)
     return 0
 
 
 def sql(recipe: Recipe, options: argparse.Namespace) -> int:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
-    from gpo_data import query
+    from gpo_data.lake import shell as query
 
     query.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
     return 0
@@ -59,7 +59,7 @@ def sql(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def measure(recipe: Recipe, options: argparse.Namespace) -> int:
     """add an evaluator's measurements to shards that are already drawn"""
-    from gpo_data.remeasure import measure
+    from gpo_data.generation.measure import measure
 
     measure(recipe, options.evaluator)
     return 0
@@ -67,10 +67,10 @@ def measure(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def verify(recipe: Recipe, options: argparse.Namespace) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
-    from gpo_data import verify as proof
+    from gpo_data.lake.verify import redraw, repair, verify
 
     folder = _folder(recipe)
-    report = proof.verify(folder)
+    report = verify(folder)
     console.print(
         f"{folder}: {report.shards} shards, {report.groups} groups, {report.members} members "
         f"({report.failed} failed), {len(report.problems)} problems",
@@ -78,7 +78,7 @@ def verify(recipe: Recipe, options: argparse.Namespace) -> int:
     )
     for path, problem in report.problems:
         console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
-    for row in proof.redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
+    for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
         agrees = "agrees" if row["reward"] == row["reward_again"] else f"is now {row['reward_again']}"
         console.print(
             f"  redrawn {row['group_key']} member {row['member']:2d}: largest difference of latents "
@@ -86,7 +86,7 @@ def verify(recipe: Recipe, options: argparse.Namespace) -> int:
             soft_wrap=True,
         )
     if report.problems and options.repair:
-        moved = proof.repair(folder, report)
+        moved = repair(folder, report)
         console.print(f"repaired: {moved} files moved to .quarantine or removed; `gpo-data shards` draws them again")
         return 0
     return 1 if report.problems else 0
@@ -94,7 +94,7 @@ def verify(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def show(recipe: Recipe, options: argparse.Namespace) -> int:
     """write a picture grid of groups, with rewards and what was read"""
-    from gpo_data.show import grid, load_groups
+    from gpo_data.audit.show import grid, load_groups
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
     out = options.out or _folder(recipe) / "show.png"
@@ -109,7 +109,7 @@ VERBS: dict[str, Callable[[Recipe, argparse.Namespace], int]] = {
 
 
 def _folder(recipe: Recipe) -> Path:
-    from gpo_data.shard import dataset_folder
+    from gpo_data.lake.shard import dataset_folder
 
     return dataset_folder(recipe.lake, str(recipe.name))
 

@@ -43,7 +43,7 @@ def fit(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def evaluate(recipe: Recipe, options: argparse.Namespace) -> int:
     """compare a run's policy with its base on held-out prompts, same seeds"""
-    from gpo_train.evaluate import evaluate
+    from gpo_train.evaluation.evaluate import evaluate
 
     evaluate(recipe, _run(recipe, options), console)
     return 0
@@ -51,7 +51,7 @@ def evaluate(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def compare(recipe: Recipe, options: argparse.Namespace) -> int:
     """held-out accuracy of several online runs, iteration by iteration: a table, and compare.png"""
-    from gpo_train.compare import compare
+    from gpo_train.evaluation.compare import compare
     from gpo_train.run import RUNS, Run
 
     compare(recipe, [Run(RUNS / name) for name in options.runs], options.out, options.every, console)
@@ -60,7 +60,7 @@ def compare(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def watch(recipe: Recipe, options: argparse.Namespace) -> int:
     """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
-    from gpo_train.watch import watch
+    from gpo_train.online.watch import watch
 
     watch(recipe, _run(recipe, options), console, options.follow)
     return 0
@@ -68,7 +68,7 @@ def watch(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def average(recipe: Recipe, options: argparse.Namespace) -> int:
     """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
-    from gpo_train.average import average
+    from gpo_train.online.average import average
 
     made = average(_run(recipe, options), options.last, options.out)
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)

@@ -16,9 +16,9 @@ import lightning as L
 import pyarrow as pa
 import torch
 
-from gpo_data import catalog
 from gpo_data.errors import RunError, UsageError
-from gpo_data.reader import Reader, TrainGroup, batches
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader, TrainGroup, batches
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 from gpo_train.settings import Train

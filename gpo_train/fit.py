@@ -1,7 +1,7 @@
 """The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
 
     offline   trains on datasets of the lake, frozen in runs/<run>/snapshot.parquet (frozen.py)
-    online    trains on what the policy draws (online.py)
+    online    trains on what the policy draws (online/)
 
 Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the same command goes on there.
 """
@@ -26,19 +26,19 @@ from rich.console import Console
 
 from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
-from gpo_data.generate import Interrupted
+from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Recipe
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
-from gpo_train.frozen import dataset_names, frozen_groups
-from gpo_train.iterations import history
 from gpo_train.module import GPOModule
-from gpo_train.online import OnlineRegeneration
+from gpo_train.online.callback import OnlineRegeneration
+from gpo_train.online.iterations import history
 from gpo_train.policy import Policy
 from gpo_train.progress import progress
 from gpo_train.run import RUNS, Run, open_run, settle
 from gpo_train.settings import Train, online_settings, train_settings
 from gpo_train.sharded import ShardedGPOModule
+from gpo_train.snapshot import dataset_names, frozen_groups
 
 
 class Stopped(Exception):

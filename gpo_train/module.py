@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gpo_data.errors import RunError
-from gpo_data.reader import TrainGroup
+from gpo_data.lake.reader import TrainGroup
 from gpo_train import objective
 from gpo_train.policy import Draws, Policy, make_draws
 from gpo_train.reference import StoredErrors
@@ -40,7 +40,7 @@ class GPOModule(L.LightningModule):
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
-        self.interval = 1  # epochs that read the same groups and compare with the same reference; online.py sets it
+        self.interval = 1  # epochs that read the same groups and compare with the same reference; the callback sets it
         self.stopping: Callable[[], bool] = lambda: False  # whether the user asked for it
         self._clock = time.monotonic()
 

@@ -17,9 +17,9 @@ from rich.progress import track
 from safetensors.torch import load_file, save
 
 from gpo_data.errors import RunError
-from gpo_data.generate import Interrupted
-from gpo_data.reader import Reader, TrainGroup
-from gpo_data.shard import write_atomic
+from gpo_data.generation.worker import Interrupted
+from gpo_data.lake.reader import Reader, TrainGroup
+from gpo_data.lake.shard import write_atomic
 
 if TYPE_CHECKING:
     from gpo_train.module import GPOModule

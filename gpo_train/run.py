@@ -24,10 +24,10 @@ from typing import Any
 
 import gpo_data
 from gpo_data import hardware, models
-from gpo_data.dataset import drawn_in, with_dtype
 from gpo_data.errors import UsageError
+from gpo_data.lake.manifest import drawn_in, with_dtype
+from gpo_data.lake.shard import write_atomic
 from gpo_data.recipe import Recipe
-from gpo_data.shard import write_atomic
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.

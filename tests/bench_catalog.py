@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpo_data import catalog
+from gpo_data.lake import catalog
 
 GROUP_SIZE = 32
 # The advantages of every member, reduced to one number so that what is timed is the query and not Python's copy.

@@ -24,9 +24,9 @@ from PIL import Image
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models, recipe
-from gpo_data.dataset import settle
-from gpo_data.draw import draw
-from gpo_data.plan import plan
+from gpo_data.generation.generate import draw
+from gpo_data.generation.plan import plan
+from gpo_data.lake.manifest import settle
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "text-tiny.yaml"
 

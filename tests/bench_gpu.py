@@ -40,7 +40,7 @@ from gpo_data import models, recipe
 from gpo_data.errors import UsageError
 from gpo_data.models import repeat
 from gpo_train.fit import fit
-from gpo_train.iterations import Iteration
+from gpo_train.online.iterations import Iteration
 
 # Dense bfloat16 with float32 accumulation, TFLOP/s, from NVIDIA's data sheets; by what the card's name contains.
 DATA_SHEET = {"H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}

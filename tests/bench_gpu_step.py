@@ -23,8 +23,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from gpo_data import catalog, models
-from gpo_data.reader import Reader
+from gpo_data import models
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader
 from gpo_data.recipe import Recipe
 from gpo_train import objective
 from gpo_train.data import GroupDataModule

@@ -25,9 +25,10 @@ from diffusers import StableDiffusion3Pipeline
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpo_data import catalog, hardware, models, recipe
-from gpo_data.draw import draw
-from gpo_data.reader import Reader
+from gpo_data import hardware, models, recipe
+from gpo_data.generation.generate import draw
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader
 from gpo_train import fit as fitting
 from gpo_train.settings import train_settings
 

@@ -24,10 +24,11 @@ import webdataset as wds
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from gpo_data import catalog, hardware, recipe
-from gpo_data.draw import draw
+from gpo_data import hardware, recipe
+from gpo_data.generation.generate import draw
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.models import resolve
-from gpo_data.reader import Reader, TrainGroup
 from gpo_train import fit as fitting
 from gpo_train import objective
 from gpo_train.module import GPOModule

@@ -115,7 +115,7 @@ def drawn_lake(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Pa
     from rich.console import Console
 
     from gpo_data import recipe
-    from gpo_data.draw import draw
+    from gpo_data.generation.generate import draw
 
     path = tmp_path_factory.mktemp("drawn") / "small.yaml"
     path.write_text(RECIPE.format(model=random_sd3, lake=path.parent / "lake"))

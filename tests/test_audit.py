@@ -17,13 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from gpo_data import audit, recipe, shard
+from gpo_data import audit, recipe
 from gpo_data.audit import galleries, members, page, statistics, wording
+from gpo_data.audit.show import load_groups
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, Prompt, group_key, member_seed, prompt_id
-from gpo_data.show import load_groups
+from gpo_data.lake import shard
 from gpo_data.tiny import render, words
-from gpo_train import eval_report, evaluate
+from gpo_train.evaluation import evaluate
+from gpo_train.evaluation import report as eval_report
 
 G = 8
 STATISTICS = {"entropy": pa.float64(), "edge_density": pa.float64(), "dark_fraction": pa.float64()}

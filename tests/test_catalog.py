@@ -17,14 +17,14 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from gpo_data import catalog, query
-from gpo_data import shard as store
-from gpo_data.dataset import measured
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generation.measure import measure
 from gpo_data.group import Group, Prompt
+from gpo_data.lake import catalog
+from gpo_data.lake import shell as query
+from gpo_data.lake.manifest import measured
+from gpo_data.lake.shard import claim, commit, sidecar_schema, stage, tar_path
 from gpo_data.recipe import Recipe
-from gpo_data.remeasure import measure
-from gpo_data.shard import sidecar_schema
 
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 
@@ -341,10 +341,10 @@ def drawn(tmp_path):
             statuses=["failed: no picture" if x else "ok" for x in lost], measurements=[{"ocr_text": "AB"}] * 4,
             rewards=[None if x else 1.0 for x in lost],
         )  # fmt: skip
-        store.stage(folder, group)
+        stage(folder, group)
     columns = {"target": pa.string(), "ocr_text": pa.string()}
     for shard in range(3):
-        store.commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
+        commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
     (folder / "dataset.json").write_text("{}")
     return Recipe(name="text-x", lake=str(tmp_path))
 
@@ -394,10 +394,10 @@ def test_ctrl_c_keeps_what_is_measured(drawn, capsys):
 
 def test_measure_leaves_a_shard_that_another_process_has_and_refuses_damage(drawn, capsys):
     folder = Path(drawn.lake) / "dataset=text-x"
-    with store.claim(folder, 1):
+    with claim(folder, 1):
         assert len(measure(drawn, [Brightness()])) == 2
     assert "another process" in capsys.readouterr().out
-    tar = store.tar_path(folder, 1)
+    tar = tar_path(folder, 1)
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(RunError, match="shard-000001.tar: damaged"):
         measure(drawn, [Brightness()])

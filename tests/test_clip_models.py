@@ -15,11 +15,12 @@ from rich.console import Console
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from gpo_data import cli, dataset, recipe
-from gpo_data.draw import draw
+from gpo_data import cli, recipe
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build
 from gpo_data.evaluators.clip_models import ClipEvaluator
+from gpo_data.generation.generate import draw
+from gpo_data.lake import manifest as dataset
 from gpo_data.recipe import Clip, Recipe
 from gpo_data.tiny.render import render_text
 

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from gpo_data import dataset, rewards
 from gpo_data.evaluators import build
 from gpo_data.evaluators.color import ColorEvaluator
+from gpo_data.lake import manifest as dataset
+from gpo_data.lake import rewards
 from gpo_data.recipe import Recipe
 from gpo_data.tiny.render import BACKGROUNDS, render_text, sample_scene
 from gpo_data.tiny.words import COLORS

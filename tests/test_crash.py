@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 from conftest import RECIPE
 
-PRELOAD = ["torch", "diffusers", "transformers", "paddleocr", "onnxruntime", "gpo_data.draw", "gpo_data.models.sd3"]
+PRELOAD = [
+    "torch",
+    "diffusers",
+    "transformers",
+    "paddleocr",
+    "onnxruntime",
+    "gpo_data.generation.generate",
+    "gpo_data.models.sd3",
+]
 
 
 def draw_once(recipe_file: str, lake: str) -> None:
@@ -23,7 +31,7 @@ def draw_once(recipe_file: str, lake: str) -> None:
     from rich.console import Console
 
     from gpo_data import recipe
-    from gpo_data.draw import draw
+    from gpo_data.generation.generate import draw
 
     torch.set_num_threads(1)
     draw(recipe.load(recipe_file, ["--lake", lake]), Console(quiet=True))
@@ -87,7 +95,7 @@ def test_killed_three_times(recipe_file: Path, tmp_path: Path, unbroken: tuple[d
 
 @pytest.mark.slow
 def test_killed_fifty_times(recipe_file: Path, tmp_path: Path, unbroken: tuple[dict[str, bytes], float]) -> None:
-    from gpo_data.verify import verify
+    from gpo_data.lake.verify import verify
 
     kill_and_resume(recipe_file, tmp_path / "lake", unbroken[1], kills=50, seed=1)
     assert shard_bytes(tmp_path / "lake") == unbroken[0]

@@ -28,9 +28,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from rich.console import Console
 
-from gpo_data import draw, models, recipe
+from gpo_data import models, recipe
 from gpo_data.errors import UsageError
-from gpo_data.verify import verify
+from gpo_data.generation import generate as draw
+from gpo_data.lake.verify import verify
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

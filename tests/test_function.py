@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from gpo_data import catalog, cli, recipe
-from gpo_data.draw import draw
+from gpo_data import cli, recipe
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build
 from gpo_data.evaluators.function import FunctionEvaluator, version_of
+from gpo_data.generation.generate import draw
+from gpo_data.lake import catalog
 from gpo_data.recipe import Recipe
 
 MODULE = """
@@ -180,7 +181,7 @@ def test_draws_and_measures_with_it(own: Path, recipe_file: Path) -> None:
 
 
 def test_an_exception_costs_its_members_only(own: Path) -> None:
-    from gpo_data.generate import measure_each
+    from gpo_data.generation.worker import measure_each
 
     statuses = ["ok"] * 4
     images: list[np.ndarray | None] = [np.full((8, 8, 3), value, np.uint8) for value in (100, 250, 20, 110)]

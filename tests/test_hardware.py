@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from gpo_data import cli, hardware, recipe
-from gpo_data.dataset import drawn_in, settle
-from gpo_data.draw import draw
 from gpo_data.errors import UsageError
+from gpo_data.generation.generate import draw
+from gpo_data.lake.manifest import drawn_in, settle
 from gpo_data.models import load, resolve
 from gpo_train import cli as train_cli
 from gpo_train.fit import processes_of

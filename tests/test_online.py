@@ -18,16 +18,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 from training import equal, weights_of
 
-from gpo_data import catalog, recipe
-from gpo_data.draw import draw
+from gpo_data import recipe
 from gpo_data.errors import UsageError
-from gpo_data.generate import Generator, Interrupted
-from gpo_data.shard import dataset_folder
+from gpo_data.generation.generate import draw
+from gpo_data.generation.worker import Generator, Interrupted
+from gpo_data.lake import catalog
+from gpo_data.lake.shard import dataset_folder
 from gpo_train import cli
-from gpo_train.compare import tables
+from gpo_train.evaluation.compare import tables
 from gpo_train.fit import Stopped, fit
-from gpo_train.guards import reason_to_stop
-from gpo_train.iterations import Iteration, choose, history
+from gpo_train.online.guards import reason_to_stop
+from gpo_train.online.iterations import Iteration, choose, history
 from gpo_train.run import Run, newest
 from gpo_train.settings import Online, train_settings
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gpo_data import rewards
 from gpo_data.errors import UsageError
+from gpo_data.lake import rewards
 from gpo_data.tiny.words import COLORS
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string(), "target_count": pa.int32(), "n_detected": pa.int32()}

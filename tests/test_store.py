@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gpo_data import shard as store
 from gpo_data.errors import RunError
 from gpo_data.group import Group, Prompt, from_sample, member_seed, prompt_id, to_sample
-from gpo_data.verify import repair, verify
+from gpo_data.lake.shard import claim, commit, read_sample, reopen, stage
+from gpo_data.lake.verify import repair, verify
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string()}
 
@@ -41,8 +41,8 @@ def commit_two(folder: Path) -> None:
     (folder / ".stage").mkdir(parents=True)
     (folder / "dataset.json").write_text(json.dumps({"fingerprint": "f"}))
     for index in range(2):
-        store.stage(folder, make_group(index))
-    store.commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
+        stage(folder, make_group(index))
+    commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_commit_clears_the_stage_and_verifies(folder: Path) -> None:
 
 def test_rows_point_at_their_sample(folder: Path) -> None:
     for row in pq.read_table(folder / "shard-000000.parquet").to_pylist():
-        sample = store.read_sample(folder / row["tar"], row["offset"], row["size"], row["crc32"])
+        sample = read_sample(folder / row["tar"], row["offset"], row["size"], row["crc32"])
         group = from_sample(sample)
         assert group.key == row["group_key"] and group.seeds[row["member"]] == row["seed"]
 
@@ -117,7 +117,7 @@ def test_damage_is_never_read_as_data(folder: Path) -> None:
     damaged[row["offset"] + 700] ^= 1
     tar.write_bytes(bytes(damaged))
     with pytest.raises(RunError, match=r"shard-000000\.tar: damaged .*verify RECIPE --repair"):
-        store.read_sample(tar, row["offset"], row["size"], row["crc32"])
+        read_sample(tar, row["offset"], row["size"], row["crc32"])
 
 
 def test_repair_quarantines(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_full_disk_is_a_clear_error(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="cannot write: No space left on device; the lake is valid"):
-        store.stage(folder, make_group(5))
+        stage(folder, make_group(5))
     monkeypatch.undo()
     assert not list((folder / ".stage").glob("*.tmp")) and verify(folder).problems == []
 
@@ -150,7 +150,7 @@ def test_write_error_on_a_real_device() -> None:
 
 
 def test_a_shard_has_one_owner(folder: Path) -> None:
-    with store.claim(folder, 3) as first, store.claim(folder, 3) as second:
+    with claim(folder, 3) as first, claim(folder, 3) as second:
         assert first and not second
 
 
@@ -160,9 +160,9 @@ def test_reopen_keeps_the_good_groups(tmp_path: Path) -> None:
     bad = make_group(1)
     bad.statuses[2], bad.rewards[2] = "failed: a reason", None
     for group in (make_group(0), bad):
-        store.stage(folder, group)
-    store.commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
-    assert store.reopen(folder, 0) == 1
+        stage(folder, group)
+    commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
+    assert reopen(folder, 0) == 1
     assert [p.name for p in (folder / ".stage").glob("*.sample")] == ["text-00000000.sample"]
     assert not list(folder.glob("shard-*"))
 

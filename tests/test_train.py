@@ -9,9 +9,10 @@ import pytest
 import torch
 from training import reader_of, train, weights_of
 
-from gpo_data import catalog, models, recipe
+from gpo_data import models, recipe
 from gpo_data.errors import RunError, UsageError
-from gpo_data.reader import Reader, batches
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader, batches
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
 from gpo_train.policy import Policy, make_draws

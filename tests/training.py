@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from gpo_data import catalog, recipe
-from gpo_data.reader import Reader
+from gpo_data import recipe
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader
 from gpo_train.fit import fit
 from gpo_train.run import Run
 

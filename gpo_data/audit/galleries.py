@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from gpo_data import shard
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
+from gpo_data.lake import shard
 
 SHOWN = 256  # pixels
 SIDE = 4  # members shown at either end of a group

@@ -18,8 +18,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data import catalog, shard
 from gpo_data.errors import RunError, UsageError
+from gpo_data.lake import catalog, shard
 
 # What is right. A prompt of `align` has no target that every evaluator knows: there, right is the full reward.
 EXACT = {"text": "text_exact(target, ocr_text)", "count": "n_detected = target_count", "align": "reward > 0.999"}

@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data import evaluators, hardware, models, rewards
-from gpo_data import shard as store
-from gpo_data.dataset import identity, open_dataset, settle
+from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError
-from gpo_data.generate import Generator
-from gpo_data.plan import PlannedShard, plan
-from gpo_data.progress import Clock, DrawProgress
+from gpo_data.generation.plan import PlannedShard, plan
+from gpo_data.generation.progress import Clock, DrawProgress
+from gpo_data.generation.worker import Generator
+from gpo_data.lake import rewards
+from gpo_data.lake.manifest import identity, open_dataset, settle
+from gpo_data.lake.shard import claim, reopen, sidecar_path, staged_path
 from gpo_data.recipe import Recipe, fingerprint_of
 from gpo_data.tasks import TASKS
 
@@ -69,7 +70,7 @@ def draw(
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
-        staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
+        staged = sum(staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
         with DrawProgress(total - staged, recipe.group_size, console) as progress:
             generator.on_group = progress.group
             try:
@@ -100,17 +101,17 @@ def _missing(recipe: Recipe, folder: Path, shards: list[PlannedShard], console: 
     """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
     todo, retried = [], 0
     for shard in shards:
-        sidecar = store.sidecar_path(folder, shard.shard_id)
+        sidecar = sidecar_path(folder, shard.shard_id)
         if sidecar.is_file():
             status = pq.read_table(sidecar, columns=["status"]).column("status")
             if pc.all(pc.equal(status, "ok")).as_py():
                 continue
-            with store.claim(folder, shard.shard_id) as mine:
+            with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
-                retried += store.reopen(folder, shard.shard_id)
+                retried += reopen(folder, shard.shard_id)
         todo.append(shard)
-    staged = sum(store.staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
+    staged = sum(staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
     if len(todo) < len(shards) or staged:
         done = sum(len(s.groups) for s in shards) - sum(len(s.groups) for s in todo)
         console.print(

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import duckdb
 import fsspec
 
-from gpo_data import rewards
+from gpo_data.lake import rewards
 from gpo_data.errors import UsageError
 
 # Of an empty lake; a lake with shards has the columns that its sidecars have.

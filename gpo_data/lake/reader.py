@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from gpo_data import catalog
-from gpo_data import shard as store
+from gpo_data.lake import catalog
+from gpo_data.lake.shard import read_sample, unpack_checked
 from gpo_data.errors import UsageError
 
 
@@ -96,9 +96,9 @@ class Reader(torch.utils.data.Dataset):
 
     def _read(self, sample: Sample) -> dict[str, bytes]:
         if self._files is None:
-            return store.read_sample(Path(sample.tar), sample.offset, sample.size, sample.crc32)
+            return read_sample(Path(sample.tar), sample.offset, sample.size, sample.crc32)
         blocks = self._files.cat_file(sample.tar, sample.offset, sample.offset + sample.size)
-        return store.unpack_checked(sample.tar, blocks, sample.offset, sample.size, sample.crc32)
+        return unpack_checked(sample.tar, blocks, sample.offset, sample.size, sample.crc32)
 
     @cached_property
     def _files(self) -> fsspec.AbstractFileSystem | None:

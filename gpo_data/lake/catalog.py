@@ -21,9 +21,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data import rewards, views
+from gpo_data.lake import rewards
+from gpo_data.lake import views
 from gpo_data.errors import UsageError
-from gpo_data.views import NUMBERS, columns_of, identifier, quote
+from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
 
 VIEWS = ("members", "groups", "shards", "datasets")
 NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpo_data import catalog, rewards
+from gpo_data.lake import catalog
+from gpo_data.lake import rewards
 from gpo_data.errors import UsageError
 
 FORMATS = ("table", "csv", "json", "parquet")

@@ -26,10 +26,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpo_data import evaluators as known
-from gpo_data import shard as store
-from gpo_data.dataset import measured, read_card
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
+from gpo_data.lake.manifest import measured, read_card
+from gpo_data.lake.shard import (
+    TEMPORARY,
+    claim,
+    dataset_folder,
+    footer_of,
+    parquet_bytes,
+    read_sample,
+    sidecars,
+    write_atomic,
+)
 from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
 
 MEASURES = "measures"
@@ -49,34 +58,34 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     if "://" in recipe.lake:
         raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
-    folder = store.dataset_folder(recipe.lake, recipe.name)
+    folder = dataset_folder(recipe.lake, recipe.name)
     card = read_card(folder)
-    sidecars = store.sidecars(folder)
+    committed = sidecars(folder)
     judges = _build(recipe, evaluators)
     work = [
         (judge, sidecar)
         for judge in judges
-        for sidecar in sidecars
+        for sidecar in committed
         if not up_to_date(folder, judge, sidecar)
         and (evaluators is not None or not _drawn_with(judge, sidecar, card, recipe))
     ]
-    skipped = len(judges) * len(sidecars) - len(work)
+    skipped = len(judges) * len(committed) - len(work)
     if skipped or not work:
-        console.print(f"skipped {skipped} of {len(judges) * len(sidecars)} shards that are measured already: "
+        console.print(f"skipped {skipped} of {len(judges) * len(committed)} shards that are measured already: "
                       f"{', '.join(map(folder_name, judges))}", soft_wrap=True)  # fmt: skip
     written: list[Path] = []
     failures: list[str] = []
     progress = Progress(TextColumn("measuring"), BarColumn(), MofNCompleteColumn(),
                         TextColumn("groups  {task.fields[line]}"), TimeElapsedColumn(), TextColumn("left"),
                         TimeRemainingColumn(), console=console, disable=not console.is_terminal)  # fmt: skip
-    total = sum(int(store.footer_of(sidecar)["groups"]) for _, sidecar in work)
+    total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
     (folder / ".stage").mkdir(exist_ok=True)
     try:
         with progress:
             bar = progress.add_task("measuring", total=total, line="")
             for judge, sidecar in work:
                 # The shard's lock: nobody else measures it, and `shards` does not draw its failed members again.
-                with store.claim(folder, int(sidecar.stem.removeprefix("shard-"))) as mine:
+                with claim(folder, int(sidecar.stem.removeprefix("shard-"))) as mine:
                     if not mine or not sidecar.is_file() or up_to_date(folder, judge, sidecar):
                         continue
                     rows, reasons = [], []
@@ -106,12 +115,12 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
 
 def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
-    from gpo_data.generate import measure_each  # brings in the model code; only needed once there is work
+    from gpo_data.generation.worker import measure_each  # brings in the model code; only needed once there is work
 
     wanted = ["group_key", "offset", "size", "crc32"]
     places = pq.read_table(sidecar, columns=wanted).group_by(wanted, use_threads=False).aggregate([]).to_pylist()
     for place in sorted(places, key=lambda place: place["offset"]):
-        sample = store.read_sample(sidecar.with_suffix(".tar"), place["offset"], place["size"], place["crc32"])
+        sample = read_sample(sidecar.with_suffix(".tar"), place["offset"], place["size"], place["crc32"])
         group = from_sample(sample, images=False)
         images: list[np.ndarray | None] = [None] * group.size
         for name, data in sample.items():
@@ -137,10 +146,10 @@ def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        footer = store.footer_of(path)
+        footer = footer_of(path)
     except (pa.ArrowInvalid, OSError):
         return False  # damaged: measured again and replaced
-    return footer.get("tar_sha256") == store.footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
+    return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
 def _drawn_with(judge: Any, sidecar: Path, card: dict[str, Any], recipe: Recipe) -> bool:
@@ -174,14 +183,14 @@ def _write(folder: Path, judge: Any, sidecar: Path, rows: list[dict[str, Any]], 
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
-    for left in path.parent.glob(f"{path.name}.*{store.TEMPORARY}"):
+    for left in path.parent.glob(f"{path.name}.*{TEMPORARY}"):
         left.unlink(missing_ok=True)  # of a run that was killed
     footer = {
-        "tar_sha256": store.footer_of(sidecar)["tar_sha256"],
+        "tar_sha256": footer_of(sidecar)["tar_sha256"],
         "evaluator": judge.name,
         "version": judge.version,
         "failed": failed,
     }
     schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | judge.columns).items()))
-    store.write_atomic(path, store.parquet_bytes(rows, schema, footer))
+    write_atomic(path, parquet_bytes(rows, schema, footer))
     return path

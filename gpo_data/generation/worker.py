@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gpo_data import shard as store
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import asked, columns_of
+from gpo_data.generation.plan import PlannedGroup, PlannedShard
+from gpo_data.generation.progress import Clock
 from gpo_data.group import OK, Group
+from gpo_data.lake.rewards import score
+from gpo_data.lake.shard import TEMPORARY, claim, commit, sidecar_path, stage, staged_path
 from gpo_data.models import Conditioning, Model, repeat
-from gpo_data.plan import PlannedGroup, PlannedShard
-from gpo_data.progress import Clock
 from gpo_data.recipe import Recipe
-from gpo_data.rewards import score
 from gpo_data.tasks import TASKS
 
 GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
@@ -60,18 +60,18 @@ class Generator:
 
     def draw(self, shard: PlannedShard) -> bool:
         """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
-        claim = ExitStack()
-        mine = claim.enter_context(store.claim(self.folder, shard.shard_id))
-        if not mine or store.sidecar_path(self.folder, shard.shard_id).is_file():
-            claim.close()
+        lock = ExitStack()
+        mine = lock.enter_context(claim(self.folder, shard.shard_id))
+        if not mine or sidecar_path(self.folder, shard.shard_id).is_file():
+            lock.close()
             return False
         try:
             self._clear_temporaries(shard)
             self._draw_groups(shard, [g for g, group in enumerate(shard.groups) if not self._staged(group)])
         except BaseException:
-            self._finisher.submit(claim.close)  # after the groups that are still on their way to the stage
+            self._finisher.submit(lock.close)  # after the groups that are still on their way to the stage
             raise
-        self._waiting.append(self._finisher.submit(self._commit, shard, claim))
+        self._waiting.append(self._finisher.submit(self._commit, shard, lock))
         return True
 
     def finish(self) -> None:
@@ -125,22 +125,22 @@ class Generator:
     def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
         group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
         with self.clock.time("write"):
-            store.stage(self.folder, group)
+            stage(self.folder, group)
         self.on_group(group)
 
-    def _commit(self, shard: PlannedShard, claim: ExitStack) -> None:
-        with claim, self.clock.time("write"):
+    def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
+        with lock, self.clock.time("write"):
             keys = [g.key for g in shard.groups]
-            store.commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
+            commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
-        return store.staged_path(self.folder, group.key).is_file()
+        return staged_path(self.folder, group.key).is_file()
 
     def _clear_temporaries(self, shard: PlannedShard) -> None:
         # The claim is ours, so a temporary of this shard was left by a process that was killed.
         names = [f"shard-{shard.shard_id:06d}.", *(f".stage/{g.key}." for g in shard.groups)]
         for name in names:
-            for path in self.folder.glob(f"{name}*{store.TEMPORARY}"):
+            for path in self.folder.glob(f"{name}*{TEMPORARY}"):
                 path.unlink(missing_ok=True)
 
 

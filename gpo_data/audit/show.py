@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from gpo_data import shard as store
-from gpo_data.dataset import read_card
 from gpo_data.errors import UsageError
 from gpo_data.group import Group, from_sample
+from gpo_data.lake.manifest import read_card
+from gpo_data.lake.shard import read_sample, sidecars
 
 COLUMNS, LABEL, GAP = 8, 14, 4
 
@@ -19,14 +19,14 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
     read_card(folder)
     places: dict[str, dict] = {}
-    for sidecar in store.sidecars(folder):
+    for sidecar in sidecars(folder):
         for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():
             places.setdefault(row["group_key"], row)
     if missing := [key for key in keys or [] if key not in places]:
         known = f"{next(iter(places))} to {next(reversed(places))}" if places else "none: draw some first"
         raise UsageError(f"{folder}: no group {', '.join(missing)}; groups here: {known}")
     chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
-    return [from_sample(store.read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"])) for r in chosen]
+    return [from_sample(read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"])) for r in chosen]
 
 
 def grid(groups: list[Group], scale: int = 2) -> Image.Image:

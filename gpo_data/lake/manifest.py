@@ -18,9 +18,9 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
-from gpo_data.plan import PlannedShard, prompts_digest
+from gpo_data.generation.plan import PlannedShard, prompts_digest
 from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
-from gpo_data.shard import dataset_folder, write_atomic
+from gpo_data.lake.shard import dataset_folder, write_atomic
 
 # Settings that change where and how fast an evaluator runs, never what it sees.
 NOT_MEASURED = ("device", "batch_size", "workers")

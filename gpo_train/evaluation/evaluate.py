@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpo_data import catalog, models
+from gpo_data import models
 from gpo_data.audit.members import EXACT, IMAGE_STATISTICS, LEVEL
-from gpo_data.dataset import identity, measured
-from gpo_data.draw import draw
 from gpo_data.errors import UsageError
-from gpo_data.plan import plan
-from gpo_data.reader import diversity
+from gpo_data.generation.generate import draw
+from gpo_data.generation.plan import plan
+from gpo_data.lake import catalog
+from gpo_data.lake.manifest import identity, measured
+from gpo_data.lake.reader import diversity
+from gpo_data.lake.shard import write_atomic
 from gpo_data.recipe import Recipe, fingerprint_of
-from gpo_data.shard import write_atomic
 from gpo_data.tasks import TASKS
 from gpo_train.run import Run, settle
 from gpo_train.settings import Eval, eval_settings
@@ -44,7 +45,7 @@ LENIENT = {
 
 def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
-    from gpo_train import eval_report
+    from gpo_train.evaluation import report as eval_report
 
     card, settings = run.card(), eval_settings(recipe)
     recipe = settle(recipe, run.folder, [])

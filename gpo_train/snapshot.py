@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data import catalog
-from gpo_data import reader as reading
-from gpo_data.dataset import read_card
 from gpo_data.errors import UsageError
+from gpo_data.lake import catalog
+from gpo_data.lake.manifest import read_card
+from gpo_data.lake.reader import Reader, merge
+from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe
-from gpo_data.shard import dataset_folder, write_atomic
 from gpo_train.data import GroupsOf, snapshot_of
 from gpo_train.run import Run
 from gpo_train.settings import Train
@@ -36,14 +36,12 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         table = pq.read_table(frozen)
     else:
         here = run.card()["model_digest"]
-        table = reading.merge(
-            [_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)]
-        )
+        table = merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(frozen, buffer.getvalue())
         run.note(snapshot={k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()})
-    readers = [reading.Reader(recipe.lake, part) for part in (_turns(table) if settings.in_turn else [table])]
+    readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.in_turn else [table])]
     return lambda epoch: readers[epoch % len(readers)]
 
 

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from gpo_data import evaluators, hardware, models
-from gpo_data import shard as store
-from gpo_data.dataset import read_card, settle
+from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, read_sample, sidecar_schema, sidecars
+from gpo_data.lake.manifest import read_card, settle
 from gpo_data.errors import RunError
-from gpo_data.generate import finish_group
+from gpo_data.generation.worker import finish_group
 from gpo_data.group import OK, from_sample
 from gpo_data.models import repeat
-from gpo_data.plan import PlannedGroup
+from gpo_data.generation.plan import PlannedGroup
 from gpo_data.recipe import Recipe
 
 FOOTER = {"tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint"}
@@ -45,13 +45,13 @@ class Report:
 def verify(folder: Path) -> Report:
     """Check every byte of the dataset in `folder`. Reads only."""
     report, fingerprint, seen = Report(), read_card(folder)["fingerprint"], dict[str, Path]()
-    for sidecar in store.sidecars(folder):
+    for sidecar in sidecars(folder):
         report.shards += 1
         report.problems += [(sidecar, problem) for problem in _verify_shard(sidecar, fingerprint, seen, report)]
     for tar in sorted(folder.glob("shard-*.tar")):
         if not tar.with_suffix(".parquet").is_file():
             report.problems.append((tar, "orphan: a tar without a sidecar (a run was killed); it is not data"))
-    for temporary in sorted(folder.rglob(f"*{store.TEMPORARY}")):
+    for temporary in sorted(folder.rglob(f"*{TEMPORARY}")):
         if not _alive(temporary):
             report.problems.append((temporary, "stale temporary of a process that is gone"))
     return report
@@ -61,7 +61,7 @@ def repair(folder: Path, report: Report) -> int:
     """Quarantine what `report` found; the number of files moved or removed."""
     quarantine, moved = folder / ".quarantine", 0
     for path in {p for p, _ in report.problems}:
-        if path.name.endswith(store.TEMPORARY):
+        if path.name.endswith(TEMPORARY):
             path.unlink(missing_ok=True)
             moved += 1
             continue
@@ -70,17 +70,17 @@ def repair(folder: Path, report: Report) -> int:
             if file.is_file():
                 file.replace(quarantine / file.name)
                 moved += 1
-    store.fsync_folder(folder)
+    fsync_folder(folder)
     return moved
 
 
 def _verify_shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Report) -> list[str]:
     try:
-        footer = store.footer_of(sidecar)
+        footer = footer_of(sidecar)
         if missing := FOOTER - footer.keys():
             return [f"the sidecar's footer lacks {', '.join(sorted(missing))}"]
         table = pq.read_table(sidecar, page_checksum_verification=True)
-        if missing := set(store.sidecar_schema({}).names) - set(table.column_names):
+        if missing := set(sidecar_schema({}).names) - set(table.column_names):
             return [f"the sidecar lacks the columns {', '.join(sorted(missing))}"]
         rows = table.to_pylist()
         groups, size, _ = (int(footer[k]) for k in ("groups", "group_size", "tar_bytes"))
@@ -118,12 +118,12 @@ def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict]) -> list[str
     problems = []
     for key, row in {r["group_key"]: r for r in rows}.items():
         try:
-            sample = store.read_sample(tar, row["offset"], row["size"], row["crc32"])
+            sample = read_sample(tar, row["offset"], row["size"], row["crc32"])
         except RunError as error:
             problems.append(str(error))
             continue
         # Parquet checksums its pages but not its footer; what the tar says settles it.
-        told = store.member_rows(json.loads(sample["group.json"]))
+        told = member_rows(json.loads(sample["group.json"]))
         of_group = [r for r in rows if r["group_key"] == key]
         listed = [{k: r.get(k) for k in t} for t, r in zip(told, of_group, strict=False)]
         if listed != told:
@@ -148,7 +148,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     They are batched differently from the first time, so low bits may differ; `difference` is the largest absolute
     difference of the latents.
     """
-    rows = [r for s in store.sidecars(folder) for r in pq.read_table(s).to_pylist()]
+    rows = [r for s in sidecars(folder) for r in pq.read_table(s).to_pylist()]
     rows = [r for r in rows if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     recipe = settle(recipe)
@@ -161,7 +161,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     for start in range(0, len(picks), size):
         part = [rows[int(i)] for i in picks[start : start + size]]
         groups = [
-            from_sample(store.read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"]), images=False)
+            from_sample(read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"]), images=False)
             for r in part
         ]
         embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}

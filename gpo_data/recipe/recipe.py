@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError
-from gpo_data.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
 
 
 @dataclass(frozen=True)

@@ -26,21 +26,21 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
-from gpo_data import reader as reading
-from gpo_data.dataset import with_dtype
-from gpo_data.draw import draw
+from gpo_data.audit.show import grid
 from gpo_data.errors import RunError
-from gpo_data.generate import finish_group
+from gpo_data.generation.generate import draw
+from gpo_data.generation.plan import plan
+from gpo_data.generation.progress import Clock
+from gpo_data.generation.worker import finish_group
+from gpo_data.lake.manifest import with_dtype
+from gpo_data.lake.reader import Reader, merge
+from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
-from gpo_data.plan import plan
-from gpo_data.progress import Clock
 from gpo_data.recipe import Recipe
-from gpo_data.shard import dataset_folder, sidecar_path
-from gpo_data.show import grid
 from gpo_train.data import snapshot_of
 from gpo_train.export import save_policy
-from gpo_train.guards import reason_to_stop
-from gpo_train.iterations import Iteration, choose, history, prune, summarise, write_prompts
+from gpo_train.online.guards import reason_to_stop
+from gpo_train.online.iterations import Iteration, choose, history, prune, summarise, write_prompts
 from gpo_train.settings import online_settings
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
@@ -62,7 +62,7 @@ class OnlineRegeneration(Callback):
         )
         self.console = console or Console(highlight=False)
         self.stopped_by: str | None = None
-        self._read: tuple[int, reading.Reader] | None = None
+        self._read: tuple[int, Reader] | None = None
         self._model: Model | None = None
         self._s, self._steps, self._started = 0.0, 0, 0.0
 
@@ -79,7 +79,7 @@ class OnlineRegeneration(Callback):
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 
-    def groups_of(self, epoch: int) -> reading.Reader:
+    def groups_of(self, epoch: int) -> Reader:
         """The reader of an epoch; draws its iteration if that is not committed. Raises Interrupted, RunError."""
         number = epoch // self.online.interval
         if self._read is not None and self._read[0] == number:
@@ -147,7 +147,7 @@ class OnlineRegeneration(Callback):
             model.place(torch.device("cpu"))
             torch.cuda.empty_cache()
 
-    def _reader(self, number: int) -> reading.Reader:
+    def _reader(self, number: int) -> Reader:
         first = max(0, number - self.online.replay + 1)
         tables = [
             snapshot_of(self.recipe, Iteration(self.folder, i).name, self.recipe.where)
@@ -156,11 +156,11 @@ class OnlineRegeneration(Callback):
         if self.online.keep is not None and self.trainer.is_global_zero:
             for i in range(max(0, number + 1 - self.online.keep)):
                 prune(self.recipe, Iteration(self.folder, i))
-        return reading.Reader(self.recipe.lake, reading.merge(tables))
+        return Reader(self.recipe.lake, merge(tables))
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
-    def _guard(self, iteration: Iteration, reader: reading.Reader) -> None:
+    def _guard(self, iteration: Iteration, reader: Reader) -> None:
         """Ask the trainer to stop, before the iteration's first step, if a rule says so."""
         found = reason_to_stop(history(self.folder)[: iteration.number + 1], self.online)
         wanted = self.module.settings.batch_groups

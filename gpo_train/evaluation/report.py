@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from gpo_data.audit.show import load_groups
+from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe
-from gpo_data.shard import dataset_folder, write_atomic
-from gpo_data.show import load_groups
 
 PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
 

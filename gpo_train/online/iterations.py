@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpo_data import catalog
 from gpo_data.audit.members import EXACT, IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.group import Prompt
-from gpo_data.reader import diversity
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import diversity
+from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe
-from gpo_data.shard import dataset_folder, write_atomic
 from gpo_data.tasks import TASKS
 from gpo_train.settings import Online
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gpo_data.errors import UsageError
-from gpo_train.iterations import Iteration, history
+from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.recipe import Recipe
-from gpo_train.iterations import history
+from gpo_train.online.iterations import history
 from gpo_train.run import Run
 
 EVERY = 10.0  # seconds between two looks

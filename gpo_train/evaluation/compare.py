@@ -16,11 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gpo_data.draw import draw
+from gpo_data.generation.generate import draw
+from gpo_data.lake.shard import write_atomic
 from gpo_data.recipe import Recipe
-from gpo_data.shard import write_atomic
-from gpo_train import evaluate
-from gpo_train.iterations import Iteration, history
+from gpo_train.evaluation import evaluate
+from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, flat, settle
 from gpo_train.settings import eval_settings
 

@@ -1,0 +1,101 @@
+"""Evaluators: image -> measurements, what was seen and not yet what it is worth (that is the reward, in SQL).
+
+An evaluator has
+    name, version    for the folder measures/<name>@<version>/; both match [A-Za-z0-9._-]+
+    columns          {measurement column: Arrow type}
+    measure(images, targets) -> one dict an image with exactly these columns, plain Python values;
+                     images are uint8 [H, W, 3] RGB, targets are the prompts' target columns and `prompt`, the text
+
+What always holds: the order is kept, and the result for a picture depends neither on the pictures beside it nor on
+the number of workers. What the version names covers all that changes what is seen. The heavy packages are imported
+when the first picture is measured; a missing model file is an error when the evaluator is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from gpo_data.errors import UsageError
+from gpo_data.group import Prompt
+from gpo_data.lake.shard import sidecar_schema
+from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe
+from gpo_data.tasks import TASKS
+
+VIEW_COLUMNS = ("dataset", "shard", "filename")  # that the catalog adds to a shard's own
+
+
+class Evaluator(Protocol):
+    name: str
+    version: str
+    columns: dict[str, pa.DataType]
+
+    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+def asked(prompt: Prompt) -> dict[str, Any]:
+    """An entry of `targets`: the target columns and `prompt`, the text."""
+    return prompt.target | {"prompt": prompt.text}
+
+
+def build(recipe: Recipe) -> list[Evaluator]:
+    """`image_stats`, then the recipe's evaluators in its order. Raises UsageError for what is missing."""
+    from gpo_data.evaluators.image_stats import ImageStats
+
+    evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe) for name in recipe.evaluators)]
+    _refuse_same_columns(evaluators, TASKS[recipe.task.kind].COLUMNS)
+    return evaluators
+
+
+def _named(name: str, recipe: Recipe) -> Evaluator:
+    if name == "ocr":
+        from gpo_data.evaluators.ocr import OcrEvaluator
+
+        return OcrEvaluator(recipe.ocr)
+    if name == "yolo":
+        from gpo_data.evaluators.yolo import YoloEvaluator
+
+        if recipe.task.kind == "text":
+            raise UsageError("evaluators: yolo counts the class of task.kind count or align, found task.kind text")
+        return YoloEvaluator(recipe.yolo)
+    if name == "boxes":
+        from gpo_data.evaluators.boxes import BoxesEvaluator
+
+        return BoxesEvaluator(recipe.yolo)
+    if name == "color":
+        from gpo_data.evaluators.color import ColorEvaluator
+
+        return ColorEvaluator()
+    if name in CLIP_SCORERS:
+        from gpo_data.evaluators.clip_models import ClipEvaluator
+
+        return ClipEvaluator(name, getattr(recipe, name))
+    if ":" in name:
+        from gpo_data.evaluators.function import FunctionEvaluator
+
+        return FunctionEvaluator(name, lambda: _example(recipe))
+    raise UsageError(f"evaluators: expected {' or '.join(EVALUATORS)}, found {name!r}")
+
+
+def _example(recipe: Recipe) -> dict[str, Any]:
+    """What is asked of the recipe's first prompt."""
+    return asked(TASKS[recipe.task.kind].prompts(recipe.task, recipe.seed)[0])
+
+
+def _refuse_same_columns(evaluators: list[Evaluator], target_columns: dict[str, pa.DataType]) -> None:
+    """A row has one value a name; SQL does not tell upper from lower case."""
+    taken = {name.lower(): "every dataset" for name in [*sidecar_schema(target_columns).names, *VIEW_COLUMNS]}
+    for evaluator in evaluators:
+        for name in evaluator.columns:
+            if owner := taken.get(name.lower()):
+                raise UsageError(
+                    f"evaluators: {evaluator.name}: the column {name!r} is one of {owner} already; rename it"
+                )
+            taken[name.lower()] = evaluator.name
+
+
+def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:
+    """The measurement columns of all evaluators, in order."""
+    return {name: kind for evaluator in evaluators for name, kind in evaluator.columns.items()}

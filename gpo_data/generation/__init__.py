@@ -1,0 +1,1 @@
+"""What draws: plan, worker, measuring, drawing again."""

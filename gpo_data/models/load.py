@@ -1,0 +1,156 @@
+"""Diffusers pipelines behind one small interface, one file a family.
+
+    encode(prompts)                   -> conditioning {name: [B, ...]}
+    draw(conditioning, seeds)         -> latents [B, C, h, w], the sampler's own final latents
+    decode(latents)                   -> B pictures, uint8 [H, W, 3]
+    starting_noise(seeds, shape, ...) -> e, the noise that `draw` starts from
+    noise(x_0, e, t)                  -> x_t        (the family's forward process)
+    target(x_0, e, t)                 -> y, what the denoiser was trained to say there
+    time(u)                           -> u in (0, 1) as the family's t, with the scheduler's own shift
+    predict(x_t, t, conditioning)     -> the denoiser's output at t; `denoiser` is the module that trains
+
+`load` picks the family from `model_index.json`. `tiny` is the embedded model; anything else is a local diffusers
+folder or a hub id. Nothing at import time touches the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file as load_safetensors
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Sampler
+
+# pipeline class in model_index.json -> (module, class) of the family
+FAMILIES = {
+    "StableDiffusion3Pipeline": ("gpo_data.models.sd3", "SD3"),
+    "StableDiffusionPipeline": ("gpo_data.models.sd", "SD"),
+    "StableDiffusionXLPipeline": ("gpo_data.models.sdxl", "SDXL"),
+    "FluxPipeline": ("gpo_data.models.flux", "Flux"),
+    "SanaPipeline": ("gpo_data.models.sana", "Sana"),
+}
+
+Conditioning = dict[str, torch.Tensor]
+
+
+class Model(Protocol):
+    """What generate.py and the trainers need of a family; see the module's docstring for shapes."""
+
+    lora_targets: tuple[str, ...]
+
+    @property
+    def denoiser(self) -> torch.nn.Module: ...
+    def encode(self, prompts: list[str]) -> Conditioning: ...
+    def draw(
+        self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
+    ) -> torch.Tensor: ...
+    def decode(self, latents: torch.Tensor) -> list[np.ndarray]: ...
+    def starting_noise(self, seeds: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
+    def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
+    def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
+    def time(self, u: torch.Tensor) -> torch.Tensor: ...
+    def predict(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
+    ) -> torch.Tensor: ...
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model: `tiny`, a folder, or a hub id (fetched if need be). Raises UsageError."""
+    if model == "tiny":
+        from gpo_data.tiny import PIPELINE_DIR
+
+        return _folder(
+            PIPELINE_DIR, "this checkout has no embedded weights: `make tiny` trains them, or give another `model:`"
+        )
+    if Path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        return _folder(Path(model).expanduser(), "give a diffusers folder, a hub id such as owner/name, or `tiny`")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:  # one small file first, so that an unreachable hub is told within seconds
+        hf_hub_download(model, "model_index.json", revision=revision, etag_timeout=5)
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*"]))
+    except Exception as error:  # the hub's client raises many kinds, and httpx's and OS errors besides
+        raise UsageError(
+            f"model {model!r}: not in the local hub cache, and the hub did not give it "
+            f"({type(error).__name__}). Put a diffusers folder (model_index.json with its sub-folders) on this "
+            f"machine and set `model:` to its path, or run `hf download {model}` where the hub is reachable"
+        ) from None
+
+
+def _folder(folder: Path, hint: str) -> Path:
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"model: expected {folder / 'model_index.json'}, found no such file; {hint}")
+    return folder
+
+
+def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
+    """Open the pipeline in `folder` on the sampler's device and dtype.
+
+    For training it is the denoiser alone, on the CPU until the trainer moves it; it neither encodes nor draws.
+    """
+    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    if name not in FAMILIES:
+        raise UsageError(f"model {folder}: pipeline class {name} is not supported; known: {', '.join(FAMILIES)}")
+    module, family = FAMILIES[name]
+    model: Model = getattr(importlib.import_module(module), family)(folder, sampler, for_training)
+    return model
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
+
+
+def policy_folder(folder: str) -> Path:
+    """The folder of a recipe's `policy:`, checked. Raises UsageError."""
+    path = Path(folder)
+    if not (path / LORA_FILE).is_file() and not list(path.glob("*/diffusion_pytorch_model*.safetensors")):
+        raise UsageError(
+            f"policy: expected {path / LORA_FILE} or a denoiser's sub-folder with diffusion_pytorch_model.safetensors, "
+            f"found neither; `gpo-train fit` writes one to runs/<run>/policy"
+        )
+    return path
+
+
+def adopt(model: Any, folder: Path) -> None:
+    """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's."""
+    if (folder / LORA_FILE).is_file():
+        model.pipe.unload_lora_weights()  # a second LoRA would be added to the first
+        model.pipe.unload_lora_weights()  # of an earlier iteration
+        model.pipe.load_lora_weights(folder, weight_name=LORA_FILE)
+        return
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
+        state |= load_safetensors(file)
+    model.denoiser.load_state_dict(state)
+
+
+def digest(folder: Path) -> str:
+    """16 hex digits over the weights' names, sizes and their first and last MiB: another checkpoint, another digest."""
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+        size = file.stat().st_size
+        state.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with file.open("rb") as stream:
+            state.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            state.update(stream.read())
+    return state.hexdigest()
+
+
+def repeat(conditioning: Conditioning, counts: list[int]) -> Conditioning:
+    """Row i of every tensor, counts[i] times over."""
+    return {k: torch.repeat_interleave(v, torch.tensor(counts), dim=0) for k, v in conditioning.items()}
+
+
+def versions() -> dict[str, Any]:
+    import diffusers
+    import transformers
+
+    return {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}

@@ -1,0 +1,1 @@
+"""Policy against base on held-out prompts, the same seeds."""

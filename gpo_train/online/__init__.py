@@ -1,0 +1,1 @@
+"""The policy draws what it is trained on, iteration by iteration."""
