@@ -134,7 +134,7 @@ def _settings_help(verb: str) -> str:
     """The keys of the recipe's sections that the verb reads, with what they mean."""
     if not {"-h", "--help"} & set(sys.argv) or verb not in ("fit", "eval"):
         return ""
-    from gpo_train.settings import Eval, Online, Train
+    from gpo_data.recipe import Eval, Online, Train
 
     sections: dict[str, Any] = {"train": Train, "online": Online} if verb == "fit" else {"eval": Eval}
     return "\n\n".join(f"--{name}.KEY VALUE: {inspect.getdoc(kind)}" for name, kind in sections.items())

@@ -19,9 +19,8 @@ import torch
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup, batches
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import TASKS
-from gpo_train.settings import Train
 
 GroupsOf = Callable[[int], Reader]  # the reader of an epoch
 

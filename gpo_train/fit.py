@@ -27,7 +27,7 @@ from rich.console import Console
 from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.worker import Interrupted
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Recipe, Train
 from gpo_train.data import GroupDataModule, GroupsOf
 from gpo_train.export import save_policy
 from gpo_train.module import GPOModule
@@ -36,7 +36,7 @@ from gpo_train.online.iterations import history
 from gpo_train.policy import Policy
 from gpo_train.progress import progress
 from gpo_train.run import RUNS, Run, open_run, settle
-from gpo_train.settings import Train, online_settings, train_settings
+from gpo_train.settings import train_settings
 from gpo_train.sharded import ShardedGPOModule
 from gpo_train.snapshot import dataset_names, frozen_groups
 
@@ -52,7 +52,7 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     begun = (RUNS / name / "run.json").is_file()
     recipe = settle(recipe, RUNS / name, [] if begun or mode == "online" else dataset_names(recipe, settings))
     settings = train_settings(recipe, mode)
-    iterations = online_settings(recipe).iterations if mode == "online" else 0
+    iterations = recipe.online.iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
     run = open_run(name, recipe, mode, model_folder)
     card = run.card()

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from gpo_data.errors import RunError
 from gpo_data.lake.reader import TrainGroup
+from gpo_data.recipe import Train
 from gpo_train import objective
 from gpo_train.policy import Draws, Policy, make_draws
 from gpo_train.reference import StoredErrors
-from gpo_train.settings import Train
 
 
 class GPOModule(L.LightningModule):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gpo_data.errors import UsageError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Conditioning, Model
-from gpo_train.settings import Train
+from gpo_data.recipe import Train
 
 RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
 

@@ -102,15 +102,15 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
     begun = Run(folder).card()["recipe"] if (folder / "run.json").is_file() else None
     device = hardware.device_of(recipe.sampler.device)
     dtype: str = recipe.sampler.dtype
-    precision = recipe.train.get("precision", "auto")
+    precision: str = recipe.train.precision
     if dtype == "auto":
         drawn = [drawn_in(recipe.lake, name) for name in datasets[:1]]
         dtype = begun["sampler"]["dtype"] if begun else next((one for one in drawn if one), "auto")
     if precision == "auto" and begun:
-        precision = begun["train"].get("precision", "float32")  # what it was where nothing is written
+        precision = begun["train"]["precision"]
     made = with_dtype(recipe, hardware.dtype_for(dtype, device))
-    precision = hardware.dtype_for(str(precision), device, "train.precision")
-    return dataclasses.replace(made, train=recipe.train | {"precision": precision})
+    settled: Any = hardware.dtype_for(precision, device, "train.precision")
+    return dataclasses.replace(made, train=dataclasses.replace(recipe.train, precision=settled))
 
 
 def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: Path = RUNS) -> Run:

@@ -23,10 +23,9 @@ from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_card
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder, write_atomic
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Recipe, Train
 from gpo_train.data import GroupsOf, snapshot_of
 from gpo_train.run import Run
-from gpo_train.settings import Train
 
 
 def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> GroupsOf:

@@ -26,13 +26,13 @@ from rich.console import Console
 from gpo_data import models
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Recipe, Train
 from gpo_train import objective
 from gpo_train.data import GroupDataModule
 from gpo_train.fit import load_for_training
 from gpo_train.module import GPOModule
 from gpo_train.policy import Policy, make_draws
-from gpo_train.settings import Train, train_settings
+from gpo_train.settings import train_settings
 
 WARM = 1  # first steps that are not counted
 

@@ -17,11 +17,12 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.lake.manifest import drawn_in, settle
 from gpo_data.models import load, resolve
+from gpo_data.recipe import Train
 from gpo_train import cli as train_cli
 from gpo_train.fit import processes_of
 from gpo_train.run import Run
 from gpo_train.run import settle as settle_run
-from gpo_train.settings import Train, train_settings
+from gpo_train.settings import train_settings
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -82,7 +83,7 @@ def test_a_dataset_keeps_the_precision_it_was_begun_in(
     # What trains on it draws in the same precision; its own arithmetic is by the hardware.
     here = hardware.dtype_for("auto", "cpu")
     begun = settle_run(made, Path("runs/none"), ["small"])
-    assert (begun.sampler.dtype, begun.train["precision"]) == ("float32", here)
+    assert (begun.sampler.dtype, begun.train.precision) == ("float32", here)
     assert settle_run(made, Path("runs/none"), []).sampler.dtype == here
 
 
@@ -92,17 +93,14 @@ def test_a_run_keeps_the_precision_it_was_begun_in(
     made = recipe.load(recipe_file, ["--sampler.dtype", "auto", "--train.precision", "auto"])
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    for train, precision in (
-        ({"precision": "bfloat16"}, "bfloat16"),
-        ({}, "float32"),
-    ):  # nothing written: the old default
-        (run.folder / "run.json").write_text(json.dumps({"recipe": {"sampler": {"dtype": "bfloat16"}, "train": train}}))
-        for environment in ({}, HIDDEN):
-            with pytest.MonkeyPatch.context() as one:
-                for name, value in environment.items():
-                    one.setenv(name, value)
-                again = settle_run(made, run.folder, [])
-                assert (again.sampler.dtype, again.train["precision"]) == ("bfloat16", precision)
+    begun = {"sampler": {"dtype": "bfloat16"}, "train": {"precision": "bfloat16"}}
+    (run.folder / "run.json").write_text(json.dumps({"recipe": begun}))
+    for environment in ({}, HIDDEN):
+        with pytest.MonkeyPatch.context() as one:
+            for name, value in environment.items():
+                one.setenv(name, value)
+            again = settle_run(made, run.folder, [])
+            assert (again.sampler.dtype, again.train.precision) == ("bfloat16", "bfloat16")
     hide(plain)
     assert train_settings(made).precision == "float32"
 

@@ -17,9 +17,8 @@ from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models, recipe
 from gpo_data.errors import UsageError
-from gpo_data.recipe import PLACES, SINCE, Sampler
+from gpo_data.recipe import PLACES, SINCE, Sampler, Train
 from gpo_train.policy import Policy
-from gpo_train.settings import Train
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # As recorded before the first of the options in SINCE was there.

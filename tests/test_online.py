@@ -24,13 +24,14 @@ from gpo_data.generation.generate import draw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.recipe import Online
 from gpo_train import cli
 from gpo_train.evaluation.compare import tables
 from gpo_train.fit import Stopped, fit
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, choose, history
 from gpo_train.run import Run, newest
-from gpo_train.settings import Online, train_settings
+from gpo_train.settings import train_settings
 
 TRAIN = """
 train: {tuning: full, draws: 2, passes: 1, batch_groups: 2, learning_rate: 1.0e-4, precision: float32,

@@ -13,10 +13,11 @@ from gpo_data import models, recipe
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, batches
+from gpo_data.recipe import Train
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
 from gpo_train.policy import Policy, make_draws
-from gpo_train.settings import Train, train_settings
+from gpo_train.settings import train_settings
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:

@@ -21,9 +21,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.lake import rewards
-from gpo_data.lake import views
 from gpo_data.errors import UsageError
+from gpo_data.lake import rewards, views
 from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
 
 VIEWS = ("members", "groups", "shards", "datasets")

@@ -19,8 +19,8 @@ from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest
-from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 # Settings that change where and how fast an evaluator runs, never what it sees.
 NOT_MEASURED = ("device", "batch_size", "workers")

@@ -24,9 +24,9 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import read_sample, unpack_checked
-from gpo_data.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpo_data.lake import catalog
-from gpo_data.lake import rewards
 from gpo_data.errors import UsageError
+from gpo_data.lake import catalog, rewards
 
 FORMATS = ("table", "csv", "json", "parquet")
 TABLE_ROWS = 200

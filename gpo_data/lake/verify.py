@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from gpo_data import evaluators, hardware, models
-from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, read_sample, sidecar_schema, sidecars
-from gpo_data.lake.manifest import read_card, settle
 from gpo_data.errors import RunError
+from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.worker import finish_group
 from gpo_data.group import OK, from_sample
+from gpo_data.lake.manifest import read_card, settle
+from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, read_sample, sidecar_schema, sidecars
 from gpo_data.models import repeat
-from gpo_data.generation.plan import PlannedGroup
 from gpo_data.recipe import Recipe
 
 FOOTER = {"tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint"}
@@ -161,8 +161,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     for start in range(0, len(picks), size):
         part = [rows[int(i)] for i in picks[start : start + size]]
         groups = [
-            from_sample(read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"]), images=False)
-            for r in part
+            from_sample(read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"]), images=False) for r in part
         ]
         embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}
         again = model.draw(repeat(embeds, [1] * len(part)), [r["seed"] for r in part])

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import duckdb
 import fsspec
 
-from gpo_data.lake import rewards
 from gpo_data.errors import UsageError
+from gpo_data.lake import rewards
 
 # Of an empty lake; a lake with shards has the columns that its sidecars have.
 EMPTY = {

@@ -1,39 +1,36 @@
-"""The YAML language: typed sections, one validator, overrides, fingerprint."""
+"""The YAML language: typed sections that check themselves, overrides, fingerprint."""
 
+from gpo_data.recipe.parse import key_names, load, nearest, split_overrides
 from gpo_data.recipe.recipe import (
     CLIP_SCORERS,
     EVALUATORS,
-    OPEN_SECTIONS,
+    NO_TRAINING,
     OWN_EVALUATOR,
     SECTIONS,
     Recipe,
-    explain,
     fingerprint_of,
-    key_names,
-    load,
-    nearest,
-    parse,
-    split_overrides,
 )
 from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.training import Eval, Online, Train
 
 __all__ = [
     "CLIP_SCORERS",
     "EVALUATORS",
-    "OPEN_SECTIONS",
+    "NO_TRAINING",
     "OWN_EVALUATOR",
     "SECTIONS",
     "Clip",
+    "Eval",
     "Ocr",
+    "Online",
     "Recipe",
     "Sampler",
     "Task",
+    "Train",
     "Yolo",
-    "explain",
     "fingerprint_of",
     "key_names",
     "load",
     "nearest",
-    "parse",
     "split_overrides",
 ]

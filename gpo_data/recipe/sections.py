@@ -1,13 +1,14 @@
-"""The sections of a recipe that gpo-data reads: `task:`, `sampler:`, and one an evaluator.
+"""The sections of a recipe about drawing and measuring: `task:`, `sampler:`, and one an evaluator.
 
-Their docstrings are what `gpo-data VERB --help` prints. recipe.py reads and checks them; `train:` and `eval:` are
-the training half's.
+Their docstrings are what `gpo-data VERB --help` prints.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from gpo_data.recipe.checks import Count, NotNegative, Positive, Share, Whole, check, expect
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,16 @@ class Task:
 
     kind: Literal["text", "count", "align"] = "text"
     prompts: str | None = None
-    num_prompts: int | None = 64
+    num_prompts: Count | None = 64
     split: Literal["train", "heldout", "all"] = "train"
     grammar: Literal["signs", "scenes"] = "signs"
     prompt_column: str = "prompt"
     target_column: str = "target"
     class_column: str = "class"
     dataset_split: str = "train"
+
+    def __post_init__(self) -> None:
+        check(self, "task.")
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,13 @@ class Sampler:
             training; null leaves the choice to torch.
     """
 
-    num_inference_steps: int = 28
-    guidance_scale: float = 4.5
-    height: int = 512
-    width: int = 512
+    num_inference_steps: Count = 28
+    guidance_scale: NotNegative = 4.5
+    height: Count = 512
+    width: Count = 512
     negative_prompt: str = ""
-    max_sequence_length: int | None = None
-    batch_size: int = 16
+    max_sequence_length: Count | None = None
+    batch_size: Count = 16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     compile: bool = False
@@ -77,6 +81,15 @@ class Sampler:
     vae_slicing: bool = False
     vae_tiling: bool = False
     attention_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "sampler.")
+        expect(
+            not self.text_encoder_8bit or self.text_encoders == "device",
+            "sampler.text_encoders",
+            "device beside text_encoder_8bit (what is in 8 bits does not move)",
+            self.text_encoders,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,12 @@ class Ocr:
     recognition_model: str = "rapidocr"
     detection_model: str = "rapidocr"
     device: str = "cpu"
-    batch_size: int = 32
-    workers: int = 0
-    upscale: float = 1.0
+    batch_size: Count = 32
+    workers: Whole = 0
+    upscale: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "ocr.")
 
 
 @dataclass(frozen=True)
@@ -118,12 +134,15 @@ class Yolo:
     """
 
     weights: str = "yolo11x.pt"
-    confidence: float = 0.25
-    iou: float = 0.7
-    image_size: int = 640
+    confidence: Share = 0.25
+    iou: Share = 0.7
+    image_size: Count = 640
     device: str = "cpu"
-    batch_size: int = 32
-    workers: int = 0
+    batch_size: Count = 32
+    workers: Whole = 0
+
+    def __post_init__(self) -> None:
+        check(self, "yolo.")
 
 
 @dataclass(frozen=True)
@@ -140,4 +159,7 @@ class Clip:
     model: str = "openai/clip-vit-large-patch14"
     weights: str | None = None
     device: str = "cpu"
-    batch_size: int = 32
+    batch_size: Count = 32
+
+    def __post_init__(self) -> None:
+        check(self)

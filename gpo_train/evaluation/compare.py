@@ -22,7 +22,6 @@ from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, flat, settle
-from gpo_train.settings import eval_settings
 
 
 def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Console) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
 def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
     """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
     run.expect_online("`eval` compares others")
-    recipe, settings, summaries = settle(recipe, run.folder, []), eval_settings(recipe), history(run.folder)
+    recipe, settings, summaries = settle(recipe, run.folder, []), recipe.eval, history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
     weights = [(one.number, one.name, one.policy) for one in iterations]
     if run.policy.is_dir():

@@ -31,10 +31,9 @@ from gpo_data.lake import catalog
 from gpo_data.lake.manifest import identity, measured
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import write_atomic
-from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.recipe import NO_TRAINING, Eval, Recipe, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.run import Run, settle
-from gpo_train.settings import Eval, eval_settings
 
 LENIENT = {
     "text": "text_contains(target, ocr_text)",
@@ -47,7 +46,7 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
     from gpo_train.evaluation import report as eval_report
 
-    card, settings = run.card(), eval_settings(recipe)
+    card, settings = run.card(), recipe.eval
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
@@ -86,7 +85,7 @@ def eval_recipes(recipe: Recipe, name: str, weights: Path, settings: Eval) -> tu
         recipe,
         task=dataclasses.replace(task, num_prompts=prompts),
         group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
-        seed=settings.seed, where=None, policy=recipe.policy, train={}, online={}, eval={},
+        seed=settings.seed, where=None, policy=recipe.policy, **NO_TRAINING,
     )  # fmt: skip
     policy = dataclasses.replace(base, policy=str(weights))
     return _named(base, f"{recipe.name}-eval"), _named(policy, f"{name}-eval")

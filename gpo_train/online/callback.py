@@ -41,7 +41,6 @@ from gpo_train.data import snapshot_of
 from gpo_train.export import save_policy
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, choose, history, prune, summarise, write_prompts
-from gpo_train.settings import online_settings
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
 
@@ -55,7 +54,7 @@ class OnlineRegeneration(Callback):
     """
 
     def __init__(self, recipe: Recipe, folder: Path, console: Console | None = None) -> None:
-        self.online, self.folder = online_settings(recipe), folder
+        self.online, self.folder = recipe.online, folder
         dtype = hardware.dtype_for(recipe.sampler.dtype, hardware.device_of(recipe.sampler.device))
         self.recipe = with_dtype(
             dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size), dtype

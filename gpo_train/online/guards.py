@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpo_data.audit.members import IMAGE_STATISTICS
-from gpo_train.settings import Online
+from gpo_data.recipe import Online
 
 SMALL = 0.01  # a statistic near zero, such as the dark fraction of bright pictures, has no meaningful ratio
 

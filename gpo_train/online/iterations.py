@@ -23,9 +23,8 @@ from gpo_data.group import Prompt
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder, write_atomic
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import NO_TRAINING, Online, Recipe
 from gpo_data.tasks import TASKS
-from gpo_train.settings import Online
 
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
 COLUMN = {"target_count": "target", "target_class": "class"}  # target -> column of a prompts file, as tasks/ read it
@@ -59,7 +58,12 @@ class Iteration:
         )  # fmt: skip
         policy = base.policy if writer == "base" else str(self.policy)
         return dataclasses.replace(
-            base, name=self.name, task=task, seed=base.seed + self.number, policy=policy, train={}, online={}, eval={}
+            base,
+            name=self.name,
+            task=task,
+            seed=base.seed + self.number,
+            policy=policy,
+            **NO_TRAINING,
         )
 
     def summary(self) -> dict[str, Any] | None:

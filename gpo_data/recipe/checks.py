@@ -1,0 +1,61 @@
+"""What a field of a recipe may hold: its type says it, and every section checks itself when it is made.
+
+    batch_size: Count = 16        a whole number, 1 or more
+    guidance_scale: NotNegative   a finite number, 0 or more
+
+Whoever builds a section, the YAML reader or a notebook, gets the same `UsageError`: key, expected, found.
+Types are checked by pydantic in strict mode: a string is no number, and True is none either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Annotated, Any, cast, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gpo_data.errors import UsageError
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # of a whole
+Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def check(section: Any, prefix: str = "") -> None:
+    """Raise UsageError for the first field of a dataclass that does not hold what its type says."""
+    for name, adapter in adapters(cast(Any, type(section))).items():
+        expect_valid(adapter, f"{prefix}{name}", getattr(section, name))
+
+
+def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> None:
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(_plain(one["msg"]) for one in error.errors())
+        raise UsageError(f"{key}: expected {' or '.join(wanted)}, found {value!r}") from None
+
+
+def _plain(message: str) -> str:
+    """pydantic's `Input should be greater than or equal to 1` as `1 or more`."""
+    return re.sub(r"greater than or equal to (\S+)", r"\1 or more", message.removeprefix("Input should be "))
+
+
+def expect(ok: bool, key: str, wanted: str, found: object) -> None:
+    """Raise UsageError unless `ok`."""
+    if not ok:
+        raise UsageError(f"{key}: expected {wanted}, found {found!r}")
+
+
+@functools.cache
+def adapters(kind: Any) -> dict[str, TypeAdapter[Any]]:
+    """By field name, of the fields that are not sections themselves."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: TypeAdapter(hints[f.name]) for f in dataclasses.fields(kind)
+            if not dataclasses.is_dataclass(hints[f.name])}  # fmt: skip

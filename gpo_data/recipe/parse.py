@@ -1,0 +1,154 @@
+"""Recipe files: YAML 1.2, one file an experiment, and `--key value` overrides of any key in it.
+
+Strict: an unknown key (with the nearest known one), a key that is there twice, a value of another type or out of range
+is a `UsageError` that names file and key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe.checks import adapters, expect_valid
+from gpo_data.recipe.recipe import SECTIONS, Recipe
+
+OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file, apply the overrides, check it. Raises UsageError."""
+    path = Path(path)
+    content = read(path)
+    try:
+        if isinstance(content.get("yolo"), str):
+            content["yolo"] = {"weights": content["yolo"]}
+        rest = _take_open(list(overrides), content)
+        _check_keys(content, Recipe)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(Recipe, as_group=False)
+        try:
+            base = parser.parse_object(content, defaults=True)
+            return _build(parser.parse_args(rest, namespace=base) if rest else base, path)
+        except ArgumentError as error:
+            raise _explained(error, rest) from None
+    except UsageError as error:
+        raise UsageError(f"recipe {path}: {error}") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises UsageError."""
+    if not path.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*-*.yaml"))) or "none here"
+        raise UsageError(f"recipe {path}: no such file; the recipes in recipes/ are: {known}")
+    try:
+        content = _yaml(path.read_text(encoding="utf-8-sig"))
+    except (YAMLError, RecursionError) as error:
+        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())[:300]}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from None
+    if not isinstance(content, dict | None):
+        raise UsageError(f"recipe {path}: expected keys and values, found {type(content).__name__}")
+    return content or {}
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
+    known, overrides, rest = set(key_names(Recipe)), [], []
+    waiting = iter(arguments)
+    for argument in waiting:
+        key, equals, _ = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and (key in known or key.split(".")[0] in SECTIONS):
+            overrides += [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value)]
+        else:
+            rest.append(argument)
+    return overrides, rest
+
+
+def nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def key_names(kind: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a (nested) dataclass."""
+    names = []
+    for f in dataclasses.fields(kind):
+        names.append(prefix + f.name)
+        if nested := SECTIONS.get(f.name if kind is Recipe else ""):
+            names += key_names(nested, f"{prefix}{f.name}.")
+    return names
+
+
+def _yaml(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
+    """Every key is known and its value is of its type, as the file has it."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key, value in content.items():
+        if key not in known:
+            raise UsageError(f"unknown key '{prefix}{key}'{nearest(str(key), known)}")
+        if not prefix and key in SECTIONS:
+            if not isinstance(value, dict):
+                raise UsageError(f"{key}: expected keys and values, found {value!r}")
+            _check_keys(value, SECTIONS[key], f"{key}.")
+        else:
+            expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
+
+
+def _take_open(arguments: list[str], content: dict[str, Any]) -> list[str]:
+    """Put `--train.trainer.devices 2` into `content`; the other arguments.
+
+    jsonargparse would replace the whole of `train.trainer` by its last key.
+    """
+    rest, waiting = [], iter(arguments)
+    for argument in waiting:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key.startswith(OPEN):
+            rest.append(argument)
+            continue
+        inner = content
+        *parts, last = key.split(".")
+        for part in parts:
+            if not isinstance(inner.get(part), dict):
+                inner[part] = {}
+            inner = inner[part]
+        value = value if equals else next(waiting, "")
+        try:
+            inner[last] = _yaml(value)
+        except YAMLError as error:
+            raise UsageError(f"--{key}: not YAML: {value!r}: {' '.join(str(error).split())}") from None
+    return rest
+
+
+def _build(namespace: Namespace, path: Path) -> Recipe:
+    values = namespace.as_dict()
+    sections = {key: kind(**values[key]) for key, kind in SECTIONS.items() if isinstance(values[key], dict)}
+    return Recipe(**(values | {"name": values["name"] or path.stem} | sections))
+
+
+def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
+    """What is wrong with the overrides: by our own check of each, else in the parser's words."""
+    known = key_names(Recipe)
+    pairs = [a for argument in arguments for a in argument.split("=", 1)]
+    for key, value in itertools.pairwise(pairs):
+        name = key.removeprefix("--")
+        if not key.startswith("--") or name in SECTIONS:
+            continue
+        if name not in known:
+            return UsageError(f"unknown key {name!r}{nearest(name, known)}")
+        section, _, field = name.rpartition(".")
+        try:
+            expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, _yaml(value))
+        except (UsageError, YAMLError) as found:
+            return UsageError(str(found))
+    return UsageError(" ".join(str(error).split()))
