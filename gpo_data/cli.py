@@ -41,9 +41,9 @@ def shards(recipe: Recipe, options: argparse.Namespace) -> int:
 def audit(recipe: Recipe, options: argparse.Namespace) -> int:
     """what is in a dataset: a table here, an HTML page beside the shards"""
     from gpo_data.audit import run
-    from gpo_data.lake.manifest import read_card
+    from gpo_data.lake.manifest import read_manifest
 
-    stored = read_card(_folder(recipe))["measured"]["reward"]
+    stored = read_manifest(_folder(recipe))["measured"]["reward"]
     path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
     console.print(f"page: {path}", soft_wrap=True)
     return 0

@@ -28,7 +28,7 @@ GroupsOf = Callable[[int], Reader]  # the reader of an epoch
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
     """`catalog.snapshot` of a dataset by the recipe's lake, reward and `borrow`."""
     return catalog.snapshot(
-        catalog.connect(recipe.lake, dataset), dataset, recipe.reward, where, keep_dead, recipe.borrow,
+        catalog.connect(recipe.lake, dataset), dataset, recipe.reward, where, keep_dead, recipe.relabel,
         tuple(TASKS[recipe.task.kind].COLUMNS),
     )  # fmt: skip
 
@@ -39,13 +39,13 @@ class GroupLoader:
     def __init__(self, trainer: L.Trainer, reader: Reader, settings: Train, seed: int) -> None:
         self.trainer, self.reader, self.settings, self.seed = trainer, reader, settings, seed
         self.world, self.rank = trainer.world_size, trainer.global_rank
-        if settings.batch_groups % self.world:
+        if settings.groups_per_step % self.world:
             raise UsageError(
-                f"train.batch_groups: {settings.batch_groups} groups a step do not divide among {self.world} ranks; "
+                f"train.groups_per_step: {settings.groups_per_step} groups a step do not divide among {self.world} ranks; "
                 f"use a multiple of {self.world}"
             )
         # Raises where there are too few groups, before anything is loaded.
-        self._steps = len(batches(len(reader), settings.batch_groups, seed, 0, settings.passes))
+        self._steps = len(batches(len(reader), settings.groups_per_step, seed, 0, settings.num_inner_epochs))
 
     def __len__(self) -> int:
         return self._steps
@@ -54,7 +54,9 @@ class GroupLoader:
         # A generator: all this is looked up at the first batch, when Lightning has settled where a resumed run is.
         epoch = self.trainer.current_epoch
         start = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        planned = batches(len(self.reader), self.settings.batch_groups, self.seed, epoch, self.settings.passes)
+        planned = batches(
+            len(self.reader), self.settings.groups_per_step, self.seed, epoch, self.settings.num_inner_epochs
+        )
         mine = [step[self.rank :: self.world] for step in planned[start:]]
         workers = self.settings.workers
         yield from torch.utils.data.DataLoader(

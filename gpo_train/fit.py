@@ -98,7 +98,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         console.print(
             f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
             f"({settings.tuning}) on {hardware.describe(trainer.strategy.root_device.type, settings.precision)}, "
-            f"{settings.epochs} epochs of {settings.passes} passes",
+            f"{settings.epochs} epochs of {settings.num_inner_epochs} passes",
             soft_wrap=True,
         )
         if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
@@ -109,7 +109,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         raise Stopped from None
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch (now {settings.micro_batch}; the "
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now {settings.micro_batch_size}; the "
             f"gradient stays the same), set train.gradient_checkpointing: true, train.precision: bfloat16 or "
             f"train.tuning: lora; the last checkpoint is {run.last}"
         ) from None
@@ -139,7 +139,7 @@ def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> mo
     sampler = dataclasses.replace(recipe.sampler, dtype="bfloat16" if half else "float32")
     model = models.load(model_folder, sampler, for_training=True)
     if recipe.policy:
-        models.adopt(model, models.policy_folder(recipe.policy))
+        models.load_policy_weights(model, models.policy_folder(recipe.policy))
     return model
 
 
@@ -158,8 +158,8 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         every_n_train_steps=settings.checkpoint_steps,
         enable_version_counter=False,
     )
-    if settings.ema is not None:  # before the others, one of which may save a checkpoint and stop
-        callbacks = [EMAWeightAveraging(decay=settings.ema), *callbacks]
+    if settings.ema_decay is not None:  # before the others, one of which may save a checkpoint and stop
+        callbacks = [EMAWeightAveraging(decay=settings.ema_decay), *callbacks]
     bar = [progress(console)] if settings.trainer.get("enable_progress_bar", True) else []
     options: dict[str, Any] = {
         "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
@@ -172,7 +172,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "default_root_dir": run.folder,
-        "reload_dataloaders_every_n_epochs": int(settings.in_turn),
+        "reload_dataloaders_every_n_epochs": int(settings.sequential),
     }
     try:
         return L.Trainer(**(options | settings.trainer))

@@ -25,7 +25,7 @@ from gpo_data.errors import RunError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.recipe import Train
 from gpo_train import objective
-from gpo_train.policy import Draws, Policy, make_draws
+from gpo_train.policy import NoiseSamples, Policy, sample_noise
 from gpo_train.reference import StoredErrors
 
 
@@ -53,8 +53,8 @@ class GPOModule(L.LightningModule):
     def transfer_batch_to_device(self, batch: list[TrainGroup], device: torch.device, dataloader_idx: int) -> Any:
         return batch  # a group may be larger than the device's memory; its chunks move one by one
 
-    def draws_of(self, epoch: int, group: TrainGroup) -> Draws:
-        return make_draws(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
+    def noise_of(self, epoch: int, group: TrainGroup) -> NoiseSamples:
+        return sample_noise(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
 
     def _begin_epoch(self) -> None:
         """Before an epoch's first step. Not `on_train_epoch_start`: Lightning leaves that out where a run resumes from
@@ -78,7 +78,7 @@ class GPOModule(L.LightningModule):
             self.stored.compute(asked, data.groups_of(asked), self)
         self.policy.denoiser.train()
 
-    def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:
+    def reference_errors(self, group: TrainGroup, draws: NoiseSamples) -> Tensor:
         """[k, n]: looked up, or asked now."""
         if self.stored is not None:
             return self.stored.look_up(self.current_epoch, group)
@@ -106,7 +106,9 @@ class GPOModule(L.LightningModule):
         schedule.step()
         if self.policy.frozen is not None and self.settings.reference_update == "ema":
             self.policy.follow(self.settings.reference_decay)
-        samples = sum(len(group.members) for group in batch) * self.settings.draws * self.trainer.world_size
+        samples = (
+            sum(len(group.members) for group in batch) * self.settings.timesteps_per_image * self.trainer.world_size
+        )
         now = time.monotonic()
         totals |= {"grad_norm": norm, "samples_per_s": samples / (now - self._clock)}
         self._clock = now
@@ -114,16 +116,16 @@ class GPOModule(L.LightningModule):
 
     def group_backward(self, group: TrainGroup, scale: float = 1.0, last: bool = True) -> dict[str, float]:
         """Add scale * dL/dtheta of one group to the gradients; what is worth logging."""
-        draws = self.draws_of(self.current_epoch, group)
+        draws = self.noise_of(self.current_epoch, group)
         if self.settings.objective == "sft":
             return self._sft_backward(group, draws, scale, last)
         rewards = group.rewards.to(self.device)
         reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
         k, n = draws.t.shape
-        size, s = self.settings.micro_batch, self.settings
+        size, s = self.settings.micro_batch_size, self.settings
 
         def loss_of(one: Tensor) -> Tensor:
-            return objective.group_loss(one, rewards, s.weighting, s.link, s.beta, s.hold)
+            return objective.group_loss(one, rewards, s.weighting, s.loss, s.beta, s.mean_shift_penalty)
 
         losses: list[Tensor] = []
         seen: list[Tensor] = []
@@ -134,7 +136,7 @@ class GPOModule(L.LightningModule):
             if n <= size:
                 difference, distance = (x.view(-1, n) for x in self._compared(group, draws, rows, reference))
                 loss = torch.stack([loss_of(d.double()) for d in difference])
-                loss = loss + torch.stack([objective.penalty(d, s.kl, s.link, s.beta) for d in distance])
+                loss = loss + torch.stack([objective.penalty(d, s.kl, s.loss, s.beta) for d in distance])
                 self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
                 losses.append(loss.detach())
                 seen.append(difference.detach())
@@ -149,16 +151,16 @@ class GPOModule(L.LightningModule):
             for part in parts:
                 moved, apart = self._compared(group, draws, part, reference)
                 weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()
-                weighted = weighted + objective.penalty(apart, s.kl, s.link, s.beta) * len(apart) / n
+                weighted = weighted + objective.penalty(apart, s.kl, s.loss, s.beta) * len(apart) / n
                 self._backward(weighted * scale / k, last and part.stop == k * n)
-            losses.append(value[None] + objective.penalty(distance, s.kl, s.link, s.beta))
+            losses.append(value[None] + objective.penalty(distance, s.kl, s.loss, s.beta))
             seen.append(difference.view(1, n))
             far.append(distance.view(1, n))
         found = self._watched(torch.cat(losses), torch.cat(seen), rewards)
         return found | ({"kl": torch.cat(far).mean().item()} if s.kl else {})
 
     def _compared(
-        self, group: TrainGroup, draws: Draws, rows: slice, reference: Tensor | None
+        self, group: TrainGroup, draws: NoiseSamples, rows: slice, reference: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(s, ||f_theta - f_ref||^2) of `rows`; the latter 0 where the reference's errors [k * n] are all there is."""
         if reference is None:
@@ -166,8 +168,8 @@ class GPOModule(L.LightningModule):
         s = self.policy.errors(group, draws, rows) - reference[rows]
         return s, torch.zeros_like(s)
 
-    def _sft_backward(self, group: TrainGroup, draws: Draws, scale: float, last: bool) -> dict[str, float]:
-        rows, size = draws.t.numel(), self.settings.micro_batch
+    def _sft_backward(self, group: TrainGroup, draws: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
+        rows, size = draws.t.numel(), self.settings.micro_batch_size
         total = 0.0
         for first in range(0, rows, size):
             errors = self.policy.errors(group, draws, slice(first, min(rows, first + size)))
@@ -192,14 +194,14 @@ class GPOModule(L.LightningModule):
         weight = objective.weights(rewards, "zscore").to(s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
         found = {"loss": losses.mean().item(), "s": s.mean().item()}
-        found |= {"s_better": better.item(), "s_worse": worse.item()}
-        if self.settings.link == "logsigmoid":
-            found["gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
+        found |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
+        if self.settings.loss == "logsigmoid":
+            found["sigmoid_gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
         return found
 
     def _clip(self, optimizer: Any) -> float:
         """Clip the gradient norm at `clip` (0: only measure it); the norm before."""
-        largest = self.settings.clip or math.inf
+        largest = self.settings.max_grad_norm or math.inf
         norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of sharded weights: over all ranks
 

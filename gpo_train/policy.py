@@ -32,21 +32,21 @@ RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSamples:
     """t [k, n] and e [k, n, C, h, w] of one group."""
 
     t: Tensor
     e: Tensor
 
 
-def make_draws(
+def sample_noise(
     model: Model,
     settings: Train,
     seed: int,
     epoch: int,
     group: TrainGroup,
     drawn_in: torch.dtype = torch.float32,
-) -> Draws:
+) -> NoiseSamples:
     """The group's draws in one epoch; see the module's docstring. `drawn_in`: precision that the members were drawn in.
 
     With `noise: own` e is the member's starting noise in all draws, and t alone is drawn.
@@ -55,10 +55,10 @@ def make_draws(
     text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
     # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-    k, (members, *shape) = settings.draws, group.latents.shape
+    k, (members, *shape) = settings.timesteps_per_image, group.latents.shape
     bounds = settings.timestep_range
     low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
-    if settings.shared_draws:
+    if settings.shared_noise:
         generator = torch.Generator().manual_seed(digest)
         u = torch.rand(k, generator=generator)[:, None].expand(k, members)
         e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
@@ -68,7 +68,7 @@ def make_draws(
         e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
     if settings.noise == "own":
         e = model.starting_noise(group.seeds, tuple(shape), drawn_in).expand(k, members, *shape)
-    return Draws(model.time(low + (high - low) * u), e)
+    return NoiseSamples(model.time(low + (high - low) * u), e)
 
 
 class Policy(nn.Module):
@@ -133,13 +133,13 @@ class Policy(nn.Module):
         return [p for p in self.denoiser.parameters() if p.requires_grad]
 
     def errors(
-        self, group: TrainGroup, draws: Draws, rows: slice = slice(None), denoiser: nn.Module | None = None
+        self, group: TrainGroup, draws: NoiseSamples, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
         """err of the flattened (draw, member) `rows`: [k * n][rows], float32."""
         target, x_t, t, conditioning = self._noised(group, draws, rows)
         return _mean_square(target - self._said(denoiser or self.denoiser, x_t, t, conditioning))
 
-    def compared(self, group: TrainGroup, draws: Draws, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def compared(self, group: TrainGroup, draws: NoiseSamples, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """(s, ||f_theta - f_ref||^2) of `rows`, float32 each; the reference is asked now, without gradients."""
         target, x_t, t, conditioning = self._noised(group, draws, rows)
         with torch.no_grad(), self.as_reference() as reference:
@@ -147,7 +147,9 @@ class Policy(nn.Module):
         ours = self._said(self.denoiser, x_t, t, conditioning)
         return _mean_square(target - ours) - _mean_square(target - theirs), _mean_square(ours - theirs)
 
-    def _noised(self, group: TrainGroup, draws: Draws, rows: slice) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
+    def _noised(
+        self, group: TrainGroup, draws: NoiseSamples, rows: slice
+    ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
         """(y, x_t, t, c) of `rows`, on the denoiser's device."""
         device = next(self.denoiser.parameters()).device
         k, members = draws.t.shape
@@ -168,9 +170,9 @@ class Policy(nn.Module):
             return self.model.predict(x_t, t, conditioning, denoiser).float()
 
     @torch.no_grad()
-    def reference_errors(self, group: TrainGroup, draws: Draws) -> Tensor:
+    def reference_errors(self, group: TrainGroup, draws: NoiseSamples) -> Tensor:
         """The reference's errors, [k, n], on the CPU."""
-        size, (k, members) = self.settings.micro_batch, draws.t.shape
+        size, (k, members) = self.settings.micro_batch_size, draws.t.shape
         with self.as_reference() as reference:
             parts = [
                 self.errors(group, draws, slice(start, start + size), reference)

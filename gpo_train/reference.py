@@ -42,7 +42,7 @@ class StoredErrors:
                 if module.stopping():
                     raise Interrupted
                 group = reader[index]
-                errors = module.policy.reference_errors(group, module.draws_of(epoch, group))
+                errors = module.policy.reference_errors(group, module.noise_of(epoch, group))
                 found[group.key] = errors.float().contiguous()
             write_atomic(path, save(found))
         module.trainer.strategy.barrier("reference errors")

@@ -33,7 +33,7 @@ RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
 FREE = ("eval", "lake")
 FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
-FREE_TRAIN = ("micro_batch", "workers", "checkpoint_steps", "loggers", "trainer", "gradient_checkpointing",
+FREE_TRAIN = ("micro_batch_size", "workers", "checkpoint_steps", "loggers", "trainer", "gradient_checkpointing",
               "reference_offload")  # fmt: skip
 
 

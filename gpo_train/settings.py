@@ -28,12 +28,12 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
                "model: to the folder, and leave policy: out")  # fmt: skip
     if mode == "offline":
         return made
-    if made.datasets is not None or made.in_turn:
-        refuse("train.datasets, train.in_turn", made.datasets, "online trains on what it draws; leave them out, or use "
+    if made.datasets is not None or made.sequential:
+        refuse("train.datasets, train.sequential", made.datasets, "online trains on what it draws; leave them out, or use "
                "--mode offline")  # fmt: skip
     if made.reference == "stored" and made.reference_update == "never":
         refuse("train.reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn "
                "yet; use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip
-    if online.writer == "ema" and made.ema is None:
-        refuse("online.writer", "ema", "there is no average; set train.ema, such as 0.99")
-    return dataclasses.replace(made, epochs=online.iterations * online.interval)
+    if online.rollout_policy == "ema" and made.ema_decay is None:
+        refuse("online.rollout_policy", "ema", "there is no average; set train.ema_decay, such as 0.99")
+    return dataclasses.replace(made, epochs=online.iterations * online.epochs_per_iteration)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
-from gpo_data.lake.manifest import read_card
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe, Train
@@ -40,7 +40,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         pq.write_table(table, buffer, compression="zstd")
         write_atomic(frozen, buffer.getvalue())
         run.note(snapshot={k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()})
-    readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.in_turn else [table])]
+    readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.sequential else [table])]
     return lambda epoch: readers[epoch % len(readers)]
 
 
@@ -88,7 +88,7 @@ def _turns(table: pa.Table) -> list[pa.Table]:
 
 def _same_model(recipe: Recipe, name: str, here: str) -> None:
     """The dataset's latents must be this model's."""
-    card = read_card(dataset_folder(recipe.lake, name))
+    card = read_manifest(dataset_folder(recipe.lake, name))
     drawn = card["fields"].get("model_digest")
     if drawn != here:
         raise UsageError(

@@ -31,7 +31,7 @@ from gpo_train import objective
 from gpo_train.data import GroupDataModule
 from gpo_train.fit import load_for_training
 from gpo_train.module import GPOModule
-from gpo_train.policy import Policy, make_draws
+from gpo_train.policy import Policy, sample_noise
 from gpo_train.settings import train_settings
 
 WARM = 1  # first steps that are not counted
@@ -76,10 +76,10 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
     reference = copy.deepcopy(policy.denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=settings.learning_rate)
     seconds, samples = [], 0
-    for step in range(WARM + min(len(reader), 4) * settings.passes):
+    for step in range(WARM + min(len(reader), 4) * settings.num_inner_epochs):
         group = reader[step % len(reader)]
         started = time.perf_counter()
-        draws = make_draws(model, settings, 0, 0, group)
+        draws = sample_noise(model, settings, 0, 0, group)
         k, n = draws.t.shape
         x_0, rewards = group.latents.float().to(device), group.rewards.to(device)
         conditioning = {name: v.to(device).float().expand(n, *v.shape) for name, v in group.conditioning.items()}
@@ -112,7 +112,7 @@ def ours(made: Recipe, settings: Train, reader: Reader) -> float:
             use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=folder,
         )  # fmt: skip
         trainer.fit(module, datamodule=GroupDataModule(lambda epoch: reader, settings, 0))
-    samples = settings.draws * made.group_size
+    samples = settings.timesteps_per_image * made.group_size
     steps = len(watch.steps)
     return samples * steps / (watch.reference + steps * statistics.median(watch.steps[WARM:]))
 

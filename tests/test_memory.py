@@ -81,8 +81,8 @@ def test_a_denoiser_alone_adopts_a_lora(family: Family, tmp_path: Path) -> None:
     layers = {f"{whole.denoiser_name}_lora_layers": get_peft_model_state_dict(whole.denoiser)}
     whole.pipe.save_lora_weights(tmp_path, **layers)
     alone = for_training(family)
-    models.adopt(alone, tmp_path)
-    models.adopt(alone, tmp_path)  # again, as every iteration of online mode does
+    models.load_policy_weights(alone, tmp_path)
+    models.load_policy_weights(alone, tmp_path)  # again, as every iteration of online mode does
     assert len(alone.denoiser.peft_config) == 1
     learnt = get_peft_model_state_dict(alone.denoiser, adapter_name=next(iter(alone.denoiser.peft_config)))
     assert learnt and all(torch.equal(learnt[k], v) for k, v in get_peft_model_state_dict(whole.denoiser).items())

@@ -34,7 +34,7 @@ from gpo_train.run import Run, newest
 from gpo_train.settings import train_settings
 
 TRAIN = """
-train: {tuning: full, draws: 2, passes: 1, batch_groups: 2, learning_rate: 1.0e-4, precision: float32,
+train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, groups_per_step: 2, learning_rate: 1.0e-4, precision: float32,
         checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
 online: {iterations: 3, grid_every: 0}
 """
@@ -98,14 +98,14 @@ def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_
 def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawing(here: Path, reference: str) -> None:
     extra = ["--train.learning_rate", "1e-3", "--train.reference", reference]
     whole = online(here, *extra)
-    replay = [*extra, "--train.datasets", "a-it*", "--train.in_turn", "true", "--train.epochs", "3",
+    replay = [*extra, "--train.datasets", "a-it*", "--train.sequential", "true", "--train.epochs", "3",
               "--train.reference_update", "iteration"]  # fmt: skip
     for step in (2, 3):  # after an iteration's last step, and in the middle of one
         with killed_at(step):
             fit(recipe.load(here, replay), "off", quiet())
     again = fit(recipe.load(here, replay), "off", quiet())
     assert equal(weights_of(again), weights_of(whole))
-    together = fit(recipe.load(here, [*replay, "--train.in_turn", "false", "--train.epochs", "1"]), "all", quiet())
+    together = fit(recipe.load(here, [*replay, "--train.sequential", "false", "--train.epochs", "1"]), "all", quiet())
     assert len(losses(together)) == 6 and together.card()["snapshot"]["groups"] == "12"
     with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
         fit(recipe.load(here, ["--train.datasets", "b-it*"]), "none", quiet())
@@ -117,8 +117,8 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
 def test_killed_while_drawing_and_while_training_equals_never_killed(
     here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
-    extra = ["--train.tuning", tuning, "--train.ema", "0.5", "--online.writer", "ema", "--online.replay", "2",
-             "--online.interval", "2"]  # fmt: skip
+    extra = ["--train.tuning", tuning, "--train.ema_decay", "0.5", "--online.rollout_policy", "ema", "--online.replay", "2",
+             "--online.epochs_per_iteration", "2"]  # fmt: skip
     whole = online(here, *extra, name="whole")
     finish = Generator._finish
     drawn: list[str] = []
@@ -150,7 +150,7 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
 
 
 def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
-    extra = ["--online.group_size", "2", "--train.ema", "0.5"]
+    extra = ["--online.group_size", "2", "--train.ema_decay", "0.5"]
     whole = online(here, *extra, name="whole")
     online(here, *extra, "--online.iterations", "2", name="longer")
     assert len(history(Path("runs/longer"))) == 2
@@ -164,16 +164,16 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
 def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
     made = recipe.load(here)
     run = Path("runs/a")
-    first = choose(made, Online(choose="unmastered", prompts=2, pool=4), Iteration(run, 0))
+    first = choose(made, Online(prompt_selection="unmastered", prompts=2, pool=4), Iteration(run, 0))
     assert first == choose(made, Online(prompts=2), Iteration(run, 0))
-    online(here, "--online.choose", "unmastered", "--online.prompts", "2", "--online.pool", "4",
+    online(here, "--online.prompt_selection", "unmastered", "--online.prompts", "2", "--online.pool", "4",
            "--online.iterations", "3")  # fmt: skip
     con = catalog.connect("lake")
     spread = dict(con.execute("SELECT prompt, std FROM groups WHERE dataset IN ('a-it0000', 'a-it0001')").fetchall())
     third = {row[0] for row in con.execute("SELECT prompt FROM groups WHERE dataset = 'a-it0002'").fetchall()}
     assert len(spread) == 4  # never drawn comes first
     assert third == set(sorted(spread, key=lambda prompt: -spread[prompt])[:2])
-    same = choose(made, Online(choose="same"), Iteration(run, 3))
+    same = choose(made, Online(prompt_selection="same"), Iteration(run, 3))
     assert same == choose(made, Online(), Iteration(run, 0)) != choose(made, Online(), Iteration(run, 1))
 
 
@@ -203,7 +203,7 @@ def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    online(here, "--online.keep", "1", "--online.grid_every", "2", name="small-online")
+    online(here, "--online.keep_last", "1", "--online.grid_every", "2", name="small-online")
     assert [len(list(dataset_folder("lake", f"small-online-it{i:04d}").glob("*.tar"))) for i in range(3)] == [0, 0, 2]
     rows = catalog.connect("lake").execute("SELECT dataset, count(*) FROM members GROUP BY 1").fetchall()
     assert sorted(n for _, n in rows) == [16, 16, 16]
@@ -218,10 +218,10 @@ def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: 
 def test_what_a_user_can_do_wrong(here: Path) -> None:
     with pytest.raises(UsageError, match=r"train.reference: stored: a base that never moves .* use `frozen`"):
         online(here, "--train.reference_update", "never")
-    with pytest.raises(UsageError, match="online.writer: ema: there is no average"):
-        online(here, "--online.writer", "ema")
-    with pytest.raises(UsageError, match=r"online.keep: expected at least online.replay \(3\), found 2"):
-        online(here, "--online.keep", "2", "--online.replay", "3")
+    with pytest.raises(UsageError, match="online.rollout_policy: ema: there is no average"):
+        online(here, "--online.rollout_policy", "ema")
+    with pytest.raises(UsageError, match=r"online.keep_last: expected at least online.replay \(3\), found 2"):
+        online(here, "--online.keep_last", "2", "--online.replay", "3")
     with pytest.raises(UsageError, match=r"unknown key 'online.iteration'; did you mean 'iterations'"):
         online(here, "--online.iteration", "2")
     assert not Path("runs/a").exists()
@@ -254,13 +254,16 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
 def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ["--online.iterations", "2", "--train.learning_rate", "1e-3"]
     online(here, *short, name="fresh")
-    online(here, *short, "--online.writer", "base", name="frozen")
+    online(here, *short, "--online.rollout_policy", "base", name="frozen")
     small = ["--eval.prompts", "2", "--eval.group_size", "2", "--eval.bootstrap", "100"]
     assert cli.main(["compare", str(here), "--runs", "fresh", "frozen", *small]) == 0
     found = json.loads(Path("runs/compare/compare.json").read_text())
     assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
     assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
-    assert {found["fresh"]["line"], found["frozen"]["line"]} == {"online.writer default", "online.writer base"}
+    assert {found["fresh"]["line"], found["frozen"]["line"]} == {
+        "online.rollout_policy default",
+        "online.rollout_policy base",
+    }
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
     assert cli.main(["compare", str(here), "--runs", "nothing"]) == 2
 

@@ -52,11 +52,11 @@ def test_overrides_win(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_into_what_a_section_holds(tmp_path: Path) -> None:
-    inner = "train: {passes: 2, trainer: {max_steps: 9, enable_progress_bar: false}}"
-    outer = ["--train.trainer.devices", "2", "--train.trainer.max_steps=5", "--train.draws", "1"]
+    inner = "train: {num_inner_epochs: 2, trainer: {max_steps: 9, enable_progress_bar: false}}"
+    outer = ["--train.trainer.devices", "2", "--train.trainer.max_steps=5", "--train.timesteps_per_image", "1"]
     made = load(tmp_path, GOOD + inner, *outer)
     assert made.train.trainer == {"max_steps": 5, "enable_progress_bar": False, "devices": 2}
-    assert (made.train.passes, made.train.draws) == (2, 1)
+    assert (made.train.num_inner_epochs, made.train.timesteps_per_image) == (2, 1)
     with pytest.raises(UsageError, match=r"--train.trainer.devices: not YAML: '\['"):
         load(tmp_path, GOOD + inner, "--train.trainer.devices", "[")
 

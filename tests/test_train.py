@@ -16,7 +16,7 @@ from gpo_data.lake.reader import Reader, batches
 from gpo_data.recipe import Train
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
-from gpo_train.policy import Policy, make_draws
+from gpo_train.policy import Policy, sample_noise
 from gpo_train.settings import train_settings
 
 
@@ -24,7 +24,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     first = batches(10, 3, 0, 0, 2)
     assert first == batches(10, 3, 0, 0, 2) and first != batches(10, 3, 0, 1, 2)
     assert len(first) == 6 and all(len({g for step in part for g in step}) == 9 for part in (first[:3], first[3:]))
-    with pytest.raises(UsageError, match="batch_groups: 4 groups a step, and the snapshot has 3"):
+    with pytest.raises(UsageError, match="groups_per_step: 4 groups a step, and the snapshot has 3"):
         batches(3, 4, 0, 0)
 
 
@@ -67,17 +67,17 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
             assert torch.equal(group.latents[where], other.latents[1]) and group.members[where] == 1
     with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
         Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
-    run = train(here, "--borrow", "true", "--where", "member < 2", name="lent")
+    run = train(here, "--relabel", "true", "--where", "member < 2", name="lent")
     assert run.card()["state"] == "finished"
 
 
 @pytest.mark.parametrize(
     "extra",
-    [["--train.shared_draws", "true"], ["--train.shared_draws", "false"],
-     ["--train.shared_draws", "true", "--train.weighting", "max"],
-     ["--train.shared_draws", "false", "--train.weighting", "max"],
-     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.link", "linear"],
-     ["--train.hold", "0.5"]],
+    [["--train.shared_noise", "true"], ["--train.shared_noise", "false"],
+     ["--train.shared_noise", "true", "--train.weighting", "max"],
+     ["--train.shared_noise", "false", "--train.weighting", "max"],
+     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.loss", "linear"],
+     ["--train.mean_shift_penalty", "0.5"]],
     ids=lambda extra: "-".join(extra).replace("--train.", ""),
 )  # fmt: skip
 def test_the_gradient_does_not_depend_on_the_micro_batch(here: Path, tmp_path: Path, extra: list[str]) -> None:
@@ -85,7 +85,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(here: Path, tmp_path: P
     gradients = []
     extra = [*extra, "--train.reference", "frozen", "--train.beta", "10"]  # 1000 times the last bit of an error is seen
     for size in ("80", "4", "3"):  # all draws at once, one draw, less than a draw
-        module = module_of(here, tmp_path, "--train.micro_batch", size, *extra)
+        module = module_of(here, tmp_path, "--train.micro_batch_size", size, *extra)
         module.group_backward(group)
         gradients.append([p.grad for p in module.policy.trainable()])
     for other in gradients[1:]:
@@ -99,7 +99,7 @@ def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path
     for kl in ("0.0", "0.5", "1.0"):
         module = module_of(here, tmp_path, "--train.tuning", tuning, "--train.reference", reference, "--train.kl", kl)
         found[kl] = module.group_backward(group)
-    _, apart = module.policy.compared(group, module.draws_of(0, group))
+    _, apart = module.policy.compared(group, module.noise_of(0, group))
     assert found["1.0"]["kl"] == pytest.approx(apart.mean().item(), rel=1e-4) and apart.min() > 0
     for kl in ("0.5", "1.0"):
         added = found[kl]["loss"] - found["0.0"]["loss"]
@@ -109,30 +109,32 @@ def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path
 def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     made = recipe.load(here)
     model, group = models.load(Path(made.model), made.sampler), reader_of(here)[1]
-    shared = make_draws(model, train_settings(made), 0, 0, group)
+    shared = sample_noise(model, train_settings(made), 0, 0, group)
     assert torch.equal(shared.t[:, 0], shared.t[:, 3]) and torch.equal(shared.e[:, 0], shared.e[:, 3])
-    own = train_settings(recipe.load(here, ["--train.shared_draws", "false", "--train.timestep_range", "high"]))
-    first, again, later = (make_draws(model, own, 0, epoch, group) for epoch in (0, 0, 1))
+    own = train_settings(recipe.load(here, ["--train.shared_noise", "false", "--train.timestep_range", "high"]))
+    first, again, later = (sample_noise(model, own, 0, epoch, group) for epoch in (0, 0, 1))
     assert torch.equal(first.e, again.e) and not torch.equal(first.e, later.e)
     assert not torch.equal(first.t[:, 0], first.t[:, 1]) and first.t.min() >= 0.5
-    middle = train_settings(recipe.load(here, ["--train.timestep_range", "[0.3, 0.6]", "--train.draws", "50"]))
-    t = make_draws(model, middle, 0, 0, group).t
+    middle = train_settings(
+        recipe.load(here, ["--train.timestep_range", "[0.3, 0.6]", "--train.timesteps_per_image", "50"])
+    )
+    t = sample_noise(model, middle, 0, 0, group).t
     bounds = model.time(torch.tensor([0.3, 0.6]))
     assert bounds[0] <= t.min() < t.max() <= bounds[1]
-    path = make_draws(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
+    path = sample_noise(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
     start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
     assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
     assert torch.equal(path.t, shared.t)
 
 
 def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
-    stored = weights_of(train(here, "--train.reference", "stored", "--train.passes", "2", name="stored"))
+    stored = weights_of(train(here, "--train.reference", "stored", "--train.num_inner_epochs", "2", name="stored"))
     frozen = weights_of(
         train(
             here,
             "--train.reference",
             "frozen",
-            "--train.passes",
+            "--train.num_inner_epochs",
             "2",
             "--train.reference_offload",
             "true",
@@ -197,8 +199,8 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
         train(here, "--train.reference", "adapters")
     with pytest.raises(UsageError, match=r"train.trainer.strategy: fsdp: expected ddp, or fsdp2"):
         train(here, "--train.trainer.strategy", "fsdp")
-    with pytest.raises(UsageError, match=r"train.ema: 0.9: Lightning cannot average weights that are sharded"):
-        train(here, "--train.trainer.strategy", "fsdp2", "--train.ema", "0.9")
+    with pytest.raises(UsageError, match=r"train.ema_decay: 0.9: Lightning cannot average weights that are sharded"):
+        train(here, "--train.trainer.strategy", "fsdp2", "--train.ema_decay", "0.9")
     with pytest.raises(UsageError, match=r"train.kl: 0.5: needs what the reference says"):
         train(here, "--train.kl", "0.5")
     with pytest.raises(UsageError, match=r"train.timestep_range: \[0.6, 0.3\]: expected 0 <= lowest < highest"):

@@ -27,7 +27,7 @@ from gpo_train.run import Run
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
-    extra = ["--train.tuning", tuning, "--train.ema", "0.5"]
+    extra = ["--train.tuning", tuning, "--train.ema_decay", "0.5"]
     whole = train(here, *extra, name="whole")
     for step in (2, 4):  # in the middle of an epoch; in the second one
         with killed_at(step):

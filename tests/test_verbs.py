@@ -47,7 +47,7 @@ def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluators": ["ocr"],
         "ocr": {"mode": "recognition"},
         "reward": "0.5 + 0.5 * text_edit(target, ocr_text) - 0.5 * dark_fraction",
-        "train": {"draws": 2, "passes": 1, "epochs": 1, "learning_rate": 1e-3, "lora_rank": 2, "loggers": ["csv"],
+        "train": {"timesteps_per_image": 2, "num_inner_epochs": 1, "epochs": 1, "learning_rate": 1e-3, "lora_rank": 2, "loggers": ["csv"],
                   "gradient_checkpointing": True, "trainer": {"enable_progress_bar": False}},
         "eval": {"prompts": 2, "group_size": 2, "bootstrap": 100},
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_the_verbs_of_a_run(
 
     ours = models.load(family.folder, recipe.load(made).sampler)
     base = ours.draw(ours.encode(PROMPTS), [1, 2])
-    models.adopt(ours, run.policy)
+    models.load_policy_weights(ours, run.policy)
     drawn = ours.draw(ours.encode(PROMPTS), [1, 2])
     if tuning == "lora":
         plain = family.plain()

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from gpo_data.errors import UsageError
 from gpo_data.group import Group, from_sample
-from gpo_data.lake.manifest import read_card
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import read_sample, sidecars
 
 COLUMNS, LABEL, GAP = 8, 14, 4
@@ -17,7 +17,7 @@ COLUMNS, LABEL, GAP = 8, 14, 4
 
 def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
-    read_card(folder)
+    read_manifest(folder)
     places: dict[str, dict] = {}
     for sidecar in sidecars(folder):
         for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():

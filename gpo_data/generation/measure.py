@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpo_data import evaluators as known
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
-from gpo_data.lake.manifest import measured, read_card
+from gpo_data.lake.manifest import measured, read_manifest
 from gpo_data.lake.shard import (
     TEMPORARY,
     claim,
@@ -59,7 +59,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
-    card = read_card(folder)
+    card = read_manifest(folder)
     committed = sidecars(folder)
     judges = _build(recipe, evaluators)
     work = [

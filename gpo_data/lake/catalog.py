@@ -104,7 +104,7 @@ def snapshot(
         raise UsageError(f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
                          f"the lake has: {', '.join(present) or 'none'}")  # fmt: skip
     if borrow is not None:
-        lend(con, dataset, borrow, targets)
+        relabel(con, dataset, borrow, targets)
     rescore(con, reward, dataset)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
@@ -153,7 +153,7 @@ def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np
     return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
 
 
-def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tuple[str, ...]) -> None:
+def relabel(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tuple[str, ...]) -> None:
     """Let the groups of `dataset` borrow members from each other: the views of `con` show them in both groups.
 
     A picture of four squares that was drawn for "five squares" is wrong there and right for "four squares". Where the
@@ -173,7 +173,7 @@ def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tup
     try:
         # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
         con.execute(f"""
-            CREATE OR REPLACE TABLE lendings AS
+            CREATE OR REPLACE TABLE relabelled AS
             WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
             SELECT borrower.*, lender.group_key AS lender
             FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({borrow}\n)""")
@@ -185,7 +185,7 @@ def lend(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tup
         SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
         UNION ALL BY NAME
         SELECT l.*, m.* EXCLUDE ({of_group})
-        FROM lendings l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender""")
+        FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender""")
     con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
 
 

@@ -44,7 +44,7 @@ def drawn_in(lake: str, name: str) -> str | None:
     """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
     if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
         return None
-    return read_card(dataset_folder(lake, name)).get("fields", {}).get("sampler.dtype")
+    return read_manifest(dataset_folder(lake, name)).get("fields", {}).get("sampler.dtype")
 
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     folder = dataset_folder(recipe.lake, recipe.name)
     card = folder / "dataset.json"
     if card.is_file():
-        found = read_card(folder)
+        found = read_manifest(folder)
         _refuse_difference(recipe, folder, found["fields"], fields, "drew other pictures; draw")
         _refuse_difference(recipe, folder, found["measured"], measured(recipe),
                            "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
@@ -105,7 +105,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     return folder
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
     except FileNotFoundError:

@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Place:
-    """A group: its own record first, then those that it borrows members from (see catalog.lend)."""
+    """A group: its own record first, then those that it borrows members from (see catalog.relabel)."""
 
     key: str
     prompt: str
@@ -124,7 +124,7 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
     """The global batches of one epoch: `passes` permutations, groups // batch steps each. Raises UsageError."""
     if groups < batch:
         raise UsageError(
-            f"train.batch_groups: {batch} groups a step, and the snapshot has {groups} with a reward that varies; "
+            f"train.groups_per_step: {batch} groups a step, and the snapshot has {groups} with a reward that varies; "
             f"lower it, or draw more groups"
         )
     steps, found = groups // batch, []

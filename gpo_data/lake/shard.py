@@ -177,7 +177,7 @@ def read_sample(tar: Path, offset: int, size: int, crc32: int) -> dict[str, byte
             blocks = os.pread(stream.fileno(), size, offset)
     except FileNotFoundError:
         raise RunError(
-            f"{tar}: no such file, though its rows are committed: it was moved, or online.keep removed it; "
+            f"{tar}: no such file, though its rows are committed: it was moved, or online.keep_last removed it; "
             f"`gpo-data verify RECIPE --repair` and then `gpo-data shards RECIPE` draw it again"
         ) from None
     return unpack_checked(str(tar), blocks, offset, size, crc32)

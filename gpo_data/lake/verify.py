@@ -23,7 +23,7 @@ from gpo_data.errors import RunError
 from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.worker import finish_group
 from gpo_data.group import OK, from_sample
-from gpo_data.lake.manifest import read_card, settle
+from gpo_data.lake.manifest import read_manifest, settle
 from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, read_sample, sidecar_schema, sidecars
 from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
@@ -44,7 +44,7 @@ class Report:
 
 def verify(folder: Path) -> Report:
     """Check every byte of the dataset in `folder`. Reads only."""
-    report, fingerprint, seen = Report(), read_card(folder)["fingerprint"], dict[str, Path]()
+    report, fingerprint, seen = Report(), read_manifest(folder)["fingerprint"], dict[str, Path]()
     for sidecar in sidecars(folder):
         report.shards += 1
         report.problems += [(sidecar, problem) for problem in _verify_shard(sidecar, fingerprint, seen, report)]
@@ -155,7 +155,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     hardware.take_threads()
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:
-        models.adopt(model, models.policy_folder(recipe.policy))
+        models.load_policy_weights(model, models.policy_folder(recipe.policy))
     judges, found = evaluators.build(recipe), []
     size = recipe.sampler.batch_size
     for start in range(0, len(picks), size):

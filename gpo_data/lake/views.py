@@ -1,7 +1,7 @@
 """The views of the catalog, over the files of a lake; see catalog.py for what they show.
 
 drawn_members   the sidecars dataset=*/shard-*.parquet, joined with dataset=*/measures/<evaluator>@<version>/
-stored_members  drawn_members, and with `borrow` (catalog.lend) what is borrowed beside them
+stored_members  drawn_members, and with `borrow` (catalog.relabel) what is borrowed beside them
 members         stored_members, and after `rescore` under another reward; `groups` and `shards` follow it
 """
 

@@ -118,7 +118,7 @@ def policy_folder(folder: str) -> Path:
     return path
 
 
-def adopt(model: Any, folder: Path) -> None:
+def load_policy_weights(model: Any, folder: Path) -> None:
     """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's."""
     if (folder / LORA_FILE).is_file():
         model.pipe.unload_lora_weights()  # a second LoRA would be added to the first

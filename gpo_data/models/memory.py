@@ -26,7 +26,7 @@ from gpo_data.errors import UsageError
 logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)
 
 
-def denoiser_alone(folder: Path) -> dict[str, Any]:
+def load_denoiser_only(folder: Path) -> dict[str, Any]:
     """Arguments of `from_pretrained` that leave out text encoders, tokenizers and the autoencoder's weights.
 
     The autoencoder comes without storage (on the meta device), because the pipelines read from its configuration how
@@ -73,7 +73,7 @@ def set_attention(denoiser: Any, name: str) -> None:
         raise UsageError(f"sampler.attention_backend: {name}: {' '.join(str(error).split())}") from None
 
 
-def cut_decoding(vae: Any, slicing: bool, tiling: bool) -> None:
+def enable_vae_slicing(vae: Any, slicing: bool, tiling: bool) -> None:
     """Decode a picture at a time, or a tile at a time."""
     for key, wanted in (("slicing", slicing), ("tiling", tiling)):
         if wanted:

@@ -62,7 +62,7 @@ class Pipeline:
         self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
         if for_training:
-            how |= memory.denoiser_alone(folder)
+            how |= memory.load_denoiser_only(folder)
         elif sampler.text_encoder_8bit:
             how |= memory.in_8_bit(self.large_text_encoder, folder)
         self.pipe = self.pipeline_class.from_pretrained(folder, dtype=self.dtype, **how)
@@ -74,7 +74,7 @@ class Pipeline:
         if for_training:
             self.pipe.vae = None
             return
-        memory.cut_decoding(self.pipe.vae, sampler.vae_slicing, sampler.vae_tiling)
+        memory.enable_vae_slicing(self.pipe.vae, sampler.vae_slicing, sampler.vae_tiling)
         self.place(self.device)
         if sampler.compile:
             self.denoiser.compile()

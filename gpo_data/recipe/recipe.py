@@ -46,8 +46,8 @@ class Recipe:
         aesthetic: settings of `aesthetic`, LAION's predictor; its `weights` have to be given.
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
-        borrow: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
-            group in training and are judged against its target; see catalog.lend.
+        relabel: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
+            group in training and are judged against its target; see catalog.relabel.
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.
@@ -72,7 +72,7 @@ class Recipe:
     aesthetic: Clip = field(default_factory=Clip)
     reward: str = ""
     where: str | None = None
-    borrow: str | None = None
+    relabel: str | None = None
     train: Train = field(default_factory=Train)
     online: Online = field(default_factory=Online)
     eval: Eval = field(default_factory=Eval)

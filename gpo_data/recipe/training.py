@@ -22,28 +22,28 @@ class Train:
 
     Args:
         objective: `gpo`, or `sft` (plain denoising loss on members at or above `sft_reward`).
-        link: `logsigmoid` (gated) or `linear`.
+        loss: `logsigmoid` (gated) or `linear`.
         weighting: `zscore`, `sign`, or Diffusion-DPO pairs `all`, `max`, `min`.
         beta: scale of `logsigmoid`, on mean-over-elements errors.
-        draws: k, timesteps and noises a member.
-        shared_draws: one (t, noise) for all members of a group; lowers variance.
+        timesteps_per_image: k, timesteps and noises a member.
+        shared_noise: one (t, noise) for all members of a group; lowers variance.
         noise: e of the draws: `random`, or each member's `own`, the starting noise that it was drawn from, which
             the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the link (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off. See objective.py.
-        hold: weight of a penalty on the square of mean s, of each group and draw, in the units of the link: errors of
+        mean_shift_penalty: weight of a penalty on the square of mean s, of each group and draw, in the units of the link: errors of
             better and worse members may move apart, not grow together; 0 is off. See objective.py.
-        passes: tau, passes over the same draws.
-        epochs: how often the draws are made anew; online it is `online.iterations` times `online.interval`.
-        batch_groups: B, groups an optimiser step, over all ranks.
-        micro_batch: samples in one forward pass; any value gives the same gradient.
+        num_inner_epochs: tau, passes over the same draws.
+        epochs: how often the draws are made anew; online it is `online.iterations` times `online.epochs_per_iteration`.
+        groups_per_step: B, groups an optimiser step, over all ranks.
+        micro_batch_size: samples in one forward pass; any value gives the same gradient.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: linear warm-up.
         decay_steps: the learning rate falls as 1 / sqrt(1 + step / decay_steps), whenever the run ends; 0: it does not.
-        clip: largest gradient norm; 0 is off.
+        max_grad_norm: largest gradient norm; 0 is off.
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
         reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch by the
@@ -52,7 +52,7 @@ class Train:
             or `ema`; null is `iteration` online and `never` offline.
         reference_decay: of `ema`, an optimiser step.
         reference_offload: a `frozen` copy waits on the CPU and comes to the device to be asked; `stored` needs no copy.
-        ema: decay of an average of the policy's weights, which evaluation and export use; null is off.
+        ema_decay: decay of an average of the policy's weights, which evaluation and export use; null is off.
         precision: of the arithmetic: `float32`, or `bfloat16` autocast over float32 weights. `auto` takes bfloat16
             where the device multiplies it in hardware; of a run that exists, what it was begun in.
         compile: `torch.compile` the denoiser.
@@ -63,37 +63,37 @@ class Train:
         seed: of order and draws; null takes the recipe's.
         datasets: glob over the lake's datasets to train on offline, in place of the recipe's own, such as
             `count-tiny-online-it*`, the iterations of an online run.
-        in_turn: an epoch reads one of `datasets`, in the order of their names; otherwise each reads them all.
+        sequential: an epoch reads one of `datasets`, in the order of their names; otherwise each reads them all.
         loggers: any of `csv`, `tensorboard`, `wandb`.
         trainer: further options of lightning.Trainer, by name; `strategy: fsdp2` shards the weights (sharded.py).
     """
 
     objective: Literal["gpo", "sft"] = "gpo"
-    link: Literal["linear", "logsigmoid"] = "logsigmoid"
+    loss: Literal["linear", "logsigmoid"] = "logsigmoid"
     weighting: Literal["zscore", "sign", "all", "max", "min"] = "zscore"
     beta: Positive = 1000.0
-    draws: Count = 5
-    shared_draws: bool = True
+    timesteps_per_image: Count = 5
+    shared_noise: bool = True
     noise: Literal["random", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] | list[float] = "all"
     kl: NotNegative = 0.0
-    hold: NotNegative = 0.0
-    passes: Count = 3
+    mean_shift_penalty: NotNegative = 0.0
+    num_inner_epochs: Count = 3
     epochs: Count = 2
-    batch_groups: Count = 1
-    micro_batch: Count = 80
+    groups_per_step: Count = 1
+    micro_batch_size: Count = 80
     learning_rate: NotNegative = 3e-5
     weight_decay: NotNegative = 0.0
     warmup_steps: Whole = 0
     decay_steps: Whole = 0
-    clip: NotNegative = 1.0
+    max_grad_norm: NotNegative = 1.0
     tuning: Literal["full", "lora"] = "lora"
     lora_rank: Count = 16
     reference: Literal["frozen", "adapters", "stored"] = "stored"
     reference_update: Literal["never", "iteration", "ema"] | None = None
     reference_decay: Share = 0.99
     reference_offload: bool = False
-    ema: Decay | None = None
+    ema_decay: Decay | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -102,7 +102,7 @@ class Train:
     checkpoint_steps: Count = 50
     seed: Seed | None = None
     datasets: str | None = None
-    in_turn: bool = False
+    sequential: bool = False
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(default_factory=lambda: ["csv", "tensorboard"])
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -154,10 +154,10 @@ class Train:
             strategy,
         )
         expect(
-            strategy != "fsdp2" or self.ema is None,
-            "train.ema",
+            strategy != "fsdp2" or self.ema_decay is None,
+            "train.ema_decay",
             "null (Lightning cannot average weights that are sharded), or ddp",
-            self.ema,
+            self.ema_decay,
         )
 
 
@@ -168,16 +168,16 @@ class Online:
     Args:
         iterations: how often new groups are drawn; with more of them a finished run goes on.
         group_size: members a group; null takes the recipe's.
-        interval: epochs trained on an iteration.
+        epochs_per_iteration: epochs trained on an iteration.
         prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
-        choose: `next` (the task's next prompts, from the first again where they end), `same` (every time the first
+        prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the first
             ones, with new noise), or `unmastered` (out of `pool`: those never drawn, then those whose last group had
             the largest std of rewards, as the lake knows).
         pool: prompts that `unmastered` chooses from; null is four times `prompts`.
-        writer: who draws: the `policy`, its average `ema` (needs train.ema), or the `base`, for comparison: the same
+        rollout_policy: who draws: the `policy`, its average `ema` (needs train.ema_decay), or the `base`, for comparison: the same
             images and steps without any feedback.
         replay: train on so many last iterations, each with its own advantages.
-        keep: so many last iterations keep their tars and policies; of older ones the rows stay for SQL. null: all.
+        keep_last: so many last iterations keep their tars and policies; of older ones the rows stay for SQL. null: all.
         grid_every: iterations between two picture grids of fixed prompts and seeds; 0 is off.
         stop_plateau: stop when the best mean reward is so many iterations old.
         stop_diversity: stop when the diversity inside groups falls below this share of the first iteration's.
@@ -188,13 +188,13 @@ class Online:
 
     iterations: Count = 5
     group_size: Annotated[int, Field(ge=2)] | None = None
-    interval: Count = 1
+    epochs_per_iteration: Count = 1
     prompts: Count | None = None
-    choose: Literal["next", "same", "unmastered"] = "next"
+    prompt_selection: Literal["next", "same", "unmastered"] = "next"
     pool: Count | None = None
-    writer: Literal["policy", "ema", "base"] = "policy"
+    rollout_policy: Literal["policy", "ema", "base"] = "policy"
     replay: Count = 1
-    keep: Count | None = None
+    keep_last: Count | None = None
     grid_every: Whole = 1
     stop_plateau: Count | None = None
     stop_diversity: NotNegative | None = None
@@ -204,10 +204,10 @@ class Online:
     def __post_init__(self) -> None:
         check(self, "online.")
         expect(
-            self.keep is None or self.keep >= self.replay,
-            "online.keep",
+            self.keep_last is None or self.keep_last >= self.replay,
+            "online.keep_last",
             f"at least online.replay ({self.replay})",
-            self.keep,
+            self.keep_last,
         )
 
 

@@ -2,7 +2,7 @@
 
 Every iteration's policy draws the same held-out prompts with the same seeds as the base (evaluate.py); point i is what
 the policy can do after i iterations of drawing and training, point 0 is the base. Runs that differ in their seed alone
-are one line of the picture, their mean, with a band from the lowest to the highest. `online.writer: base` makes the run
+are one line of the picture, their mean, with a band from the lowest to the highest. `online.rollout_policy: base` makes the run
 that draws as many pictures and takes as many steps without any feedback.
 """
 
@@ -83,7 +83,7 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
         weights.append((len(summaries), run.name, run.policy))
     made: list[dict[str, Any]] = []
     for number, name, folder in weights:
-        if not folder.is_dir():  # pruned by online.keep
+        if not folder.is_dir():  # pruned by online.keep_last
             continue
         base, policy = evaluate.eval_recipes(recipe, name, folder, settings)
         for recipe_of_side in (base, policy):

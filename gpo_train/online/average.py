@@ -1,9 +1,9 @@
 """The verb `average`: the mean of the weights that drew an online run's last iterations, as a run of its own.
 
 An iteration's weights swing around what the run has learnt: one draws a thing too few, the next one too many.
-`train.ema` averages while the run goes, over a span that has to be chosen before; the weights of every iteration lie in
-the run's folder (unless online.keep prunes them), so the span can be chosen afterwards. Arithmetic in float32, whatever
-the files are in. LoRA: its matrices are averaged, as `train.ema` does, not their products.
+`train.ema_decay` averages while the run goes, over a span that has to be chosen before; the weights of every iteration lie in
+the run's folder (unless online.keep_last prunes them), so the span can be chosen afterwards. Arithmetic in float32, whatever
+the files are in. LoRA: its matrices are averaged, as `train.ema_decay` does, not their products.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def average(run: Run, last: int, name: str | None = None) -> Run:
     folders = [Iteration(run.folder, i).policy for i in range(drawn - last, drawn)]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing:
-        raise UsageError(f"{missing[0]}: pruned by online.keep; expected the weights of all {last} iterations")
+        raise UsageError(f"{missing[0]}: pruned by online.keep_last; expected the weights of all {last} iterations")
     made = Run(run.folder.parent / (name or f"{run.name}-mean{last}"))
     if made.folder.exists():
         raise UsageError(f"run {made.folder} is there already; choose another --out NAME, or remove the folder")

@@ -68,7 +68,7 @@ class OnlineRegeneration(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.trainer, module = trainer, cast(Any, pl_module)
         self.module = module
-        module.interval = self.online.interval
+        module.interval = self.online.epochs_per_iteration
         # Every epoch, because a run resumed in the middle of an iteration would count the interval from there.
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ class OnlineRegeneration(Callback):
 
     def groups_of(self, epoch: int) -> Reader:
         """The reader of an epoch; draws its iteration if that is not committed. Raises Interrupted, RunError."""
-        number = epoch // self.online.interval
+        number = epoch // self.online.epochs_per_iteration
         if self._read is not None and self._read[0] == number:
             return self._read[1]
         iteration = Iteration(self.folder, number)
@@ -103,7 +103,7 @@ class OnlineRegeneration(Callback):
                 dtype = getattr(torch, self.recipe.sampler.dtype)
                 save_policy(self._writer(), iteration.policy, dtype, write=self.trainer.is_global_zero)
             self.trainer.strategy.barrier("policy")
-            recipe = iteration.recipe(self.recipe, self.online.writer)
+            recipe = iteration.recipe(self.recipe, self.online.rollout_policy)
             model = self._open(recipe)
         self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
         draw(recipe, self.console, model, (self.trainer.global_rank, self.trainer.world_size), clock)
@@ -120,12 +120,12 @@ class OnlineRegeneration(Callback):
             self._log({f"online/{k}": v for k, v in facts.items()} | {f"seconds/{k}": v for k, v in seconds.items()})
             self.console.print(f"iteration {iteration.number}: " + line(facts), soft_wrap=True)
             iteration.note(iteration=iteration.number, **facts, seconds=seconds)
-        self._park(model)
+        self._offload(model)
         self.trainer.strategy.barrier("summary")
 
     def _writer(self) -> Any:
         """The Policy that draws: the one that trains, or its average."""
-        if self.online.writer == "ema":
+        if self.online.rollout_policy == "ema":
             average: Any = next(c for c in self.trainer.callbacks if isinstance(c, EMAWeightAveraging))  # type: ignore[attr-defined]
             return average._average_model.module.policy
         return self.module.policy
@@ -137,10 +137,10 @@ class OnlineRegeneration(Callback):
         model: Any = self._model
         model.place(model.device)
         if recipe.policy:
-            models.adopt(model, models.policy_folder(recipe.policy))
+            models.load_policy_weights(model, models.policy_folder(recipe.policy))
         return self._model
 
-    def _park(self, model: Any) -> None:
+    def _offload(self, model: Any) -> None:
         """Off the GPU while the policy trains."""
         if model.device.type != "cpu":
             model.place(torch.device("cpu"))
@@ -152,8 +152,8 @@ class OnlineRegeneration(Callback):
             snapshot_of(self.recipe, Iteration(self.folder, i).name, self.recipe.where)
             for i in range(first, number + 1)
         ]
-        if self.online.keep is not None and self.trainer.is_global_zero:
-            for i in range(max(0, number + 1 - self.online.keep)):
+        if self.online.keep_last is not None and self.trainer.is_global_zero:
+            for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
         return Reader(self.recipe.lake, merge(tables))
 
@@ -165,7 +165,7 @@ class OnlineRegeneration(Callback):
         wanted = self.module.settings.batch_groups
         if len(reader) < wanted:
             found = (f"nothing left to learn: {len(reader)} groups of iteration {iteration.number} have a reward that "
-                     f"varies, and train.batch_groups is {wanted}")  # fmt: skip
+                     f"varies, and train.groups_per_step is {wanted}")  # fmt: skip
             if iteration.number == 0:
                 raise RunError(f"{found}; try another reward: or where:, or draw more or other prompts")
         if found:
@@ -186,7 +186,7 @@ class OnlineRegeneration(Callback):
         self._s, self._steps = self._s + float(trainer.callback_metrics.get("s", 0.0)), self._steps + 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        iteration = Iteration(self.folder, trainer.current_epoch // self.online.interval)
+        iteration = Iteration(self.folder, trainer.current_epoch // self.online.epochs_per_iteration)
         if not self._steps or not trainer.is_global_zero:
             return
         before = iteration.summary() or {}

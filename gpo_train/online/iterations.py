@@ -87,9 +87,9 @@ def history(run: Path) -> list[dict[str, Any]]:
 def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]:
     """The prompts of an iteration; see Online.choose. Raises UsageError."""
     count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
-    if online.choose == "same":
+    if online.prompt_selection == "same":
         return _all(recipe, count)
-    if online.choose == "next":
+    if online.prompt_selection == "next":
         start = iteration.number * count
         try:
             found = _all(recipe, start + count)
