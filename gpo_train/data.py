@@ -41,8 +41,8 @@ class GroupLoader:
         self.world, self.rank = trainer.world_size, trainer.global_rank
         if settings.groups_per_step % self.world:
             raise UsageError(
-                f"train.groups_per_step: {settings.groups_per_step} groups a step do not divide among {self.world} ranks; "
-                f"use a multiple of {self.world}"
+                f"train.groups_per_step: {settings.groups_per_step} groups a step do not divide among {self.world} "
+                f"ranks; use a multiple of {self.world}"
             )
         # Raises where there are too few groups, before anything is loaded.
         self._steps = len(batches(len(reader), settings.groups_per_step, seed, 0, settings.num_inner_epochs))

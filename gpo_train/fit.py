@@ -98,7 +98,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         console.print(
             f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
             f"({settings.tuning}) on {hardware.describe(trainer.strategy.root_device.type, settings.precision)}, "
-            f"{settings.epochs} epochs of {settings.num_inner_epochs} passes",
+            f"{settings.epochs} epochs of {settings.num_inner_epochs} inner epochs",
             soft_wrap=True,
         )
         if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
@@ -109,9 +109,9 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         raise Stopped from None
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now {settings.micro_batch_size}; the "
-            f"gradient stays the same), set train.gradient_checkpointing: true, train.precision: bfloat16 or "
-            f"train.tuning: lora; the last checkpoint is {run.last}"
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
+            f"{settings.micro_batch_size}; the gradient stays the same), set train.gradient_checkpointing: "
+            f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is {run.last}"
         ) from None
     if stop.stopped or trainer.interrupted:
         raise Stopped

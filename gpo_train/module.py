@@ -2,10 +2,10 @@
 
     L = mean over the step's groups, mean over the k draws of group_loss(s[draw], rewards)      (objective.py)
 
-Optimisation is manual, because a step is many backward passes: a chunk of `micro_batch` samples each. Draws of a group
-are independent terms of the loss, so chunks of whole draws are exact as they are; a group larger than `micro_batch`
+Optimisation is manual, because a step is many backward passes: a chunk of `micro_batch_size` samples each. Noise
+samples of a group are independent terms of the loss, so chunks of whole ones are exact; a group larger than that
 asks for all errors first, without gradients, and then gives each chunk its share of dL/ds (objective.coefficients).
-What always holds: the gradient does not depend on `micro_batch` but for rounding.
+What always holds: the gradient does not depend on `micro_batch_size` but for rounding.
 """
 
 from __future__ import annotations

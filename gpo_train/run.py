@@ -27,7 +27,7 @@ from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.manifest import drawn_in, with_dtype
 from gpo_data.lake.shard import write_atomic
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
@@ -126,11 +126,22 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
         "state": "training",
     }
     if (run.folder / "run.json").is_file():
+        refuse_older(run)
         _refuse_difference(run, run.card(), content)
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.folder / "run.json", json.dumps(content, indent=2, ensure_ascii=False).encode())
     return run
+
+
+def refuse_older(run: Run) -> None:
+    """Raise UsageError if the run was begun under keys that have other names now."""
+    recipe = run.card()["recipe"]
+    older = [key for key in RENAMED if key in recipe or key in {f"{s}.{k}" for s in ("train", "online")
+                                                                for k in recipe.get(s, {})}]  # fmt: skip
+    if older:
+        raise UsageError(f"run {run.folder} was begun by gpo 0.1, whose recipes had other keys ({', '.join(older)}); "
+                         f"train under another name (--run NAME), or go on with that version")  # fmt: skip
 
 
 def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:

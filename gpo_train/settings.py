@@ -29,8 +29,8 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     if mode == "offline":
         return made
     if made.datasets is not None or made.sequential:
-        refuse("train.datasets, train.sequential", made.datasets, "online trains on what it draws; leave them out, or use "
-               "--mode offline")  # fmt: skip
+        refuse("train.datasets, train.sequential", made.datasets, "online trains on what it draws; leave them out, or "
+               "use --mode offline")  # fmt: skip
     if made.reference == "stored" and made.reference_update == "never":
         refuse("train.reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn "
                "yet; use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip

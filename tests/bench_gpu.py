@@ -107,7 +107,8 @@ def recipe_of(options: argparse.Namespace, model: Path, lake: Path, size: int, d
         "evaluators": ["ocr"], "ocr": {"mode": "scene", "workers": 0 if options.tiny else 4},
         "reward": "0.5 * text_edit(target, ocr_text) + entropy / 16",
         "train": {"tuning": "lora", "precision": "bfloat16", "gradient_checkpointing": True, "loggers": ["csv"],
-                  "micro_batch_size": options.group_size, "timesteps_per_image": 2 if options.tiny else 5, "num_inner_epochs": 3,
+                  "micro_batch_size": options.group_size, "timesteps_per_image": 2 if options.tiny else 5,
+                  "num_inner_epochs": 3,
                   "learning_rate": 1e-6, "trainer": {"enable_progress_bar": False}},
         "online": {"iterations": 2, "grid_every": 0},
     }  # fmt: skip

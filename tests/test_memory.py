@@ -17,7 +17,8 @@ from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models, recipe
 from gpo_data.errors import UsageError
-from gpo_data.recipe import PLACES, SINCE, Sampler, Train
+from gpo_data.recipe import Sampler, Train
+from gpo_data.recipe.recipe import PLACES, SINCE
 from gpo_train.policy import Policy
 
 RECIPES = Path(__file__).parents[1] / "recipes"

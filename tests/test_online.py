@@ -34,7 +34,8 @@ from gpo_train.run import Run, newest
 from gpo_train.settings import train_settings
 
 TRAIN = """
-train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, groups_per_step: 2, learning_rate: 1.0e-4, precision: float32,
+train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, groups_per_step: 2, learning_rate: 1.0e-4,
+        precision: float32,
         checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
 online: {iterations: 3, grid_every: 0}
 """
@@ -117,7 +118,8 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
 def test_killed_while_drawing_and_while_training_equals_never_killed(
     here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
-    extra = ["--train.tuning", tuning, "--train.ema_decay", "0.5", "--online.rollout_policy", "ema", "--online.replay", "2",
+    extra = ["--train.tuning", tuning, "--train.ema_decay", "0.5", "--online.rollout_policy", "ema",
+             "--online.replay", "2",
              "--online.epochs_per_iteration", "2"]  # fmt: skip
     whole = online(here, *extra, name="whole")
     finish = Generator._finish

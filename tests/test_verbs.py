@@ -47,7 +47,8 @@ def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluators": ["ocr"],
         "ocr": {"mode": "recognition"},
         "reward": "0.5 + 0.5 * text_edit(target, ocr_text) - 0.5 * dark_fraction",
-        "train": {"timesteps_per_image": 2, "num_inner_epochs": 1, "epochs": 1, "learning_rate": 1e-3, "lora_rank": 2, "loggers": ["csv"],
+        "train": {"timesteps_per_image": 2, "num_inner_epochs": 1, "epochs": 1, "learning_rate": 1e-3,
+                  "lora_rank": 2, "loggers": ["csv"],
                   "gradient_checkpointing": True, "trainer": {"enable_progress_bar": False}},
         "eval": {"prompts": 2, "group_size": 2, "bootstrap": 100},
     }  # fmt: skip

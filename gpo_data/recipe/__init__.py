@@ -1,6 +1,6 @@
 """The YAML language: typed sections that check themselves, overrides, fingerprint."""
 
-from gpo_data.recipe.parse import key_names, load, nearest, split_overrides
+from gpo_data.recipe.parse import RENAMED, key_names, load, nearest, split_overrides
 from gpo_data.recipe.recipe import (
     CLIP_SCORERS,
     EVALUATORS,
@@ -18,6 +18,7 @@ __all__ = [
     "EVALUATORS",
     "NO_TRAINING",
     "OWN_EVALUATOR",
+    "RENAMED",
     "SECTIONS",
     "Clip",
     "Eval",

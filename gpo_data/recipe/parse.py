@@ -20,6 +20,24 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe.checks import adapters, expect_valid
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
+# Keys of version 0.1 -> what they are now.
+RENAMED = {
+    "borrow": "relabel",
+    "train.link": "train.loss",
+    "train.hold": "train.mean_shift_penalty",
+    "train.draws": "train.timesteps_per_image",
+    "train.shared_draws": "train.shared_noise",
+    "train.passes": "train.num_inner_epochs",
+    "train.clip": "train.max_grad_norm",
+    "train.ema": "train.ema_decay",
+    "train.micro_batch": "train.micro_batch_size",
+    "train.batch_groups": "train.groups_per_step",
+    "train.in_turn": "train.sequential",
+    "online.interval": "online.epochs_per_iteration",
+    "online.choose": "online.prompt_selection",
+    "online.writer": "online.rollout_policy",
+    "online.keep": "online.keep_last",
+}
 OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
 
 
@@ -96,13 +114,19 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
     known = [f.name for f in dataclasses.fields(kind)]
     for key, value in content.items():
         if key not in known:
-            raise UsageError(f"unknown key '{prefix}{key}'{nearest(str(key), known)}")
+            raise _unknown(f"{prefix}{key}", known)
         if not prefix and key in SECTIONS:
             if not isinstance(value, dict):
                 raise UsageError(f"{key}: expected keys and values, found {value!r}")
             _check_keys(value, SECTIONS[key], f"{key}.")
         else:
             expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
+
+
+def _unknown(key: str, known: list[str]) -> UsageError:
+    if key in RENAMED:
+        return UsageError(f"unknown key {key!r}: it is {RENAMED[key]!r} now")
+    return UsageError(f"unknown key {key!r}{nearest(key, known)}")
 
 
 def _take_open(arguments: list[str], content: dict[str, Any]) -> list[str]:
@@ -145,7 +169,7 @@ def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
         if not key.startswith("--") or name in SECTIONS:
             continue
         if name not in known:
-            return UsageError(f"unknown key {name!r}{nearest(name, known)}")
+            return _unknown(name, known)
         section, _, field = name.rpartition(".")
         try:
             expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, _yaml(value))

@@ -1,8 +1,8 @@
 """The sections of a recipe about training: `train:`, `online:` and `eval:`.
 
-An epoch makes the draws (t, e) of every group anew and passes over the groups `passes` times with them, so that one
-computation of the reference's errors serves all the passes. Defaults follow arXiv 2505.11070 where it says (k=5 draws
-a member, tau=3 passes, 2 epochs) and are for LoRA otherwise. What depends on the mode is checked by
+An epoch samples timesteps and noise (t, e) of every group anew and goes over the groups `num_inner_epochs` times with
+them, so that one computation of the reference's errors serves them all. Defaults follow arXiv 2505.11070 where it says
+(k=5, tau=3 inner epochs, 2 epochs) and are for LoRA otherwise. What depends on the mode is checked by
 gpo_train/settings.py; nothing here needs torch, so that `gpo-data` refuses a recipe that could not be trained on.
 """
 
@@ -25,18 +25,19 @@ class Train:
         loss: `logsigmoid` (gated) or `linear`.
         weighting: `zscore`, `sign`, or Diffusion-DPO pairs `all`, `max`, `min`.
         beta: scale of `logsigmoid`, on mean-over-elements errors.
-        timesteps_per_image: k, timesteps and noises a member.
+        timesteps_per_image: k, samples of (t, noise) a member.
         shared_noise: one (t, noise) for all members of a group; lowers variance.
-        noise: e of the draws: `random`, or each member's `own`, the starting noise that it was drawn from, which
+        noise: `random`, or each member's `own`, the starting noise that it was drawn from, which
             the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
-        kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the link (so times
+        kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off. See objective.py.
-        mean_shift_penalty: weight of a penalty on the square of mean s, of each group and draw, in the units of the link: errors of
-            better and worse members may move apart, not grow together; 0 is off. See objective.py.
-        num_inner_epochs: tau, passes over the same draws.
-        epochs: how often the draws are made anew; online it is `online.iterations` times `online.epochs_per_iteration`.
+        mean_shift_penalty: weight of a penalty on the square of the mean error difference of a group and noise sample,
+            in the units of the loss: errors of better and worse members may move apart, not grow together; 0 is off.
+        num_inner_epochs: tau, how often the groups are gone over with the same timesteps and noise.
+        epochs: how often timesteps and noise are sampled anew; online it is `online.iterations` times
+            `online.epochs_per_iteration`.
         groups_per_step: B, groups an optimiser step, over all ranks.
         micro_batch_size: samples in one forward pass; any value gives the same gradient.
         learning_rate: of AdamW.
@@ -60,7 +61,7 @@ class Train:
         sft_reward: smallest reward that `sft` learns from.
         workers: processes that read ahead; 0 reads in the training process.
         checkpoint_steps: optimiser steps between two checkpoints, besides the one at the end of an epoch.
-        seed: of order and draws; null takes the recipe's.
+        seed: of order, timesteps and noise; null takes the recipe's.
         datasets: glob over the lake's datasets to train on offline, in place of the recipe's own, such as
             `count-tiny-online-it*`, the iterations of an online run.
         sequential: an epoch reads one of `datasets`, in the order of their names; otherwise each reads them all.
@@ -170,12 +171,12 @@ class Online:
         group_size: members a group; null takes the recipe's.
         epochs_per_iteration: epochs trained on an iteration.
         prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
-        prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the first
-            ones, with new noise), or `unmastered` (out of `pool`: those never drawn, then those whose last group had
-            the largest std of rewards, as the lake knows).
+        prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the
+            first ones, with new noise), or `unmastered` (out of `pool`: those never drawn, then those whose last group
+            had the largest std of rewards, as the lake knows).
         pool: prompts that `unmastered` chooses from; null is four times `prompts`.
-        rollout_policy: who draws: the `policy`, its average `ema` (needs train.ema_decay), or the `base`, for comparison: the same
-            images and steps without any feedback.
+        rollout_policy: who draws: the `policy`, its average `ema` (needs train.ema_decay), or the `base`, to compare:
+            the same images and steps without any feedback.
         replay: train on so many last iterations, each with its own advantages.
         keep_last: so many last iterations keep their tars and policies; of older ones the rows stay for SQL. null: all.
         grid_every: iterations between two picture grids of fixed prompts and seeds; 0 is off.

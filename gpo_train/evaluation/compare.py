@@ -2,8 +2,8 @@
 
 Every iteration's policy draws the same held-out prompts with the same seeds as the base (evaluate.py); point i is what
 the policy can do after i iterations of drawing and training, point 0 is the base. Runs that differ in their seed alone
-are one line of the picture, their mean, with a band from the lowest to the highest. `online.rollout_policy: base` makes the run
-that draws as many pictures and takes as many steps without any feedback.
+are one line of the picture, their mean, with a band from the lowest to the highest. `online.rollout_policy: base`
+makes the run that draws as many pictures and takes as many steps without any feedback.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The verb `average`: the mean of the weights that drew an online run's last iterations, as a run of its own.
 
 An iteration's weights swing around what the run has learnt: one draws a thing too few, the next one too many.
-`train.ema_decay` averages while the run goes, over a span that has to be chosen before; the weights of every iteration lie in
-the run's folder (unless online.keep_last prunes them), so the span can be chosen afterwards. Arithmetic in float32, whatever
-the files are in. LoRA: its matrices are averaged, as `train.ema_decay` does, not their products.
+`train.ema_decay` averages while the run goes, over a span that has to be chosen before; the weights of every iteration
+lie in the run's folder (unless online.keep_last prunes them), so the span can be chosen afterwards. Arithmetic in
+float32, whatever the files are in. LoRA: its matrices are averaged, as `train.ema_decay` does, not their products.
 """
 
 from __future__ import annotations
