@@ -29,7 +29,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
     """`catalog.snapshot` of a dataset by the recipe's lake, reward and `borrow`."""
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset), dataset, recipe.reward, where, keep_dead, recipe.relabel,
-        tuple(TASKS[recipe.task.kind].COLUMNS),
+        tuple(TASKS[recipe.task.kind].columns),
     )  # fmt: skip
 
 

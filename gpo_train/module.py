@@ -1,6 +1,6 @@
 """The LightningModule: draws, errors, objective and optimiser wired together, and what is worth watching logged.
 
-    L = mean over the step's groups, mean over the k draws of group_loss(s[draw], rewards)      (objective.py)
+    L = mean over the step's groups, mean over the k draws of group_loss(s[draw], A)      (objective.py)
 
 Optimisation is manual, because a step is many backward passes: a chunk of `micro_batch_size` samples each. Noise
 samples of a group are independent terms of the loss, so chunks of whole ones are exact; a group larger than that
@@ -119,13 +119,13 @@ class GPOModule(L.LightningModule):
         draws = self.noise_of(self.current_epoch, group)
         if self.settings.objective == "sft":
             return self._sft_backward(group, draws, scale, last)
-        rewards = group.rewards.to(self.device)
+        advantages = group.advantages.to(self.device)
         reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
         k, n = draws.t.shape
         size, s = self.settings.micro_batch_size, self.settings
 
         def loss_of(one: Tensor) -> Tensor:
-            return objective.group_loss(one, rewards, s.weighting, s.loss, s.beta, s.mean_shift_penalty)
+            return objective.group_loss(one, advantages, s.weighting, s.loss, s.beta, s.mean_shift_penalty)
 
         losses: list[Tensor] = []
         seen: list[Tensor] = []
@@ -156,7 +156,7 @@ class GPOModule(L.LightningModule):
             losses.append(value[None] + objective.penalty(distance, s.kl, s.loss, s.beta))
             seen.append(difference.view(1, n))
             far.append(distance.view(1, n))
-        found = self._watched(torch.cat(losses), torch.cat(seen), rewards)
+        found = self._watched(torch.cat(losses), torch.cat(seen), advantages)
         return found | ({"kl": torch.cat(far).mean().item()} if s.kl else {})
 
     def _compared(
@@ -189,9 +189,9 @@ class GPOModule(L.LightningModule):
         with waits:
             self.manual_backward(loss)
 
-    def _watched(self, losses: Tensor, s: Tensor, rewards: Tensor) -> dict[str, float]:
+    def _watched(self, losses: Tensor, s: Tensor, advantages: Tensor) -> dict[str, float]:
         """Loss, s of the better and the worse half, and the gate: how much of the gradient the link lets through."""
-        weight = objective.weights(rewards, "zscore").to(s.dtype)
+        weight = advantages.to(s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
         found = {"loss": losses.mean().item(), "s": s.mean().item()}
         found |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}

@@ -98,7 +98,7 @@ def standardise(members: int, groups_per_shard: int, repeats: int) -> float:
 def rescore(repeats: int) -> float:
     def once() -> None:
         con = catalog.connect(folder)
-        catalog.rescore(con, "0.8 * text_edit(target, ocr_text) + 0.2 * text_exact(target, ocr_text)")
+        con = catalog.scored(con, "0.8 * text_edit(target, ocr_text) + 0.2 * text_exact(target, ocr_text)")
         con.execute("SELECT avg(mean), sum(dead::INT) FROM groups").fetchall()
         con.close()
 

@@ -81,7 +81,7 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
         started = time.perf_counter()
         draws = sample_noise(model, settings, 0, 0, group)
         k, n = draws.t.shape
-        x_0, rewards = group.latents.float().to(device), group.rewards.to(device)
+        x_0, advantages = group.latents.float().to(device), group.advantages.to(device)
         conditioning = {name: v.to(device).float().expand(n, *v.shape) for name, v in group.conditioning.items()}
         optimizer.zero_grad()
         for e, t in zip(draws.e.to(device), draws.t.to(device), strict=True):
@@ -91,7 +91,7 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
                 with torch.autocast(device, torch.bfloat16), torch.set_grad_enabled(network is policy.denoiser):
                     said = model.predict(x_t, t, conditioning, network)
                 errors.append(((y - said.float()) ** 2).flatten(1).mean(1))
-            (objective.group_loss((errors[0] - errors[1]).double(), rewards) / k).backward()
+            (objective.group_loss((errors[0] - errors[1]).double(), advantages) / k).backward()
         torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         optimizer.step()
         if device == "cuda":

@@ -78,7 +78,7 @@ def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> lis
                 said = model.predict(x_t, t, conditioning, network)
             errors.append(((y - said.float()) ** 2).flatten(1).mean(1).view(k, n))
         s = (errors[0] - errors[1]).double()
-        loss = torch.stack([objective.group_loss(row, group.rewards) for row in s]).mean()
+        loss = torch.stack([objective.group_loss(row, group.advantages) for row in s]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -79,7 +79,7 @@ def test_rows_keep_what_they_say_of_the_picture(tmp_path: Path) -> None:
 
 
 def test_boxes_of_rendered_scenes_hold_what_was_asked() -> None:
-    (_, boxes) = build(Recipe(evaluators=["boxes"], task=Task(kind="align"), yolo=YOLO))
+    (_, boxes) = build(Recipe(evaluators=["boxes"], reward="1", task=Task(kind="align"), yolo=YOLO))
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, "count", held=None) for _ in range(120)]
     targets = [{"target_class": t["shape"], "color": t["color"]} for _, _, t in scenes]
@@ -95,7 +95,7 @@ def test_boxes_of_rendered_scenes_hold_what_was_asked() -> None:
 
 
 def test_a_thing_has_its_own_class_and_colour() -> None:
-    (_, boxes) = build(Recipe(evaluators=["boxes"], task=Task(kind="align"), yolo=YOLO))
+    (_, boxes) = build(Recipe(evaluators=["boxes"], reward="1", task=Task(kind="align"), yolo=YOLO))
     picture = Image.new("RGB", (64, 64), (245, 245, 240))
     draw_on = ImageDraw.Draw(picture)
     for x in (6, 26):

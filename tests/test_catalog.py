@@ -78,7 +78,7 @@ def test_the_empty_view_has_the_columns_of_a_sidecar(tmp_path, lake):
     empty = {r[0]: r[1] for r in catalog.connect(str(tmp_path / "x")).execute("DESCRIBE members").fetchall()}
     full = {r[0]: r[1] for r in catalog.connect(str(lake)).execute("DESCRIBE members").fetchall()}
     assert full.items() <= empty.items()
-    assert next(iter(full)) == "dataset" and list(full)[-2:] == ["filename", "shard"]
+    assert next(iter(full)) == "dataset" and list(full)[-4:] == ["filename", "shard", "exact", "level"]
 
 
 def test_views(lake):
@@ -138,7 +138,7 @@ def test_shards_with_different_columns_are_united(tmp_path):
     con = catalog.connect(str(tmp_path))
     assert con.execute("SELECT dataset, max(ocr_text), max(n_detected) FROM members GROUP BY 1 ORDER BY 1").fetchall() \
         == [("a", "AX", None), ("b", None, 2)]  # fmt: skip
-    catalog.rescore(con, "count_exact(target_count, n_detected)", "b")
+    con = catalog.scored(con, "count_exact(target_count, n_detected)", "b")
     assert con.execute("SELECT dataset, sum(reward), sum(failed) FROM shards JOIN members USING (dataset) "
                        "GROUP BY 1 ORDER BY 1").fetchall() == [("a", 1.0, 0), ("b", 0.0, 0)]  # fmt: skip
 
@@ -158,26 +158,56 @@ def test_measures_join_and_the_newest_value_wins(lake):
     assert con.execute("SELECT count(*), count(clip_score) FROM members").fetchall() == [(8, 2)]
 
 
-def test_rescore_follows_into_groups_and_goes_back(lake):
+def test_another_reward_is_another_relation_and_changes_nothing(lake):
     con = catalog.connect(str(lake))
-    before = con.execute("SELECT * FROM groups ORDER BY ALL").fetchall()
-    catalog.rescore(con, "text_edit(target, ocr_text) -- strict")
+    questions = [
+        "SELECT * FROM groups ORDER BY ALL",
+        "SELECT avg(reward) FROM members",
+        "SELECT * FROM shards ORDER BY ALL",
+    ]
+    before = [con.execute(question).fetchall() for question in questions]
+    whole = con
+    con = catalog.scored(whole, "text_edit(target, ocr_text) -- strict")
     assert con.execute("SELECT DISTINCT reward FROM members WHERE status = 'ok' ORDER BY 1").fetchall() == [
         (0.5,),
         (1.0,),
     ]
     assert con.execute("SELECT mean FROM groups WHERE group_key = 'text-00000001'").fetchall() == [(0.5,)]
     assert con.execute("SELECT reward FROM members WHERE status <> 'ok'").fetchall() == [(None,)]
-    catalog.rescore(con, "CASE WHEN member = 0 THEN 'nan'::DOUBLE ELSE true::INT END")
+    con = catalog.scored(whole, "CASE WHEN member = 0 THEN 'nan'::DOUBLE ELSE true::INT END")
     assert con.execute("SELECT sum(failed) FROM groups").fetchall() == [(4,)]
-    catalog.rescore(con, None)
-    assert con.execute("SELECT * FROM groups ORDER BY ALL").fetchall() == before
+    catalog.snapshot(whole, "a", reward="0.0 + member")
+    for unchanged in (whole, catalog.scored(whole, None)):
+        assert [unchanged.execute(question).fetchall() for question in questions] == before
+
+
+def test_members_say_whether_they_are_exact_and_how_hard_their_prompt_was(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]))
+    counted = [r | {"group_key": "count-00000000", "target_count": 3, "n_detected": n}
+               for r, n in zip(rows_of(0, [0.0, 1.0]), (2, 3), strict=True)]  # fmt: skip
+    con = catalog.connect(str(tmp_path))
+    asked = "SELECT dataset, member, exact, level FROM members ORDER BY ALL"
+    levels = con.execute("SELECT DISTINCT level, typeof(exact) FROM members").fetchall()
+    assert levels == [(len(rows_of(0, [0.0])[0]["target"]), "BOOLEAN")]
+    write_shard(str(tmp_path / "dataset=b"), 0, counted, {"target_count": pa.int32(), "n_detected": pa.int32()})
+    con = catalog.connect(str(tmp_path))  # two tasks in one lake, each by its own definition
+    assert con.execute(f"{asked.replace('FROM members', 'FROM members WHERE dataset = $1')}", ["b"]).fetchall() == [
+        ("b", 0, False, 3), ("b", 1, True, 3)
+    ]  # fmt: skip
+
+
+def test_rewards_that_differ_by_rounding_are_one_reward(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.1 + 0.2, 0.3, 0.3, 0.3]))
+    con = catalog.connect(str(tmp_path))
+    assert con.execute("SELECT dead, std FROM groups").fetchall() == [(True, 0.0)]
+    assert catalog.snapshot(con, "a").schema.metadata[b"dead_groups"] == b"1"
+    assert catalog.snapshot(con, "a", keep_dead=True)["advantage"].to_pylist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("reward", ["text_edit(target, ocr_txt)", "avg(reward)", "target", "(1", "nonsense(1)", ""])
 def test_a_bad_expression_is_a_usage_error(lake, reward):
     with pytest.raises(UsageError, match="^reward: ") as error:
-        catalog.rescore(catalog.connect(str(lake)), reward)
+        catalog.scored(catalog.connect(str(lake)), reward)
     assert "\n" not in str(error.value)
 
 
@@ -215,7 +245,7 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     write_shard(str(tmp_path / "dataset=b"), 0, rows_of(0, [0.0, 1.0]))
     con = catalog.connect(str(tmp_path))
     how = {"reward": "text_exact(target, ocr_text)", "targets": ("target", "color")}
-    table = catalog.snapshot(con, "a", borrow="left(lender.target, 1) = left(borrower.target, 1) -- alike", **how)
+    table = catalog.snapshot(con, "a", relabel="left(lender.target, 1) = left(borrower.target, 1) -- alike", **how)
     found = [(r["group_key"][-1], r["lender"][-1], r["member"], r["reward"], r["seed"]) for r in table.to_pylist()]
     first = [("0", "0", 0, 1, 0), ("0", "0", 1, 0, 1), ("0", "1", 0, 1, 100), ("0", "1", 1, 0, 101)]
     second = [("1", "1", 0, 0, 100), ("1", "1", 1, 1, 101), ("1", "0", 0, 0, 0), ("1", "0", 1, 1, 1)]
@@ -223,13 +253,13 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     assert set(table["prompt"].to_pylist()) == {"prompt 0", "prompt 1"}  # the third reads neither: dead
     assert con.execute("SELECT count(*) FROM members WHERE dataset = 'b'").fetchall() == [(2,)]
     assert "lender" not in catalog.snapshot(catalog.connect(str(tmp_path)), "a").column_names
-    own = catalog.snapshot(catalog.connect(str(tmp_path)), "a", borrow="true", where="lender = group_key", **how)
+    own = catalog.snapshot(catalog.connect(str(tmp_path)), "a", relabel="true", where="lender = group_key", **how)
     plain = catalog.snapshot(catalog.connect(str(tmp_path)), "a", reward=how["reward"])
     assert own.drop_columns("lender").equals(plain)
-    with pytest.raises(UsageError, match="^borrow: 'lender.target::INT = 1': Conversion Error"):  # found only by doing
-        catalog.snapshot(con, "a", borrow="lender.target::INT = 1", **how)
-    with pytest.raises(UsageError, match="^borrow: 'lender.n = 1': .*; columns of borrower and lender: group_key, "):
-        catalog.snapshot(con, "a", borrow="lender.n = 1", **how)
+    with pytest.raises(UsageError, match="^relabel: 'lender.target::INT = 1': Conversion Error"):  # found only by doing
+        catalog.snapshot(con, "a", relabel="lender.target::INT = 1", **how)
+    with pytest.raises(UsageError, match="^relabel: 'lender.n = 1': .*; columns of borrower and lender: group_key, "):
+        catalog.snapshot(con, "a", relabel="lender.n = 1", **how)
 
 
 def test_advantages_have_mean_0_and_std_1_in_every_living_group():
@@ -346,7 +376,7 @@ def drawn(tmp_path):
     for shard in range(3):
         commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
     (folder / "dataset.json").write_text("{}")
-    return Recipe(name="text-x", lake=str(tmp_path))
+    return Recipe(name="text-x", lake=str(tmp_path), evaluators=["ocr"], reward="text_exact(target, ocr_text)")
 
 
 def test_a_new_evaluator_on_old_shards(drawn):
@@ -418,6 +448,7 @@ def test_evaluators_by_name(drawn):
     rows = catalog.connect(drawn.lake).execute("SELECT count(entropy), max(entropy), count(*) FROM members").fetchall()
     assert rows == [(23, 0.0, 24)]  # flat pictures
     # Without names: the recipe's evaluators, where the shards were not drawn with them and have no measures.
+    assert {path.parent.name.split("@")[0] for path in measure(drawn)} == {"ocr"}
     assert measure(drawn) == []
 
 

@@ -183,7 +183,7 @@ def test_what_is_missing_says_what_to_put_where(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(UsageError, match=r"pickscore.model: .*PickScore_v1: not in the local hub cache.*hf download"):
-        build(Recipe(evaluators=["pickscore"]))
+        build(Recipe(evaluators=["pickscore"], reward="1"))
     with pytest.raises(UsageError, match=r"clip_score.model: .*found no config.json and no \*processor_config.json"):
         ClipEvaluator("clip_score", Clip(str(tmp_path)))
     with pytest.raises(UsageError, match=r"aesthetic.weights: expected the file .*sac\+logos"):

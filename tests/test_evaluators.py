@@ -181,18 +181,18 @@ def test_image_stats_of_known_pictures():
     flat = np.full((8, 8, 3), 10, np.uint8)
     halves = flat.copy()
     halves[:, 4:] = 250
-    stats = build(Recipe())[0]
+    stats = build(Recipe(evaluators=["color"], reward="1"))[0]
     first, second = checked(stats, [flat, halves], [{}, {}])
     assert first == {"entropy": 0.0, "edge_density": 0.0, "dark_fraction": 1.0}
     assert second == {"entropy": 1.0, "edge_density": 1 / 8, "dark_fraction": 0.5}
 
 
 def test_build_puts_image_stats_first():
-    evaluators = build(Recipe(evaluators=["ocr", "yolo"], task=Task(kind="count"), yolo=YOLO))
+    evaluators = build(Recipe(evaluators=["ocr", "yolo"], reward="1", task=Task(kind="count"), yolo=YOLO))
     assert [e.name for e in evaluators] == ["image_stats", "ocr", "yolo"]
     assert len(columns_of(evaluators)) == 8
     with pytest.raises(UsageError, match=r"evaluators: yolo counts .*task\.kind"):
-        build(Recipe(evaluators=["yolo"], yolo=YOLO))
+        build(Recipe(evaluators=["yolo"], reward="1", yolo=YOLO))
 
 
 def _fragile(settings, threads):

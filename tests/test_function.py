@@ -134,11 +134,11 @@ def test_modules_that_do_not_import(own: Path) -> None:
 
 def test_a_column_that_is_taken_is_refused(own: Path) -> None:
     with pytest.raises(UsageError, match=r"own.reward: the column 'reward' is one of every dataset already"):
-        build(Recipe(evaluators=["own:reward"]))
+        build(Recipe(evaluators=["own:reward"], reward="1"))
     own.write_text("def f(images, targets): return [{'Entropy': 1.0}] * len(images)")
     with pytest.raises(UsageError, match=r"own.f: the column 'Entropy' is one of image_stats already"):
         sys.modules.pop("own")
-        build(Recipe(evaluators=["own:f"]))
+        build(Recipe(evaluators=["own:f"], reward="1"))
 
 
 def test_the_version_is_the_source(own: Path) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpo_train.objective import advantages, coefficients, group_loss, is_dead, pairs, penalty
+from gpo_data.lake.advantage import is_dead, standardise
+from gpo_train.objective import coefficients, group_loss, pairs, penalty, weights
 
 RNG = np.random.default_rng(0)
 R = RNG.choice([0.0, 0.25, 0.5, 1.0], 12)
+A = (R - R.mean()) / R.std()
 S = RNG.normal(0, 1e-3, 12)
 BETA = 700.0
 
@@ -39,8 +41,8 @@ def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str, hold: fl
 @pytest.mark.parametrize("kind", ["linear", "logsigmoid"])
 @pytest.mark.parametrize("weighting", ["zscore", "sign", "all", "max", "min"])
 def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
-    s, r = torch.tensor(S), torch.tensor(R)
-    loss, gradient = coefficients(s, lambda s: group_loss(s, r, weighting, kind, BETA, hold))
+    s, a = torch.tensor(S), torch.tensor(A)
+    loss, gradient = coefficients(s, lambda s: group_loss(s, a, weighting, kind, BETA, hold))
     assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind, hold), rel=1e-10)
     for i in range(len(S)):
         step = np.zeros_like(S)
@@ -49,7 +51,7 @@ def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
         assert gradient[i].item() == pytest.approx((up - down) / 2e-7, rel=1e-5, abs=1e-9)
 
 
-def test_the_penalty_has_the_units_of_the_link() -> None:
+def test_the_penalty_has_the_units_of_the_loss() -> None:
     distances = torch.tensor(S**2)
     assert penalty(distances, 0.5, "logsigmoid", BETA).item() == pytest.approx(0.5 * BETA * (S**2).mean(), rel=1e-10)
     assert penalty(distances, 0.5, "linear", BETA).item() == pytest.approx(0.5 * (S**2).mean(), rel=1e-10)
@@ -58,37 +60,46 @@ def test_the_penalty_has_the_units_of_the_link() -> None:
 def test_pairs_and_group_are_one_identity() -> None:
     left = sum((R[i] - R[j]) * (S[i] - S[j]) for i, j in itertools.combinations(range(len(R)), 2))
     assert left == pytest.approx(len(R) * ((R - R.mean()) * S).sum(), rel=1e-10)
-    z = group_loss(torch.tensor(S), torch.tensor(R), "zscore", "linear").item()
+    z = group_loss(torch.tensor(S), torch.tensor(A), "zscore", "linear").item()
     assert left == pytest.approx(z * len(R) ** 2 * R.std(), rel=1e-10)
 
 
 def test_a_split_group_has_the_whole_groups_gradient() -> None:
     torch.manual_seed(0)
     x, y, theta = torch.randn(12, 5).double(), torch.randn(12).double(), torch.randn(5).double().requires_grad_()
-    r, reference = torch.tensor(R), torch.rand(12).double()
+    a, reference = torch.tensor(A), torch.rand(12).double()
 
     def errors(part: slice) -> torch.Tensor:
         return (x[part] @ theta - y[part]) ** 2 - reference[part]
 
-    group_loss(errors(slice(None)), r, beta=3.0).backward()
+    group_loss(errors(slice(None)), a, beta=3.0).backward()
     whole, theta.grad = theta.grad.clone(), None
     with torch.no_grad():
         s = errors(slice(None))
-    _, gradient = coefficients(s, lambda s: group_loss(s, r, beta=3.0))
+    _, gradient = coefficients(s, lambda s: group_loss(s, a, beta=3.0))
     for start in range(0, 12, 5):
         part = slice(start, start + 5)
         (gradient[part] * errors(part)).sum().backward()
     torch.testing.assert_close(theta.grad, whole, rtol=1e-12, atol=1e-12)
 
 
-def test_advantages_are_standardised_and_dead_groups_refused() -> None:
-    a = advantages(torch.tensor(R))
-    assert a.mean().item() == pytest.approx(0, abs=1e-12) and a.std(correction=0).item() == pytest.approx(1)
-    dead = torch.full((4,), 0.3)
-    assert is_dead(dead) and not is_dead(torch.tensor(R))
-    for call in (advantages, lambda r: pairs(r, "all")):
-        with pytest.raises(ValueError, match=r"all 4 rewards are 0\.3"):
-            call(dead)
+def test_advantages_are_standardised_once_and_rounding_is_no_spread() -> None:
+    rewards = np.array([*R, 0.3, 0.3, 0.1 + 0.2, *[0.0, 1.0, 1.0]])
+    group = np.array([0] * 12 + [1] * 3 + [2] * 3)
+    advantages, alive = standardise(group, rewards, 3)
+    assert alive.tolist() == [True, False, True]
+    np.testing.assert_allclose(advantages[:12], A, rtol=1e-12)
+    assert not advantages[12:15].any() and advantages[15:].std() == pytest.approx(1)
+    assert is_dead(0.3, 0.1 + 0.2) and is_dead(np.nan, np.nan) and is_dead(0, 0) and is_dead(-1e300, -1e300)
+    assert not is_dead(0.3, 0.3 + 1e-6) and not is_dead(0, 1e-12)
+    # Inside a living group too: members of one reward are no pair, and the mean is no side.
+    living = torch.tensor(standardise(np.zeros(4, int), np.array([0.1 + 0.2, 0.3, 0.9, 0.6]), 1)[0])
+    better, worse = pairs(living, "all")
+    assert {(0, 1), (1, 0)}.isdisjoint(zip(better.tolist(), worse.tolist(), strict=True)) and len(better) == 5
+    middle = torch.tensor(standardise(np.zeros(3, int), np.array([0.1, 0.2, 0.3]), 1)[0])
+    assert weights(middle, "sign").tolist() == [-1, 0, 1]
+    with pytest.raises(ValueError, match="all 4 members are equal"):
+        pairs(torch.zeros(4), "all")
 
 
 def test_training_data_half_never_imports_the_training_half() -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
 from gpo_data.lake import shard
+from gpo_data.tasks import TASKS
 
 SHOWN = 256  # pixels
 SIDE = 4  # members shown at either end of a group
@@ -99,14 +100,7 @@ def _picture(data: Members, group: int, member: int, sample: dict[str, bytes]) -
         if coded := sample.get(f"{member:02d}.{extension}"):
             uri, pixels = data_uri(coded)
     reward, exact = float(data.rewards[group, member]), bool(data.exact[group, member])
-    return Picture(member, uri, reading(data.task, row), reward, exact, pixels)
-
-
-def reading(task: str, row: dict[str, object]) -> str:
-    """What the evaluator saw, for the line under a picture."""
-    if task == "text":
-        return f"“{row['ocr_text']}”" if row["ocr_text"] else "nothing read"
-    return f"saw {row['n_detected']} of {row['target_count']}" if task == "count" else ""
+    return Picture(member, uri, TASKS[data.task].describe(row), reward, exact, pixels)
 
 
 def data_uri(coded: bytes) -> tuple[str, int]:

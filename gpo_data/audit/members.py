@@ -20,13 +20,8 @@ import pyarrow as pa
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog, shard
+from gpo_data.tasks import TASKS
 
-# What is right. A prompt of `align` has no target that every evaluator knows: there, right is the full reward.
-EXACT = {"text": "text_exact(target, ocr_text)", "count": "n_detected = target_count", "align": "reward > 0.999"}
-LEVEL = {"text": "length(target)", "count": "target_count", "align": "len(string_split(prompt, ' '))"}
-LEVEL_NAME = {"text": "target length", "count": "target count", "align": "words in the prompt"}
-READING = {"text": ["target", "ocr_text", "ocr_confidence"], "count": ["target_class", "target_count", "n_detected"],
-           "align": []}  # fmt: skip
 IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
 
 
@@ -55,7 +50,7 @@ class Members:
 
     @property
     def level_name(self) -> str:
-        return LEVEL_NAME[self.task]
+        return TASKS[self.task].level_name
 
     def row(self, group: int, member: int) -> dict[str, Any]:
         """A measured member's columns: key, prompt, what was read, place in the tar."""
@@ -69,9 +64,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     head = _head(folder, lake, dataset)
     recipe = head["recipe"]
     task = recipe["task"]["kind"]
-    connection = catalog.connect(lake)
-    if reward:
-        catalog.rescore(connection, reward, dataset)
+    connection = catalog.scored(catalog.connect(lake), reward, dataset)
     counts = connection.execute(
         "select status, count(*) from members where dataset = ? group by status order by 2 desc, 1", [dataset]
     ).fetchall()
@@ -148,11 +141,13 @@ def _query(
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
-    names = ["group_key", "prompt", "member", *READING[task], *statistics, "tar", '"offset"', "size", "crc32"]
+    kind = TASKS[task]
+    read = dict.fromkeys([*kind.columns, *kind.measured])
+    names = ["group_key", "prompt", "member", *read, *statistics, "tar", '"offset"', "size", "crc32"]
     sql = f"""
         with measured as (
             select {", ".join(names)}, reward as r,
-                ({EXACT[task]})::double as exact, {LEVEL[task]} as level
+                exact::double as exact, level
             from (select m.*, g.* exclude (dataset, group_key, prompt)
                   from members m join groups g using (dataset, group_key) where m.dataset = ?)
             where status = 'ok' and ({where or "true"}\n)

@@ -11,6 +11,7 @@ from gpo_data.errors import UsageError
 from gpo_data.group import Group, from_sample
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import read_sample, sidecars
+from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
 
@@ -51,5 +52,6 @@ def grid(groups: list[Group], scale: int = 2) -> Image.Image:
 
 def caption(group: Group, member: int) -> str:
     reward, measured = group.rewards[member], group.measurements[member]
-    seen = measured.get("ocr_text", measured.get("n_detected", ""))
+    kind = TASKS.get(group.key.rpartition("-")[0])  # a key begins with the task's name
+    seen = kind.describe(group.prompt.target | measured) if kind else ""
     return "failed" if reward is None else f"{reward:.2f}  {seen}"[:20]

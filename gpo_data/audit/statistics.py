@@ -2,7 +2,7 @@
 
     pass@k      = 1 - C(n-c, k) / C(n, k)                     n members of a group, c right; unbiased (Chen et al. 2021)
     best of k   = sum_i r_(i) C(i-1, k-1) / C(n, k)           expected best reward, r_(1) <= ... <= r_(n)
-    margin      = max r - min r                               dead group: margin 0, so every advantage is 0
+    margin      = max r - min r                               dead group: no spread (lake/advantage.py)
     drift       = correlation of a picture statistic with the reward, both standardised inside their group
 
 The drift is the direction in which training on these groups would move the pictures; a pooled correlation mixes it
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpo_data.audit.members import Members
+from gpo_data.lake.advantage import is_dead
 
 MAX_LEVELS = 8  # more distinct difficulties than this are grouped into quantiles
 HIGH = 0.5  # a dead group is dead high when at least this share of its members is right, else dead low
@@ -79,7 +80,7 @@ def summarise(data: Members) -> Figures:
     r, exact = data.rewards, data.exact
     margin = np.nanmax(r, axis=1) - np.nanmin(r, axis=1)
     mean, std = np.nanmean(r, axis=1), np.nanstd(r, axis=1)
-    dead, high = margin == 0, np.nanmean(exact, axis=1) >= HIGH
+    dead, high = is_dead(np.nanmin(r, axis=1), np.nanmax(r, axis=1)), np.nanmean(exact, axis=1) >= HIGH
     ks = np.arange(1, data.shape[1] + 1)
     return Figures(
         mean_reward=float(np.nanmean(r)),

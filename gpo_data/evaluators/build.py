@@ -24,7 +24,7 @@ from gpo_data.lake.shard import sidecar_schema
 from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe
 from gpo_data.tasks import TASKS
 
-VIEW_COLUMNS = ("dataset", "shard", "filename")  # that the catalog adds to a shard's own
+VIEW_COLUMNS = ("dataset", "shard", "filename", "exact", "level")  # that the catalog adds to a shard's own
 
 
 class Evaluator(Protocol):
@@ -45,7 +45,7 @@ def build(recipe: Recipe) -> list[Evaluator]:
     from gpo_data.evaluators.image_stats import ImageStats
 
     evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe) for name in recipe.evaluators)]
-    _refuse_same_columns(evaluators, TASKS[recipe.task.kind].COLUMNS)
+    _refuse_same_columns(evaluators, TASKS[recipe.task.kind].columns)
     return evaluators
 
 

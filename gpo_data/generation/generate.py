@@ -46,7 +46,7 @@ def draw(
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     judges = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].COLUMNS | evaluators.columns_of(judges))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(judges))
     model_folder = models.resolve(recipe.model, recipe.revision)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)

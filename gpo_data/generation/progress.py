@@ -5,7 +5,6 @@ Shows members/s, time left, the running mean reward and the dead groups (reward 
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpo_data.group import OK, Group
+from gpo_data.lake.advantage import is_dead
 
 
 class Clock:
@@ -73,7 +73,7 @@ class DrawProgress:
             self.members += group.size
             self.failed += group.size - len(rewards)
             self.reasons.update(status for status in group.statuses if status != OK)
-            self.dead += not rewards or statistics.pstdev(rewards) == 0
+            self.dead += bool(is_dead(min(rewards), max(rewards))) if rewards else True
             self.reward_sum, self.rewards = self.reward_sum + sum(rewards), self.rewards + len(rewards)
             self._bar.update(self._task, completed=self.groups, line=self.line())
             now = time.monotonic()

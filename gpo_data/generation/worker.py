@@ -54,7 +54,7 @@ class Generator:
         self.recipe, self.folder, self.fingerprint = recipe, folder, fingerprint
         self.model, self.evaluators, self.on_group = model, evaluators, on_group
         self.stop, self.clock = stop or threading.Event(), clock or Clock()
-        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].COLUMNS | columns_of(evaluators)
+        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].columns | columns_of(evaluators)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
         self._waiting: list[Future[None]] = []
 
@@ -174,7 +174,7 @@ def finish_group(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = TASKS[recipe.task.kind].COLUMNS | columns_of(evaluators)
+    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:

@@ -5,12 +5,12 @@
     shards     one row a committed shard: groups, members, failed, tar_bytes, tar_sha256
     datasets   one row a dataset.json
 
-    A_i = (r_i - mean r) / std r    over the ok members of a group, population std        (see `snapshot`)
+    snapshot   a dataset's members with their advantages (advantage.py), as a run trains on them
 
 What always holds: the views read `dataset=*/shard-*.parquet`, so only committed shards are seen; group statistics are
 over members whose status is 'ok' (`n` counts those, `failed` the others); an empty lake gives typed empty views. Where
 a measures sidecar has a column that the shard has too, its value wins, the newest version first; where it has no
-value (NULL), the older one stands. A stored reward stays as drawn until `rescore` puts another expression in its place.
+value (NULL), the older one stands. A question changes nothing: another reward is another relation (`scored`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import rewards, views
+from gpo_data.lake.advantage import standardise
 from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
 
 VIEWS = ("members", "groups", "shards", "datasets")
@@ -45,38 +46,57 @@ def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def rescore(con: duckdb.DuckDBPyConnection, reward: str | None, dataset: str | None = None) -> None:
-    """Put another reward expression in the place of the stored one: `members` and `groups` follow, nothing is written.
+def scored(
+    con: duckdb.DuckDBPyConnection,
+    reward: str | None,
+    dataset: str | None = None,
+    relabel: str | None = None,
+    targets: tuple[str, ...] = (),
+) -> duckdb.DuckDBPyConnection:
+    """A connection of its own on which `members` and `groups` show another reward; `con` stays as it is.
 
     Only of `dataset`, if given; the others keep their rewards. A member that had been measured but could not be scored
-    counts again, and one whose new reward is NULL or not finite fails. None goes back to the stored rewards.
-    Raises UsageError.
+    counts again, and one whose new reward is NULL or not finite fails. None: the stored rewards. Raises UsageError.
+
+    Args:
+        relabel: cross-prompt relabelling, see `relabelled`, with the task's `targets`.
     """
-    if reward is None:
-        con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
-        return
+    own = con.cursor()
+    own.execute("SET python_enable_replacements = false")
+    source = "SELECT * FROM drawn_members"
+    if relabel is not None:
+        assert dataset is not None
+        source = relabelled(own, dataset, relabel, targets)
+    if reward is not None:
+        source = _rescored(own, source, reward, dataset)
+    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(own, source)}")
+    own.execute(f"CREATE TEMP VIEW groups AS {views.GROUPS}")
+    return own
+
+
+def _rescored(own: duckdb.DuckDBPyConnection, source: str, reward: str, dataset: str | None) -> str:
     here = f"dataset = {quote(dataset)}" if dataset is not None else "true"
-    scored = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
-    columns = con.execute("SELECT * FROM stored_members LIMIT 0").description or []
+    counts = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
+    columns = own.execute(f"SELECT * FROM ({source}) LIMIT 0").description or []
     names = [c[0] for c in columns if c[0] not in ("reward", "status")]
+    query = f"""
+        SELECT * EXCLUDE (rescored_value, rescored_here) REPLACE (
+            CASE WHEN rescored_here THEN rescored_value ELSE reward END AS reward,
+            CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN 'ok'
+                 ELSE '{NO_REWARD} is not a finite number' END AS status)
+        FROM (SELECT * REPLACE (CASE WHEN isfinite(rescored_value) THEN rescored_value END AS rescored_value)
+              FROM (SELECT *, {counts} AS rescored_here,
+                           CASE WHEN {counts} THEN CAST(({reward}\n) AS DOUBLE) END AS rescored_value
+                    FROM ({source})))"""
     try:
         # Checked by itself first: inside the view an aggregate or a star would give a less clear message.
-        kind = con.sql(f"SELECT ({reward}\n) FROM stored_members LIMIT 0").types[0]
+        kind = own.sql(f"SELECT ({reward}\n) FROM ({source}) LIMIT 0").types[0]
         if str(kind).split("(")[0] not in NUMBERS:
             raise UsageError(f"reward: {reward!r}: expected one number or boolean a row, found type {kind}")
-        con.execute(f"""
-            CREATE OR REPLACE VIEW members AS
-            SELECT * EXCLUDE (rescored_value, rescored_here) REPLACE (
-                CASE WHEN rescored_here THEN rescored_value ELSE reward END AS reward,
-                CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN 'ok'
-                     ELSE '{NO_REWARD} is not a finite number' END AS status)
-            FROM (SELECT * REPLACE (CASE WHEN isfinite(rescored_value) THEN rescored_value END AS rescored_value)
-                  FROM (SELECT *, {scored} AS rescored_here,
-                               CASE WHEN {scored} THEN CAST(({reward}\n) AS DOUBLE) END AS rescored_value
-                        FROM stored_members))""")
-        con.execute("SELECT * FROM members LIMIT 0")
+        own.execute(f"SELECT * FROM ({query}) LIMIT 0")
     except duckdb.Error as error:
         raise rewards.explain(reward, error, names) from None
+    return query
 
 
 def snapshot(
@@ -85,37 +105,35 @@ def snapshot(
     reward: str | None = None,
     where: str | None = None,
     keep_dead: bool = False,
-    borrow: str | None = None,
+    relabel: str | None = None,
     targets: tuple[str, ...] = (),
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
     Args:
-        reward: expression in the place of the stored reward; the views of `con` show it from then on.
+        reward: expression in the place of the stored reward.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
-        borrow: see `lend`, with `targets`; the table then has a column `lender`, and a group's own members come first.
+        relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and a group's own members come first.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
     """
-    present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM stored_members ORDER BY 1").fetchall()]
+    present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM drawn_members ORDER BY 1").fetchall()]
     if dataset not in present:
         raise UsageError(f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
                          f"the lake has: {', '.join(present) or 'none'}")  # fmt: skip
-    if borrow is not None:
-        relabel(con, dataset, borrow, targets)
-    rescore(con, reward, dataset)
+    own = scored(con, reward, dataset, relabel, targets)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
                  WHERE ({where or "true"}\n)"""
-    lent = borrow is not None
+    lent = relabel is not None
     try:
         names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
-        table = con.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
+        table = own.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
                             ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
                             """).to_arrow_table()
-        failed = con.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
+        failed = own.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
     except duckdb.Error as error:
         raise UsageError(f"where: {where!r}: {rewards.one_line(error)}") from None
     keys = table["group_key"].combine_chunks().dictionary_encode()
@@ -127,9 +145,9 @@ def snapshot(
         table = table.filter(pa.array(alive[group]))
     if lent:
         keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
-        own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
+        with_own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
         for key in keys:
-            if key not in own:
+            if key not in with_own:
                 raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
     facts = {
         "digest": digest(table),
@@ -140,53 +158,39 @@ def snapshot(
     return table.combine_chunks().replace_schema_metadata(facts)
 
 
-def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """(advantages [N], alive [groups]); `group` [N] is each member's group number. A dead group's advantages are 0."""
-    size = np.maximum(np.bincount(group, minlength=groups), 1)
-    mean = np.bincount(group, rewards, groups) / size
-    centred = rewards - mean[group]
-    std = np.sqrt(np.bincount(group, centred**2, groups) / size)
-    low, high = np.full(groups, np.inf), np.full(groups, -np.inf)
-    np.minimum.at(low, group, rewards)
-    np.maximum.at(high, group, rewards)
-    alive = low < high  # equal rewards can leave a std of 1e-17 by rounding, which would make advantages of noise
-    return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
-
-
-def relabel(con: duckdb.DuckDBPyConnection, dataset: str, borrow: str, targets: tuple[str, ...]) -> None:
-    """Let the groups of `dataset` borrow members from each other: the views of `con` show them in both groups.
+def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targets: tuple[str, ...]) -> str:
+    """SQL of all members, in which the groups of `dataset` have members of each other besides their own.
 
     A picture of four squares that was drawn for "five squares" is wrong there and right for "four squares". Where the
     condition holds for a pair of groups, the lender's members stand in the borrower's group too, with its prompt and
-    targets, beside its own; `lender` is the group that a member was drawn in. Since a picture is better in one group
-    and worse in the other, what all good pictures have in common cancels out, and what fits the prompt remains.
+    targets; `lender` is the group that a member was drawn in. Since a picture is better in one group and worse in the
+    other, what all good pictures have in common cancels out, and what fits the prompt remains.
 
     Args:
-        borrow: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
+        own: gets a temporary table of the pairs.
+        relabel: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
         targets: the task's target columns.
 
-    The stored rewards were given for the lender's target: `rescore` follows. Raises UsageError.
+    The stored rewards were given for the lender's target: a reward has to be given again. Raises UsageError.
     """
-    columns = columns_of(con, "SELECT * FROM drawn_members")
+    columns = columns_of(own, "SELECT * FROM drawn_members")
     mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
     of_group = ", ".join(map(identifier, mine))
     try:
         # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
-        con.execute(f"""
-            CREATE OR REPLACE TABLE relabelled AS
+        own.execute(f"""
+            CREATE TEMP TABLE relabelled AS
             WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
             SELECT borrower.*, lender.group_key AS lender
-            FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({borrow}\n)""")
+            FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
     except duckdb.Error as error:
-        raise UsageError(f"borrow: {borrow!r}: {rewards.one_line(error)}; columns of borrower and lender: "
+        raise UsageError(f"relabel: {relabel!r}: {rewards.one_line(error)}; columns of borrower and lender: "
                          f"{', '.join(mine)}") from None  # fmt: skip
-    con.execute(f"""
-        CREATE OR REPLACE VIEW stored_members AS
+    return f"""
         SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
         UNION ALL BY NAME
         SELECT l.*, m.* EXCLUDE ({of_group})
-        FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender""")
-    con.execute("CREATE OR REPLACE VIEW members AS SELECT * FROM stored_members")
+        FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender"""
 
 
 def digest(table: pa.Table) -> str:

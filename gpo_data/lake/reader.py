@@ -33,7 +33,8 @@ from gpo_data.lake.shard import read_sample, unpack_checked
 class TrainGroup:
     """One prompt's members, as many as the snapshot kept.
 
-    latents: [n, C, h, w], the sampler's own. conditioning: {name: [...]}, without a batch axis. rewards: [n] float64.
+    latents: [n, C, h, w], the sampler's own. conditioning: {name: [...]}, without a batch axis. rewards and
+    advantages: [n] float64, as the snapshot has them.
     """
 
     key: str  # <dataset>/<group_key>: two iterations of a run may hold the same group_key
@@ -43,6 +44,7 @@ class TrainGroup:
     latents: Tensor
     conditioning: dict[str, Tensor]
     rewards: Tensor
+    advantages: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Place:
     samples: tuple[Sample, ...]
     seeds: tuple[int, ...]
     rewards: tuple[float, ...]
+    advantages: tuple[float, ...]
 
 
 class Reader(torch.utils.data.Dataset):
@@ -92,6 +95,7 @@ class Reader(torch.utils.data.Dataset):
             latents=torch.cat(latents),
             conditioning=load_safetensors(records[0]["prompt.safetensors"]),
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
+            advantages=torch.tensor(place.advantages, dtype=torch.float64),
         )
 
     def _read(self, sample: Sample) -> dict[str, bytes]:
@@ -161,6 +165,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
                 ),
                 seeds=tuple(row["seed"] for row in rows),
                 rewards=tuple(row["reward"] for row in rows),
+                advantages=tuple(row["advantage"] for row in rows),
             )
         )
     return places

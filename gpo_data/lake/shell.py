@@ -66,7 +66,7 @@ def ask(lake: str, query: str, reward: str | None = None) -> pa.Table:
     """The answer to one query; UsageError with DuckDB's reason and the views."""
     con = catalog.connect(lake)
     try:
-        catalog.rescore(con, reward)
+        con = catalog.scored(con, reward)
         relation = con.sql(query)
         # A statement such as CREATE VIEW has no answer.
         return relation.to_arrow_table() if relation is not None else pa.table({})

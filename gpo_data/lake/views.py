@@ -1,8 +1,7 @@
 """The views of the catalog, over the files of a lake; see catalog.py for what they show.
 
 drawn_members   the sidecars dataset=*/shard-*.parquet, joined with dataset=*/measures/<evaluator>@<version>/
-stored_members  drawn_members, and with `borrow` (catalog.relabel) what is borrowed beside them
-members         stored_members, and after `rescore` under another reward; `groups` and `shards` follow it
+members         drawn_members with the task's `exact` and `level`; `groups` and `shards` follow it
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ import fsspec
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import rewards
+from gpo_data.lake.advantage import DEAD_SQL
+from gpo_data.tasks import TASKS
 
 # Of an empty lake; a lake with shards has the columns that its sidecars have.
 EMPTY = {
@@ -32,20 +33,19 @@ EMPTY = {
 NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
            "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
 
-GROUPS = """
-    CREATE VIEW groups AS
-    SELECT dataset, group_key, any_value(prompt) AS prompt,
-        count(*) FILTER (status = 'ok') AS n,
-        count(*) FILTER (status <> 'ok') AS failed,
-        avg(reward) FILTER (status = 'ok') AS mean,
-        CASE WHEN min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok') THEN 0.0::DOUBLE
-             ELSE stddev_pop(reward) FILTER (status = 'ok') END AS std,
-        min(reward) FILTER (status = 'ok') AS min,
-        max(reward) FILTER (status = 'ok') AS max,
-        max(reward) FILTER (status = 'ok') AS best_of_n,
-        arg_max(member, reward) FILTER (status = 'ok') AS best_member,
-        coalesce(min(reward) FILTER (status = 'ok') = max(reward) FILTER (status = 'ok'), true) AS dead
-    FROM members GROUP BY dataset, group_key"""
+GROUPS = f"""
+    SELECT * EXCLUDE (spread), CASE WHEN dead THEN 0.0::DOUBLE ELSE spread END AS std
+    FROM (SELECT *, {DEAD_SQL} AS dead
+          FROM (SELECT dataset, group_key, any_value(prompt) AS prompt,
+                       count(*) FILTER (status = 'ok') AS n,
+                       count(*) FILTER (status <> 'ok') AS failed,
+                       avg(reward) FILTER (status = 'ok') AS mean,
+                       stddev_pop(reward) FILTER (status = 'ok') AS spread,
+                       min(reward) FILTER (status = 'ok') AS min,
+                       max(reward) FILTER (status = 'ok') AS max,
+                       max(reward) FILTER (status = 'ok') AS best_of_n,
+                       arg_max(member, reward) FILTER (status = 'ok') AS best_member
+                FROM members GROUP BY dataset, group_key))"""
 
 SHARDS = "shard-*.parquet"
 
@@ -77,9 +77,8 @@ def create(con: duckdb.DuckDBPyConnection, lake: str, dataset: str | None = None
         one = dataclasses.replace(files, datasets=f"dataset={glob.escape(dataset)}")
         files = one if one.has_shards else files
     _stored_view(con, files)
-    con.execute("CREATE VIEW stored_members AS SELECT * FROM drawn_members")
-    con.execute("CREATE VIEW members AS SELECT * FROM stored_members")
-    con.execute(GROUPS)
+    con.execute(f"CREATE VIEW members AS {with_task_columns(con, 'SELECT * FROM drawn_members')}")
+    con.execute(f"CREATE VIEW groups AS {GROUPS}")
     _shards_view(con, files)
     _datasets_view(con, files)
 
@@ -109,6 +108,26 @@ def _stored_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     order = ["dataset", *(n for n in selected if n not in ("dataset", "filename")), "filename"]
     columns = ", ".join(f"{selected[name]} AS {identifier(name)}" for name in order)
     con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
+
+
+def with_task_columns(con: duckdb.DuckDBPyConnection, query: str) -> str:
+    """`query`, members of any tasks, with `exact` and `level` as each member's task defines them.
+
+    A member's task is the beginning of its group's key. NULL where a column that they read is in no shard of the lake.
+    """
+    names = set(columns_of(con, query))
+    kinds = {name: kind for name, kind in TASKS.items() if kind.reads() <= names}
+
+    def by_task(expressions: dict[str, str], type: str) -> str:
+        cases = " ".join(f"WHEN {quote(name)} THEN ({sql})::{type}" for name, sql in expressions.items())
+        return f"CASE regexp_extract(group_key, '^(.*)-[0-9]+$', 1) {cases} END" if cases else f"NULL::{type}"
+
+    exact = by_task({name: kind.exact for name, kind in kinds.items()}, "BOOLEAN")
+    level = by_task({name: kind.level for name, kind in kinds.items()}, "INTEGER")
+    added = {name: sql for name, sql in (("exact", exact), ("level", level)) if name not in names}
+    return (
+        f"SELECT *, {', '.join(f'{sql} AS {name}' for name, sql in added.items())} FROM ({query})" if added else query
+    )
 
 
 def _shards_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:

@@ -27,7 +27,7 @@ class Task:
         dataset_split: split of a `datasets` source to read.
     """
 
-    kind: Literal["text", "count", "align"] = "text"
+    kind: str = "text"
     prompts: str | None = None
     num_prompts: Count | None = 64
     split: Literal["train", "heldout", "all"] = "train"
@@ -39,6 +39,9 @@ class Task:
 
     def __post_init__(self) -> None:
         check(self, "task.")
+        from gpo_data.tasks import TASKS  # tasks are written in terms of this section
+
+        expect(self.kind in TASKS, "task.kind", " or ".join(TASKS), self.kind)
 
 
 @dataclass(frozen=True)

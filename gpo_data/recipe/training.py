@@ -2,8 +2,8 @@
 
 An epoch samples timesteps and noise (t, e) of every group anew and goes over the groups `num_inner_epochs` times with
 them, so that one computation of the reference's errors serves them all. Defaults follow arXiv 2505.11070 where it says
-(k=5, tau=3 inner epochs, 2 epochs) and are for LoRA otherwise. What depends on the mode is checked by
-gpo_train/settings.py; nothing here needs torch, so that `gpo-data` refuses a recipe that could not be trained on.
+(k=5, tau=3 inner epochs, 2 epochs) and are for LoRA otherwise. What depends on the mode is checked
+where a run begins; nothing here needs torch, so that `gpo-data` refuses a recipe that could not be trained on.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import pyarrow as pa
 from gpo_data.group import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import count, sources
+from gpo_data.tasks.base import TaskKind
 
 COLUMNS: dict[str, pa.DataType] = count.COLUMNS | {"aspect": pa.string()}
 
@@ -112,3 +113,15 @@ def _from_row(row: dict[str, Any], spec: Task) -> sources.Target:
         if type(value := row.get(column)) is kind:  # and not isinstance(): a bool is no number
             target[name] = value
     return target
+
+
+# A prompt has no target that every evaluator knows: right is the full reward.
+TASK = TaskKind(
+    columns=COLUMNS,
+    prompts=prompts,
+    exact="reward > 0.999",
+    lenient="reward >= 0.5",
+    level="len(string_split(prompt, ' '))",
+    level_name="words in the prompt",
+    file_columns=count.TASK.file_columns,
+)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from gpo_data.group import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import sources
+from gpo_data.tasks.base import TaskKind
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"target_class": pa.string(), "target_count": pa.int32(), "color": pa.string()}
@@ -148,3 +149,16 @@ def _from_row(row: dict[str, Any], spec: Task) -> sources.Target:
     color = row.get("color")
     target: sources.Target = {"target_class": name.strip(), "target_count": number}
     return target | ({"color": color} if isinstance(color, str) else {})
+
+
+TASK = TaskKind(
+    columns=COLUMNS,
+    prompts=prompts,
+    exact="n_detected = target_count",
+    lenient="abs(n_detected - target_count) <= 1",
+    level="target_count",
+    level_name="target count",
+    measured=("n_detected",),
+    describe=lambda row: f"saw {row.get('n_detected')} of {row['target_count']}",
+    file_columns={"target_count": "target", "target_class": "class"},
+)

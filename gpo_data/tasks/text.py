@@ -19,6 +19,7 @@ from gpo_data.errors import UsageError
 from gpo_data.group import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import sources
+from gpo_data.tasks.base import TaskKind
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"target": pa.string(), "color": pa.string()}
@@ -112,3 +113,15 @@ def _from_row(row: dict[str, Any], spec: Task) -> sources.Target:
     if isinstance(color := row.get("color"), str):
         target["color"] = color
     return target
+
+
+TASK = TaskKind(
+    columns=COLUMNS,
+    prompts=prompts,
+    exact="text_exact(target, ocr_text)",
+    lenient="text_contains(target, ocr_text)",
+    level="length(target)",
+    level_name="target length",
+    measured=("ocr_text",),
+    describe=lambda row: f"“{row['ocr_text']}”" if row.get("ocr_text") else "nothing read",
+)

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from gpo_data import models
-from gpo_data.audit.members import EXACT, IMAGE_STATISTICS, LEVEL
+from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
@@ -35,12 +35,6 @@ from gpo_data.recipe import NO_TRAINING, Eval, Recipe, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.run import Run, settle
 
-LENIENT = {
-    "text": "text_contains(target, ocr_text)",
-    "count": "(abs(n_detected - target_count) <= 1)",
-    "align": "(reward >= 0.5)",
-}
-
 
 def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
@@ -50,8 +44,6 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
-    if recipe.task.kind not in EXACT:
-        raise UsageError(f"eval: task.kind {recipe.task.kind} has no exact accuracy; expected {' or '.join(EXACT)}")
     base, policy = eval_recipes(recipe, run.name, run.policy, settings)
     for side in (base, policy):
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
@@ -104,9 +96,13 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
     """Of each side {(group_key, member): level, exact, lenient, reward and, where measured, statistics and colour}."""
     con = catalog.connect(recipe.lake)
     columns = {row[0] for row in con.execute("describe members").fetchall()}
-    kind = recipe.task.kind
-    wanted = {"level": LEVEL[kind], "exact": f"({EXACT[kind]})::double", "lenient": f"({LENIENT[kind]})::double",
-              "reward": "reward"}  # fmt: skip
+    kind = TASKS[recipe.task.kind]
+    if missing := kind.reads() - columns:
+        raise UsageError(
+            f"evaluators: what is exact in task {recipe.task.kind} is read from {', '.join(missing)}, which "
+            f"nothing in {recipe.evaluators} measures; add the evaluator that does"
+        )
+    wanted = {"level": "level", "exact": "exact::double", "lenient": f"({kind.lenient})::double", "reward": "reward"}
     wanted |= {name: name for name in IMAGE_STATISTICS if name in columns}
     if {"color", "color_seen"} <= columns:
         wanted["color_exact"] = "(color = color_seen)::double"

@@ -37,6 +37,7 @@ from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
 from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
 from gpo_train.data import snapshot_of
 from gpo_train.export import save_policy
 from gpo_train.online.guards import reason_to_stop
@@ -98,7 +99,8 @@ class OnlineRegeneration(Callback):
         started, clock = time.monotonic(), Clock()
         with clock.time("policy"):
             if self.trainer.is_global_zero and not (iteration.folder / "prompts.jsonl").is_file():
-                write_prompts(choose(self.recipe, self.online, iteration), iteration.folder / "prompts.jsonl")
+                chosen = choose(self.recipe, self.online, iteration)
+                write_prompts(chosen, TASKS[self.recipe.task.kind], iteration.folder / "prompts.jsonl")
             if not iteration.policy.is_dir():  # also where the base draws: to compare
                 dtype = getattr(torch, self.recipe.sampler.dtype)
                 save_policy(self._writer(), iteration.policy, dtype, write=self.trainer.is_global_zero)

@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpo_data.audit.members import EXACT, IMAGE_STATISTICS
+from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.group import Prompt
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import NO_TRAINING, Online, Recipe
-from gpo_data.tasks import TASKS
+from gpo_data.tasks import TASKS, TaskKind
 
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
-COLUMN = {"target_count": "target", "target_class": "class"}  # target -> column of a prompts file, as tasks/ read it
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,9 @@ def _all(recipe: Recipe, count: int | None) -> list[Prompt]:
     return TASKS[task.kind].prompts(task, recipe.seed)
 
 
-def write_prompts(prompts: list[Prompt], path: Path) -> None:
+def write_prompts(prompts: list[Prompt], kind: TaskKind, path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"prompt": p.text} | {COLUMN.get(k, k): v for k, v in p.target.items()} for p in prompts
+        {"prompt": p.text} | {kind.file_columns.get(k, k): v for k, v in p.target.items()} for p in prompts
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -128,13 +127,11 @@ def write_prompts(prompts: list[Prompt], path: Path) -> None:
 
 def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
     """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
-    con = catalog.connect(recipe.lake, name)
-    catalog.rescore(con, recipe.reward, name)
+    con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
     columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
     wanted = {"images": "count(*)", "reward": "avg(reward)"}
     wanted |= {column: f"avg({column})" for column in IMAGE_STATISTICS if column in columns}
-    if recipe.task.kind in EXACT:
-        wanted["exact"] = f"avg(({EXACT[recipe.task.kind]})::DOUBLE)"
+    wanted["exact"] = "avg(exact::DOUBLE)"
     values = con.execute(
         f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok'", [name]
     ).fetchall()[0]
