@@ -25,7 +25,8 @@ from gpo_data.errors import RunError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.recipe import Train
 from gpo_train import objective
-from gpo_train.policy import NoiseSamples, Policy, sample_noise
+from gpo_train.noise import NoiseSamples, epoch_noise
+from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
 
 
@@ -54,7 +55,7 @@ class GPOModule(L.LightningModule):
         return batch  # a group may be larger than the device's memory; its chunks move one by one
 
     def noise_of(self, epoch: int, group: TrainGroup) -> NoiseSamples:
-        return sample_noise(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
+        return epoch_noise(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
 
     def _begin_epoch(self) -> None:
         """Before an epoch's first step. Not `on_train_epoch_start`: Lightning leaves that out where a run resumes from
@@ -121,7 +122,7 @@ class GPOModule(L.LightningModule):
             return self._sft_backward(group, draws, scale, last)
         advantages = group.advantages.to(self.device)
         reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
-        k, n = draws.t.shape
+        k, n = draws.u.shape
         size, s = self.settings.micro_batch_size, self.settings
 
         def loss_of(one: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class GPOModule(L.LightningModule):
         return s, torch.zeros_like(s)
 
     def _sft_backward(self, group: TrainGroup, draws: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
-        rows, size = draws.t.numel(), self.settings.micro_batch_size
+        rows, size = draws.u.numel(), self.settings.micro_batch_size
         total = 0.0
         for first in range(0, rows, size):
             errors = self.policy.errors(group, draws, slice(first, min(rows, first + size)))

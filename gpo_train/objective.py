@@ -84,16 +84,20 @@ def group_loss(
     beta: float = 1000.0,
     mean_shift_penalty: float = 0.0,
 ) -> Tensor:
-    """Loss of one group at one draw.
+    """Loss of one group.
 
     Args:
-        s: [G], policy error less reference error, each a mean over elements.
+        s: [G], policy error less reference error, each a mean over elements; or [k, G], of k noise samples, whose losses
+            are averaged.
         advantages: [G], not all 0.
         beta: scale of `logsigmoid`, on the scale of a mean over elements.
         mean_shift_penalty: weight of the penalty on the mean of s.
 
     Returns: a scalar.
     """
+    if s.ndim == 2:
+        rest = (advantages, weighting, loss, beta, mean_shift_penalty)
+        return torch.stack([group_loss(one, *rest) for one in s]).mean()
     together = mean_shift_penalty / 2 * (units(loss, beta) * s.mean()) ** 2
     if weighting in PAIRS:
         better, worse = pairs(advantages, weighting)

@@ -4,71 +4,27 @@ For a group with latents x_0 [n, C, h, w], draw j gives (t_j, e_j), and the erro
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
-Draws are a pure function of (seed, epoch, group key and prompt), so a resumed run, another rank or a later pass sees
-the same ones; shared draws give all members of a group one (t, e), which takes the draw's own difficulty out of the
-comparison. The reference is the same network with its adapters off, a frozen copy, or its errors stored before the
-first step.
+The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Conditioning, Model
-from gpo_data.recipe import Train
-
-RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
-
-
-@dataclass(frozen=True)
-class NoiseSamples:
-    """t [k, n] and e [k, n, C, h, w] of one group."""
-
-    t: Tensor
-    e: Tensor
-
-
-def sample_noise(
-    model: Model,
-    settings: Train,
-    seed: int,
-    epoch: int,
-    group: TrainGroup,
-    drawn_in: torch.dtype = torch.float32,
-) -> NoiseSamples:
-    """The group's draws in one epoch; see the module's docstring. `drawn_in`: precision that the members were drawn in.
-
-    With `noise: own` e is the member's starting noise in all draws, and t alone is drawn.
-    """
-    # Without the dataset's name, which says what a run is called.
-    text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
-    # One seed for the whole group, not per member: a `where` that drops a member must not change the others' draws.
-    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-    k, (members, *shape) = settings.timesteps_per_image, group.latents.shape
-    bounds = settings.timestep_range
-    low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
-    if settings.shared_noise:
-        generator = torch.Generator().manual_seed(digest)
-        u = torch.rand(k, generator=generator)[:, None].expand(k, members)
-        e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
-    else:
-        generators = [torch.Generator().manual_seed((digest + int(m)) % 2**63) for m in group.members]
-        u = torch.stack([torch.rand(k, generator=g) for g in generators], dim=1)
-        e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
-    if settings.noise == "own":
-        e = model.starting_noise(group.seeds, tuple(shape), drawn_in).expand(k, members, *shape)
-    return NoiseSamples(model.time(low + (high - low) * u), e)
+from gpo_data.recipe import Sampler, Train
+from gpo_train.noise import NoiseSamples
 
 
 class Policy(nn.Module):
@@ -122,6 +78,31 @@ class Policy(nn.Module):
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
         return new
 
+    @classmethod
+    def load(cls, model: str, settings: Train, sampler: Sampler | None = None) -> Policy:
+        """The policy of a model: `tiny`, a diffusers folder, or a hub id. Raises UsageError.
+
+        Args:
+            sampler: where and in which precision it draws; None takes what this machine does best.
+        """
+        sampler = sampler or Sampler()
+        device = hardware.device_of(sampler.device)
+        precision: Any = hardware.dtype_for(settings.precision, device, "train.precision")
+        settings = dataclasses.replace(
+            settings, precision=precision, reference_update=settings.reference_update or "never"
+        )
+        half = settings.tuning == "lora" and precision == "bfloat16"
+        stored = dataclasses.replace(sampler, dtype="bfloat16" if half else "float32")
+        return cls(models.load(models.resolve(model), stored, for_training=True), settings)
+
+    def error_difference(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
+        """s [k, n]: the policy's error less the reference's, of every sample and member, with the policy's gradient."""
+        if self.settings.reference == "stored":
+            raise UsageError(
+                "train.reference: expected adapters (LoRA) or frozen, found stored: only a run keeps its reference's errors"
+            )
+        return self.compared(group, noise)[0].view(noise.u.shape)
+
     def saved_names(self) -> set[str]:
         """Names of the parameters that a checkpoint holds."""
         follows = self.settings.reference_update != "never"
@@ -152,10 +133,10 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
         """(y, x_t, t, c) of `rows`, on the denoiser's device."""
         device = next(self.denoiser.parameters()).device
-        k, members = draws.t.shape
+        k, members = draws.u.shape
         index = torch.arange(k * members)[rows]
         which = index % members
-        t = draws.t.flatten()[index].to(device)
+        t = self.model.time(draws.u).flatten()[index].to(device)
         e = draws.e.flatten(0, 1)[index].to(device)
         x_0 = group.latents.float()[which].to(device)
         conditioning: Conditioning = {
@@ -172,7 +153,7 @@ class Policy(nn.Module):
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, draws: NoiseSamples) -> Tensor:
         """The reference's errors, [k, n], on the CPU."""
-        size, (k, members) = self.settings.micro_batch_size, draws.t.shape
+        size, (k, members) = self.settings.micro_batch_size, draws.u.shape
         with self.as_reference() as reference:
             parts = [
                 self.errors(group, draws, slice(start, start + size), reference)

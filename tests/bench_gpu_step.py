@@ -31,7 +31,8 @@ from gpo_train import objective
 from gpo_train.data import GroupDataModule
 from gpo_train.fit import load_for_training
 from gpo_train.module import GPOModule
-from gpo_train.policy import Policy, sample_noise
+from gpo_train.noise import epoch_noise
+from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
 
 WARM = 1  # first steps that are not counted
@@ -79,12 +80,12 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
     for step in range(WARM + min(len(reader), 4) * settings.num_inner_epochs):
         group = reader[step % len(reader)]
         started = time.perf_counter()
-        draws = sample_noise(model, settings, 0, 0, group)
-        k, n = draws.t.shape
+        draws = epoch_noise(model, settings, 0, 0, group)
+        k, n = draws.u.shape
         x_0, advantages = group.latents.float().to(device), group.advantages.to(device)
         conditioning = {name: v.to(device).float().expand(n, *v.shape) for name, v in group.conditioning.items()}
         optimizer.zero_grad()
-        for e, t in zip(draws.e.to(device), draws.t.to(device), strict=True):
+        for e, t in zip(draws.e.to(device), model.time(draws.u).to(device), strict=True):
             x_t, y = model.noise(x_0, e, t), model.target(x_0, e, t)
             errors = []
             for network in (policy.denoiser, reference):

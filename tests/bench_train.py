@@ -32,7 +32,7 @@ from gpo_data.models import resolve
 from gpo_train import fit as fitting
 from gpo_train import objective
 from gpo_train.module import GPOModule
-from gpo_train.policy import sample_noise
+from gpo_train.noise import epoch_noise
 from gpo_train.run import Run
 from gpo_train.settings import train_settings
 
@@ -67,9 +67,9 @@ def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> lis
     for step in range(steps):
         started = time.perf_counter()
         group = groups[step % len(groups)]
-        draws = sample_noise(model, settings, 0, 0, group)
-        k, n = draws.t.shape
-        x_0, e, t = group.latents.float().repeat(k, 1, 1, 1), draws.e.flatten(0, 1), draws.t.flatten()
+        draws = epoch_noise(model, settings, 0, 0, group)
+        k, n = draws.u.shape
+        x_0, e, t = group.latents.float().repeat(k, 1, 1, 1), draws.e.flatten(0, 1), model.time(draws.u).flatten()
         conditioning = {name: v.float().expand(k * n, *v.shape) for name, v in group.conditioning.items()}
         x_t, y = model.noise(x_0, e, t), model.target(x_0, e, t)
         errors = []

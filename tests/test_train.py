@@ -16,7 +16,8 @@ from gpo_data.lake.reader import Reader, batches
 from gpo_data.recipe import Train
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
-from gpo_train.policy import Policy, sample_noise
+from gpo_train.noise import epoch_noise
+from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
 
 
@@ -109,22 +110,21 @@ def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path
 def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     made = recipe.load(here)
     model, group = models.load(Path(made.model), made.sampler), reader_of(here)[1]
-    shared = sample_noise(model, train_settings(made), 0, 0, group)
-    assert torch.equal(shared.t[:, 0], shared.t[:, 3]) and torch.equal(shared.e[:, 0], shared.e[:, 3])
+    shared = epoch_noise(model, train_settings(made), 0, 0, group)
+    assert torch.equal(shared.u[:, 0], shared.u[:, 3]) and torch.equal(shared.e[:, 0], shared.e[:, 3])
     own = train_settings(recipe.load(here, ["--train.shared_noise", "false", "--train.timestep_range", "high"]))
-    first, again, later = (sample_noise(model, own, 0, epoch, group) for epoch in (0, 0, 1))
+    first, again, later = (epoch_noise(model, own, 0, epoch, group) for epoch in (0, 0, 1))
     assert torch.equal(first.e, again.e) and not torch.equal(first.e, later.e)
-    assert not torch.equal(first.t[:, 0], first.t[:, 1]) and first.t.min() >= 0.5
+    assert not torch.equal(first.u[:, 0], first.u[:, 1]) and first.u.min() >= 0.5
     middle = train_settings(
         recipe.load(here, ["--train.timestep_range", "[0.3, 0.6]", "--train.timesteps_per_image", "50"])
     )
-    t = sample_noise(model, middle, 0, 0, group).t
-    bounds = model.time(torch.tensor([0.3, 0.6]))
-    assert bounds[0] <= t.min() < t.max() <= bounds[1]
-    path = sample_noise(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
+    u = epoch_noise(model, middle, 0, 0, group).u
+    assert 0.3 <= u.min() < u.max() <= 0.6
+    path = epoch_noise(model, train_settings(recipe.load(here, ["--train.noise", "own"])), 0, 0, group)
     start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
     assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
-    assert torch.equal(path.t, shared.t)
+    assert torch.equal(path.u, shared.u)
 
 
 def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:

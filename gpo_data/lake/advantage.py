@@ -2,8 +2,8 @@
 
     A_i = (r_i - mean r) / std r        over the ok members of a group, population std
 
-A group is dead when no member is better than another, but for rounding: max r - min r <= TOLERANCE max(|max r|, |min r|).
-It teaches nothing and is skipped and counted. Without the tolerance, rewards 0.1 + 0.2 and 0.3 would be a better and a
+A group is dead when no member is better than another but for rounding, max r - min r <= TOLERANCE max |r|. It teaches
+nothing and is skipped and counted. Without the tolerance, rewards 0.1 + 0.2 and 0.3 would be a better and a
 worse member, with advantages of 1.
 """
 

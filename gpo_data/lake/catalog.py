@@ -114,7 +114,7 @@ def snapshot(
         reward: expression in the place of the stored reward.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
-        relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and a group's own members come first.
+        relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and its own members come first.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.

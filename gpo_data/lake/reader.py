@@ -46,6 +46,11 @@ class TrainGroup:
     rewards: Tensor
     advantages: Tensor
 
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """[L, D], of the conditioning."""
+        return self.conditioning["prompt_embeds"]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -140,7 +145,19 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
-    names = ["dataset", "group_key", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32"]
+    names = [
+        "dataset",
+        "group_key",
+        "prompt",
+        "member",
+        "seed",
+        "reward",
+        "advantage",
+        "tar",
+        "offset",
+        "size",
+        "crc32",
+    ]
     by_group: dict[tuple[str, str], list[dict]] = {}
     for row in table.select(names).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)

@@ -1,0 +1,96 @@
+"""A lake as an object: draw into it, ask it, read its groups. `gpo-data` does the same from the command line.
+
+lake = Lake("lake")
+words = lake.draw(recipe)                        # resumes; a Dataset
+words.members(reward="text_exact(target, ocr_text)")
+words.groups(where="std > 0.1")                  # a torch Dataset of TrainGroup
+lake.sql("SELECT dataset, avg(reward) FROM members GROUP BY 1")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from gpo_data.errors import UsageError
+from gpo_data.lake import catalog
+from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpo_data.lake.reader import Reader
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Args:
+    path: a folder, or to read only an fsspec URL.
+    """
+
+    path: str = "lake"
+
+    def draw(self, recipe: Recipe, console: Console | None = None) -> Dataset:
+        """Draw what the recipe's dataset lacks. Raises UsageError, RunError, Interrupted.
+
+        Args:
+            console: where progress is shown; None is silent.
+        """
+        from rich.console import Console
+
+        from gpo_data.generation.generate import draw as generate
+
+        if recipe.name is None:
+            raise UsageError("name: expected the dataset's name, found null; a recipe without a file has to have one")
+        generate(dataclasses.replace(recipe, lake=self.path), console or Console(quiet=True))
+        return self[recipe.name]
+
+    def datasets(self) -> list[str]:
+        """Names of the datasets, sorted."""
+        rows = catalog.connect(self.path).execute("SELECT dataset FROM datasets ORDER BY 1").fetchall()
+        return [row[0] for row in rows]
+
+    def __getitem__(self, name: str) -> Dataset:
+        if name not in (names := self.datasets()):
+            raise UsageError(f"lake {self.path}: no dataset {name!r}; there are: {', '.join(names) or 'none'}")
+        return Dataset(self, name)
+
+    def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
+        """The answer to a query over `members`, `groups`, `shards` and `datasets`."""
+        return catalog.connect(self.path).sql(query, params=parameters).to_arrow_table()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset of a lake. Asking changes nothing: another reward is another answer."""
+
+    lake: Lake
+    name: str
+
+    def members(self, reward: str | None = None, where: str = "true") -> pa.Table:
+        """One row a drawn image, by group and member.
+
+        Args:
+            reward: SQL expression in the place of the stored reward.
+            where: SQL condition on the columns of `members`.
+        """
+        con = catalog.scored(catalog.connect(self.lake.path, self.name), reward, self.name)
+        query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
+        return con.sql(query, params=[self.name]).to_arrow_table()
+
+    def groups(self, reward: str | None = None, where: str | None = None, relabel: str | None = None) -> Reader:
+        """A torch Dataset of the groups that are worth learning from, with their advantages. Raises UsageError.
+
+        Args:
+            where: SQL condition on the columns of members and groups; filters members before standardisation.
+            relabel: SQL condition on `borrower` and `lender`: cross-prompt relabelling.
+        """
+        from gpo_data.lake.reader import Reader
+
+        con = catalog.connect(self.lake.path, self.name)
+        targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
+        return Reader(self.lake.path, catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets))

@@ -1,0 +1,83 @@
+"""Where the policy and its reference are asked: k samples of (u, e) a member of a group.
+
+    u in (0, 1) becomes the family's own t, with its scheduler's shift (Model.time), when the policy is asked;
+    e ~ N(0, I), or the noise that the member was drawn from
+
+Shared samples give all members of a group one (u, e), which takes the sample's own difficulty out of the comparison. In
+a run they are a pure function of (seed, epoch, group key and prompt), so a resumed run, another rank or a later inner
+epoch sees the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpo_data.lake.reader import TrainGroup
+from gpo_data.models import Model
+from gpo_data.recipe import Train
+
+RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
+
+
+@dataclass(frozen=True)
+class NoiseSamples:
+    """u [k, n] and e [k, n, C, h, w] of one group."""
+
+    u: Tensor
+    e: Tensor
+
+
+def sample_noise(
+    group: TrainGroup,
+    k: int = 5,
+    seed: int | None = None,
+    shared: bool = True,
+    timestep_range: tuple[float, float] = (0.0, 1.0),
+) -> NoiseSamples:
+    """k samples a member; `seed` None takes torch's own generator.
+
+    Args:
+        shared: one (u, e) for all members; else each has its own, which does not depend on the others.
+        timestep_range: of u.
+    """
+    members, *shape = group.latents.shape
+    low, high = timestep_range
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    if shared:
+        generator = torch.Generator().manual_seed(seed)
+        u = torch.rand(k, generator=generator)[:, None].expand(k, members)
+        e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
+    else:
+        # One seed for the whole group, not per place: a `where` that drops a member must not change the others'.
+        generators = [torch.Generator().manual_seed((seed + int(m)) % 2**63) for m in group.members]
+        u = torch.stack([torch.rand(k, generator=g) for g in generators], dim=1)
+        e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
+    return NoiseSamples(low + (high - low) * u, e)
+
+
+def epoch_noise(
+    model: Model,
+    settings: Train,
+    seed: int,
+    epoch: int,
+    group: TrainGroup,
+    drawn_in: torch.dtype = torch.float32,
+) -> NoiseSamples:
+    """The group's samples in one epoch of a run. `drawn_in`: precision that the members were drawn in.
+
+    With `noise: own` e is the member's starting noise in all samples, and u alone is sampled.
+    """
+    # Without the dataset's name, which says what a run is called.
+    text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
+    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    bounds = settings.timestep_range
+    low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
+    found = sample_noise(group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high))
+    if settings.noise == "random":
+        return found
+    e = model.starting_noise(group.seeds, tuple(group.latents.shape[1:]), drawn_in)
+    return NoiseSamples(found.u, e.expand(len(found.u), *e.shape))
