@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpo_data.lake.lake import Lake
     from gpo_data.recipe import Recipe, Sampler, Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Evaluator", "Group", "Lake", "Recipe", "Sampler", "Task"]
 
 # Name -> module, imported when it is asked for: torch alone takes seconds.

@@ -87,8 +87,8 @@ def group_loss(
     """Loss of one group.
 
     Args:
-        s: [G], policy error less reference error, each a mean over elements; or [k, G], of k noise samples, whose losses
-            are averaged.
+        s: [G], policy error less reference error, each a mean over elements; or [k, G], of k noise samples, whose
+            losses are averaged.
         advantages: [G], not all 0.
         beta: scale of `logsigmoid`, on the scale of a mean over elements.
         mean_shift_penalty: weight of the penalty on the mean of s.

@@ -99,7 +99,7 @@ class Policy(nn.Module):
         """s [k, n]: the policy's error less the reference's, of every sample and member, with the policy's gradient."""
         if self.settings.reference == "stored":
             raise UsageError(
-                "train.reference: expected adapters (LoRA) or frozen, found stored: only a run keeps its reference's errors"
+                "train.reference: expected adapters (LoRA) or frozen, found stored: only a run has them"
             )
         return self.compared(group, noise)[0].view(noise.u.shape)
 
