@@ -2,10 +2,7 @@
 
     L = mean over the step's groups, mean over the k draws of group_loss(s[draw], A)      (objective.py)
 
-Optimisation is manual, because a step is many backward passes: a chunk of `micro_batch_size` samples each. Noise
-samples of a group are independent terms of the loss, so chunks of whole ones are exact; a group larger than that
-asks for all errors first, without gradients, and then gives each chunk its share of dL/ds (objective.coefficients).
-What always holds: the gradient does not depend on `micro_batch_size` but for rounding.
+Optimisation is manual, because a step is many backward passes, a micro-batch each (gradcache.py).
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from torch import Tensor
 from gpo_data.errors import RunError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.recipe import Train
-from gpo_train import objective
+from gpo_train import gradcache, objective
 from gpo_train.noise import NoiseSamples, epoch_noise
 from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
@@ -122,43 +119,21 @@ class GPOModule(L.LightningModule):
             return self._sft_backward(group, draws, scale, last)
         advantages = group.advantages.to(self.device)
         reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
-        k, n = draws.u.shape
-        size, s = self.settings.micro_batch_size, self.settings
-
-        def loss_of(one: Tensor) -> Tensor:
-            return objective.group_loss(one, advantages, s.weighting, s.loss, s.beta, s.mean_shift_penalty)
-
-        losses: list[Tensor] = []
-        seen: list[Tensor] = []
-        far: list[Tensor] = []
-        whole = max(1, size // n)
-        for first in range(0, k, whole):
-            rows = slice(first * n, min(k, first + whole) * n)
-            if n <= size:
-                difference, distance = (x.view(-1, n) for x in self._compared(group, draws, rows, reference))
-                loss = torch.stack([loss_of(d.double()) for d in difference])
-                loss = loss + torch.stack([objective.penalty(d, s.kl, s.loss, s.beta) for d in distance])
-                self._backward(loss.sum() * scale / k, last and rows.stop == k * n)
-                losses.append(loss.detach())
-                seen.append(difference.detach())
-                far.append(distance.detach())
-                continue
-            parts = [slice(i, min(i + size, rows.stop)) for i in range(rows.start, rows.stop, size)]
-            with torch.no_grad():
-                difference, distance = (
-                    torch.cat(x) for x in zip(*(self._compared(group, draws, p, reference) for p in parts), strict=True)
-                )
-            value, share = objective.coefficients(difference.double(), loss_of)
-            for part in parts:
-                moved, apart = self._compared(group, draws, part, reference)
-                weighted = (share[part.start - rows.start : part.stop - rows.start] * moved).sum()
-                weighted = weighted + objective.penalty(apart, s.kl, s.loss, s.beta) * len(apart) / n
-                self._backward(weighted * scale / k, last and part.stop == k * n)
-            losses.append(value[None] + objective.penalty(distance, s.kl, s.loss, s.beta))
-            seen.append(difference.view(1, n))
-            far.append(distance.view(1, n))
-        found = self._watched(torch.cat(losses), torch.cat(seen), advantages)
-        return found | ({"kl": torch.cat(far).mean().item()} if s.kl else {})
+        (k, n), s = draws.u.shape, self.settings
+        of = gradcache.GroupLoss(
+            lambda one: objective.group_loss(one, advantages, s.weighting, s.loss, s.beta, s.mean_shift_penalty),
+            lambda apart: objective.penalty(apart, s.kl, s.loss, s.beta),
+        )
+        losses, differences, distances = gradcache.backward(
+            lambda rows: self._compared(group, draws, rows, reference),
+            of,
+            k,
+            n,
+            s.micro_batch_size,
+            lambda loss, ends: self._backward(loss * scale, last and ends),
+        )
+        found = self._watched(losses, differences, advantages)
+        return found | ({"kl": distances.mean().item()} if s.kl else {})
 
     def _compared(
         self, group: TrainGroup, draws: NoiseSamples, rows: slice, reference: Tensor | None
@@ -191,17 +166,17 @@ class GPOModule(L.LightningModule):
             self.manual_backward(loss)
 
     def _watched(self, losses: Tensor, s: Tensor, advantages: Tensor) -> dict[str, float]:
-        """Loss, s of the better and the worse half, and the gate: how much of the gradient the link lets through."""
+        """Loss, s of the better and the worse half, and the gate: how much of the gradient the loss lets through."""
         weight = advantages.to(s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-        found = {"loss": losses.mean().item(), "s": s.mean().item()}
+        found = {"loss": losses.mean().item(), "error_diff": s.mean().item()}
         found |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
         if self.settings.loss == "logsigmoid":
             found["sigmoid_gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
         return found
 
     def _clip(self, optimizer: Any) -> float:
-        """Clip the gradient norm at `clip` (0: only measure it); the norm before."""
+        """Clip the gradient norm at `max_grad_norm` (0: only measure it); the norm before."""
         largest = self.settings.max_grad_norm or math.inf
         norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of sharded weights: over all ranks

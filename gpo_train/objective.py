@@ -30,7 +30,6 @@ Sources: GPO, arXiv 2505.11070; Diffusion-DPO, arXiv 2311.12908.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -108,15 +107,3 @@ def group_loss(
 def penalty(distances: Tensor, kl: float, loss: Loss = "logsigmoid", beta: float = 1000.0) -> Tensor:
     """The trust region of one group at one draw, a scalar; distances [G]: ||f_theta - f_ref||^2, mean over elements."""
     return kl * units(loss, beta) * distances.mean()
-
-
-def coefficients(s: Tensor, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """(loss, dL/ds [G]) of `loss_of`, a `group_loss` with all but s given; both detached.
-
-    A group larger than memory is split with it: errors without gradients first, then `(dL/ds_i * s_i).backward()` a
-    micro-batch; the sum of those gradients is the gradient of the whole group's loss, standardised and gated as one.
-    """
-    leaf = s.detach().requires_grad_()
-    loss = loss_of(leaf)
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    return loss.detach(), gradient

@@ -98,9 +98,7 @@ class Policy(nn.Module):
     def error_difference(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
         """s [k, n]: the policy's error less the reference's, of every sample and member, with the policy's gradient."""
         if self.settings.reference == "stored":
-            raise UsageError(
-                "train.reference: expected adapters (LoRA) or frozen, found stored: only a run has them"
-            )
+            raise UsageError("train.reference: expected adapters (LoRA) or frozen, found stored: only a run has them")
         return self.compared(group, noise)[0].view(noise.u.shape)
 
     def saved_names(self) -> set[str]:

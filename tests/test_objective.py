@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpo_data.lake.advantage import is_dead, standardise
-from gpo_train.objective import coefficients, group_loss, pairs, penalty, weights
+from gpo_train.gradcache import coefficients
+from gpo_train.objective import group_loss, pairs, penalty, weights
 
 RNG = np.random.default_rng(0)
 R = RNG.choice([0.0, 0.25, 0.5, 1.0], 12)

@@ -185,7 +185,7 @@ class OnlineRegeneration(Callback):
             self._s, self._steps, self._started = 0.0, 0, time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        self._s, self._steps = self._s + float(trainer.callback_metrics.get("s", 0.0)), self._steps + 1
+        self._s, self._steps = self._s + float(trainer.callback_metrics.get("error_diff", 0.0)), self._steps + 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         iteration = Iteration(self.folder, trainer.current_epoch // self.online.epochs_per_iteration)
