@@ -32,9 +32,20 @@ def original(request: pytest.FixtureRequest) -> SD3Transformer2DModel:
 def new(**options: Any) -> SD3Transformer2DModel:
     """Two blocks, the second without the words' end, whose biases and gates are not 0."""
     torch.manual_seed(0)
-    config = {"sample_size": 6, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 2,
-              "num_attention_heads": 3, "attention_head_dim": 16, "joint_attention_dim": 24, "qk_norm": "rms_norm",
-              "caption_projection_dim": 48, "pooled_projection_dim": 20, "pos_embed_max_size": 6}  # fmt: skip
+    config = {
+        "sample_size": 6,
+        "patch_size": 1,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 3,
+        "attention_head_dim": 16,
+        "joint_attention_dim": 24,
+        "qk_norm": "rms_norm",
+        "caption_projection_dim": 48,
+        "pooled_projection_dim": 20,
+        "pos_embed_max_size": 6,
+    }
     model = SD3Transformer2DModel(**(config | options))
     with torch.no_grad():
         for parameter in model.parameters():
