@@ -12,8 +12,11 @@ import dataclasses
 import logging
 import shutil
 import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +107,8 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
         if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
             console.print(warning, soft_wrap=True)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+        with same_signals():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
     except Interrupted:
         raise Stopped from None
     except torch.OutOfMemoryError as error:
@@ -125,6 +129,20 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
             f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
     return run
+
+
+@contextmanager
+def same_signals() -> Iterator[None]:
+    """Afterwards Ctrl-C and SIGTERM are the caller's again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def processes_of(settings: Train) -> int:

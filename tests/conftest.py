@@ -52,7 +52,6 @@ def models_load_once() -> Iterator[None]:
     from gpo_data.evaluators import ocr, ocr_models, yolo
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)  # onnxruntime's second thread would only keep a core busy waiting
         patch.setattr(ocr_models, "model_name", functools.cache(ocr_models.model_name))
         for module in (ocr, yolo):
             patch.setattr(module, "load", functools.cache(module.load))

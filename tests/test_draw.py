@@ -24,7 +24,7 @@ from gpo_data.generation.plan import plan
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.group import from_sample
 from gpo_data.lake.manifest import identity, open_dataset
-from gpo_data.lake.shard import read_sample
+from gpo_data.lake.shard import dataset_folder, read_sample
 from gpo_data.lake.verify import redraw, verify
 
 
@@ -135,11 +135,22 @@ def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
 def test_where_every_member_fails_the_run_fails_and_says_why(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    measure = image_stats.ImageStats.measure
+
     def raises(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
+        if not any(image.std() for image in images):
+            return measure(self, images, targets)  # the blank picture that it is tried on
+        raise ModuleNotFoundError("No module named 'eyes'")
+
+    def never(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
         raise ModuleNotFoundError("No module named 'eyes'")
 
     small = ["shards", str(recipe_file), "--task.num_prompts", "2"]
     with monkeypatch.context() as patch:
+        patch.setattr(image_stats.ImageStats, "measure", never)
+        assert cli.main(small) == 1
+        assert "evaluator image_stats fails on a blank picture" in " ".join(capsys.readouterr().err.split())
+        assert not dataset_folder(recipe.load(recipe_file).lake, "small").exists()  # the name stays free
         patch.setattr(image_stats.ImageStats, "measure", raises)
         assert cli.main(small) == 1
     said = capsys.readouterr()

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Prompt
 from gpo_data.lake.shard import sidecar_schema
-from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe
+from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS
 
 VIEW_COLUMNS = ("dataset", "shard", "filename", "exact", "level")  # that the catalog adds to a shard's own
@@ -38,6 +38,24 @@ class Evaluator(Protocol):
 def asked(prompt: Prompt) -> dict[str, Any]:
     """An entry of `targets`: the target columns and `prompt`, the text."""
     return prompt.target | {"prompt": prompt.text}
+
+
+def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> None:
+    """Have each measure a blank picture, so that what would fail for every member fails before any is drawn.
+
+    Raises UsageError and RunError.
+    """
+    blank = np.full((sampler.height, sampler.width, 3), 127, np.uint8)
+    for evaluator in evaluators:
+        try:
+            evaluator.measure([blank], [asked(prompt)])
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a package raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise RunError(
+                f"evaluator {evaluator.name} fails on a blank picture: {reason}; nothing was drawn"
+            ) from error
 
 
 def build(recipe: Recipe) -> list[Evaluator]:

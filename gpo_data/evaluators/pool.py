@@ -12,7 +12,6 @@ that dies (out of memory, a crash in native code) costs its call, and the next c
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 import weakref
@@ -20,6 +19,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from gpo_data import hardware
 
 Batch = list[tuple[Any, dict[str, Any]]]
 Measure = Callable[[Batch], list[dict[str, Any]]]
@@ -48,7 +49,7 @@ class Pool:
         with self._lock:
             if self.workers == 0:
                 if self._measure is None:
-                    self._measure = self.load(self.settings, min(2, os.cpu_count() or 1))
+                    self._measure = self.load(self.settings, hardware.threads())
                 return [row for batch in batches for row in self._measure(batch)]
             return [row for rows in self._map(batches) for row in rows]
 

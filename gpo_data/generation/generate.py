@@ -23,9 +23,9 @@ from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
-from gpo_data.lake.manifest import identity, open_dataset, settle
+from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
 from gpo_data.lake.shard import claim, reopen, sidecar_path, staged_path
-from gpo_data.recipe import Recipe, fingerprint_of
+from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 
@@ -50,13 +50,18 @@ def draw(
     model_folder = models.resolve(recipe.model, recipe.revision)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
+    if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
+        evaluators.try_out(judges, shards[0].groups[0].prompt, recipe.sampler)
     folder = open_dataset(recipe, fields)
+    fingerprint = read_manifest(folder)["fingerprint"]
     todo = _missing(recipe, folder, shards[share[0] :: share[1]], console)
     if not todo:
         console.print(
             f"nothing to draw: all {len(shards[share[0] :: share[1]])} shards of {folder} are committed", soft_wrap=True
         )
         return folder
+    if not new:
+        evaluators.try_out(judges, todo[0].groups[0].prompt, recipe.sampler)
     if model is None:
         device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
         hardware.take_threads()
@@ -68,7 +73,7 @@ def draw(
         if policy:
             models.load_policy_weights(model, policy)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint_of(fields), model, judges, stop=stop, clock=clock)
+        generator = Generator(recipe, folder, fingerprint, model, judges, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
         staged = sum(staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
         with DrawProgress(total - staged, recipe.group_size, console) as progress:

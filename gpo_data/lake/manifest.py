@@ -52,10 +52,16 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     fields = recipe.fingerprint_fields() | {
         "model_digest": models.digest(model_folder),
         "prompts_digest": prompts_digest(shards),
+        "arithmetic": models.ARITHMETIC,
     }
     if recipe.policy is not None:
         fields["policy_digest"] = models.digest(Path(recipe.policy))
     return fields
+
+
+def arithmetic_of(recipe: Recipe) -> dict[str, Any]:
+    """Of a dataset that says nothing of it, which is older: what has changed since has changed on the CPU alone."""
+    return {"arithmetic": 1 if hardware.device_of(recipe.sampler.device) == "cpu" else models.ARITHMETIC}
 
 
 def measured(recipe: Recipe) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     card = folder / "dataset.json"
     if card.is_file():
         found = read_manifest(folder)
-        _refuse_difference(recipe, folder, found["fields"], fields, "drew other pictures; draw")
+        _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
         _refuse_difference(recipe, folder, found["measured"], measured(recipe),
                            "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
                            "`--reward` of audit and training tries another reward; or draw")  # fmt: skip

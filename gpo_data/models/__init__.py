@@ -1,6 +1,7 @@
 """Diffusers pipelines behind one small interface, one file a family."""
 
 from gpo_data.models.load import (
+    ARITHMETIC,
     FAMILIES,
     LORA_FILE,
     Conditioning,
@@ -15,6 +16,7 @@ from gpo_data.models.load import (
 )
 
 __all__ = [
+    "ARITHMETIC",
     "FAMILIES",
     "LORA_FILE",
     "Conditioning",
