@@ -115,9 +115,9 @@ def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
     bad: list[bytes] = []
 
     def raises_on_one(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
-        if not bad:
+        if not bad and len(images) > 2:  # and not the blank one that it is tried on
             bad.append(images[2].tobytes())
-        if any(image.tobytes() == bad[0] for image in images):
+        if any(image.tobytes() in bad for image in images):
             raise ValueError("cannot look at this one")
         return measure(self, images, targets)
 

@@ -224,7 +224,7 @@ def test_what_a_user_can_do_wrong(here: Path) -> None:
         online(here, "--online.rollout_policy", "ema")
     with pytest.raises(UsageError, match=r"online.keep_last: expected at least online.replay \(3\), found 2"):
         online(here, "--online.keep_last", "2", "--online.replay", "3")
-    with pytest.raises(UsageError, match=r"unknown key 'online.iteration'; did you mean 'iterations'"):
+    with pytest.raises(UsageError, match=r"unknown key 'online.iteration'; did you mean 'online.iterations'"):
         online(here, "--online.iteration", "2")
     assert not Path("runs/a").exists()
     assert train_settings(recipe.load(here), "online").epochs == 3
@@ -263,7 +263,7 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
     assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
     assert {found["fresh"]["line"], found["frozen"]["line"]} == {
-        "online.rollout_policy default",
+        "online.rollout_policy policy",
         "online.rollout_policy base",
     }
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out

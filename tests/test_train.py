@@ -54,7 +54,7 @@ def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
 
 def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path) -> None:
     made, plain = recipe.load(here), {group.key: group for group in map(reader_of(here).__getitem__, range(6))}
-    how = {"reward": made.reward, "targets": ("target", "color"), "borrow": "length(lender.target) > 0"}
+    how = {"reward": made.reward, "targets": ("target", "color"), "relabel": "length(lender.target) > 0"}
     reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="member < 3", **how))
     for index in range(len(reader)):
         group, place = reader[index], reader.places[index]
@@ -193,17 +193,21 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
         train(here, "--name", "nothing")
     with pytest.raises(UsageError, match="all 6 groups are dead"):
         train(here, "--reward", "0.5", name="dead")
-    with pytest.raises(UsageError, match=r"unknown key 'train.lerning_rate'; did you mean 'learning_rate'"):
+    with pytest.raises(UsageError, match=r"unknown key 'train.lerning_rate'; did you mean 'train.learning_rate'"):
         train(here, "--train.lerning_rate", "1")
-    with pytest.raises(UsageError, match=r"train.reference: adapters: needs train.tuning: lora"):
+    with pytest.raises(
+        UsageError, match=r"train.reference: expected .* \(adapters needs train.tuning: lora\), found 'adapters'"
+    ):
         train(here, "--train.reference", "adapters")
-    with pytest.raises(UsageError, match=r"train.trainer.strategy: fsdp: expected ddp, or fsdp2"):
+    with pytest.raises(UsageError, match=r"train.trainer.strategy: expected ddp, or fsdp2"):
         train(here, "--train.trainer.strategy", "fsdp")
-    with pytest.raises(UsageError, match=r"train.ema_decay: 0.9: Lightning cannot average weights that are sharded"):
+    with pytest.raises(
+        UsageError, match=r"train.ema_decay: expected null \(Lightning cannot average weights that are sharded\)"
+    ):
         train(here, "--train.trainer.strategy", "fsdp2", "--train.ema_decay", "0.9")
-    with pytest.raises(UsageError, match=r"train.kl: 0.5: needs what the reference says"):
+    with pytest.raises(UsageError, match=r"train.kl: expected 0 \(it needs what the .* found 0.5"):
         train(here, "--train.kl", "0.5")
-    with pytest.raises(UsageError, match=r"train.timestep_range: \[0.6, 0.3\]: expected 0 <= lowest < highest"):
+    with pytest.raises(UsageError, match=r"train.timestep_range: expected .* <= 1, found \[0.6, 0.3\]"):
         train(here, "--train.timestep_range", "[0.6, 0.3]")
     train(here, name="mine")
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):

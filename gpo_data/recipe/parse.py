@@ -50,6 +50,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
             content["yolo"] = {"weights": content["yolo"]}
         rest = _take_open(list(overrides), content)
         _check_keys(content, Recipe)
+        _check_overrides(rest)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(Recipe, as_group=False)
         try:
@@ -123,6 +124,14 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
             expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
 
 
+def _check_overrides(arguments: list[str]) -> None:
+    known = key_names(Recipe)
+    for argument in arguments:
+        key = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and key not in known:
+            raise _unknown(key, known)
+
+
 def _unknown(key: str, known: list[str]) -> UsageError:
     if key in RENAMED:
         return UsageError(f"unknown key {key!r}: it is {RENAMED[key]!r} now")
@@ -162,14 +171,11 @@ def _build(namespace: Namespace, path: Path) -> Recipe:
 
 def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
     """What is wrong with the overrides: by our own check of each, else in the parser's words."""
-    known = key_names(Recipe)
     pairs = [a for argument in arguments for a in argument.split("=", 1)]
     for key, value in itertools.pairwise(pairs):
         name = key.removeprefix("--")
         if not key.startswith("--") or name in SECTIONS:
             continue
-        if name not in known:
-            return _unknown(name, known)
         section, _, field = name.rpartition(".")
         try:
             expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, _yaml(value))

@@ -114,7 +114,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     model = model.to(device())
     zero_rows = ZeroRows()
     model["transformer"].set_attn_processor(zero_rows)
-    average = Average(model, settings.ema_decay)
+    average = Average(model, settings.ema)
     # The copies of the average must not share the processor: theirs draw with one zero row.
     average.model["transformer"].set_attn_processor(ZeroRows())
 

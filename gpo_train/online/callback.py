@@ -164,7 +164,7 @@ class OnlineRegeneration(Callback):
     def _guard(self, iteration: Iteration, reader: Reader) -> None:
         """Ask the trainer to stop, before the iteration's first step, if a rule says so."""
         found = reason_to_stop(history(self.folder)[: iteration.number + 1], self.online)
-        wanted = self.module.settings.batch_groups
+        wanted = self.module.settings.groups_per_step
         if len(reader) < wanted:
             found = (f"nothing left to learn: {len(reader)} groups of iteration {iteration.number} have a reward that "
                      f"varies, and train.groups_per_step is {wanted}")  # fmt: skip
