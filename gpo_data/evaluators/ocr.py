@@ -57,15 +57,15 @@ class OcrEvaluator:
     name = "ocr"
     columns = COLUMNS
 
-    def __init__(self, ocr: Ocr) -> None:
-        """Finds the model files, or raises UsageError. The models load at the first picture."""
+    def __init__(self, ocr: Ocr, threads: int | None = None) -> None:
+        """Finds the model files, or raises UsageError. The models load at the first picture, with so many threads."""
         import_cv2()
         recognition = ocr_models.resolve(ocr.recognition_model, "ocr.recognition_model", "rec", ocr.mode)
         detection = None
         if ocr.mode == "scene":
             detection = ocr_models.resolve(ocr.detection_model, "ocr.detection_model", "det", ocr.mode)
         self.version = _version(ocr, [p for p in (recognition, detection) if p])
-        self._pool = Pool(load, Settings(ocr, recognition, detection), ocr.workers, ocr.batch_size)
+        self._pool = Pool(load, Settings(ocr, recognition, detection), ocr.workers, ocr.batch_size, threads)
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """images: uint8 [H, W, 3] RGB; the targets play no part in what is read."""

@@ -32,10 +32,19 @@ class Pool:
     settings: its first argument.
     workers: processes; 0 measures in the calling thread.
     batch_size: pictures at once, at most.
+    threads: of a model in the calling thread; None: all that the process may use.
     """
 
-    def __init__(self, load: Callable[[Any, int], Measure], settings: Any, workers: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        load: Callable[[Any, int], Measure],
+        settings: Any,
+        workers: int,
+        batch_size: int,
+        threads: int | None = None,
+    ) -> None:
         self.load, self.settings, self.workers, self.batch_size = load, settings, workers, max(1, batch_size)
+        self.threads = threads
         self._lock = threading.Lock()
         self._measure: Measure | None = None
         self._processes: ProcessPoolExecutor | None = None
@@ -49,7 +58,7 @@ class Pool:
         with self._lock:
             if self.workers == 0:
                 if self._measure is None:
-                    self._measure = self.load(self.settings, hardware.threads())
+                    self._measure = self.load(self.settings, self.threads or hardware.threads())
                 return [row for batch in batches for row in self._measure(batch)]
             return [row for rows in self._map(batches) for row in rows]
 

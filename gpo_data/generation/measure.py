@@ -166,14 +166,14 @@ def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
     if evaluators is not None and not any(isinstance(e, str) for e in evaluators):
         return list(evaluators)
     if evaluators is None:
-        return list(known.build(recipe))
+        return list(known.build(recipe, alone=True))
     for name in evaluators:
         if name not in (*EVALUATORS, "image_stats") and not OWN_EVALUATOR.fullmatch(name):
             raise UsageError(
                 f"evaluator: expected {', '.join(EVALUATORS)}, image_stats or module:function, found {name!r}"
             )
     asked = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
-    built = known.build(dataclasses.replace(recipe, evaluators=asked)) if asked else known.build(recipe)[:1]
+    built = known.build(dataclasses.replace(recipe, evaluators=asked), alone=True) if asked else known.build(recipe)[:1]
     return built if "image_stats" in evaluators else built[1:]
 
 
