@@ -91,7 +91,7 @@ def main() -> None:
             asked = models.repeat(model.encode(['a red sign that says "KITE"']), [sampler.batch_size])
             seeds = list(range(sampler.batch_size))
             latents = model.draw(asked, seeds)
-            samples = made.group_size * train_settings(made).draws
+            samples = made.group_size * train_settings(made).timesteps_per_image
             for name, count, each, taken in (
                 ("drawing, pictures", len(seeds), forward * sampler.num_inference_steps,
                  seconds(lambda: model.draw(asked, seeds), rounds)),  # noqa: B023

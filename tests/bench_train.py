@@ -121,7 +121,7 @@ def main() -> None:
                 watch = ours(one, reader, Path(temporary) / f"{reference}{turn}", steps)
                 rates[name] += watch.steps[2:]
                 waits.append(sum(watch.waits[2:]) / sum(watch.steps[2:]))
-        samples = made.group_size * train_settings(made).draws
+        samples = made.group_size * train_settings(made).timesteps_per_image
         plain = statistics.median(rates["plain loop"])
         for name, seconds in rates.items():
             middle = statistics.median(seconds)
