@@ -9,6 +9,8 @@ BIN    = .venv/bin
 READY  = .venv/.ready
 
 .DEFAULT_GOAL := help
+# Bytecode is kept even where the environment says otherwise: every command imports thousands of modules.
+unexport PYTHONDONTWRITEBYTECODE
 RUN   ?=
 .PHONY: help setup shards audit sql measure verify show train watch eval export demo test test-slow lint bench bench-gpu tiny clean
 
@@ -62,8 +64,6 @@ export: $(READY) ## the policy for diffusers: OUT=folder
 demo: ## shards, audit, train and eval in one command
 	@$(MAKE) --no-print-directory shards audit train eval
 
-# Bytecode is kept even where the environment says otherwise: each process of the tests imports 5,000 modules.
-test test-slow: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## the test suite, in a process a core, four at most; ARGS="-n 0" is one
 	@$(BIN)/python -m pytest -q -m "not slow" -n auto --dist worksteal $(ARGS)
 

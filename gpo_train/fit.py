@@ -84,7 +84,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
     regeneration = None
     groups_of: GroupsOf
     if run.card()["mode"] == "online":
-        regeneration = OnlineRegeneration(recipe, run.folder, console)
+        regeneration = OnlineRegeneration(recipe, folder=run.folder, console=console)
         callbacks.insert(0, regeneration)  # what it counts is in the checkpoint that `stop` writes
         groups_of = regeneration.groups_of
     else:

@@ -67,10 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     real = {"sizes": [512, 1024], "steps": 28, "batches": [1, 4, 8, 16, 32], "groups": 4, "group_size": 8}
     for key, value in (few if options.tiny else real).items():
         setattr(options, key, getattr(options, key) or value)
-    found = run(options)
-    show(found)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=2))
+    show(run(options))
     print(f"figures: {options.json}")
     return 0
 
@@ -89,11 +87,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             part: dict[str, Any] = found["sizes"].setdefault(str(size), {})
             console.print(f"{size} px: drawing")
             part["drawing"] = drawing(made, options, folder, device, found["card"])
+            keep(found, options)  # what is measured is not lost with what fails after it
             made = recipe.load(made.lake + "/bench.yaml", ["--sampler.batch_size", str(part["drawing"]["batch"])])
             console.print(f"{size} px: two online iterations")
             part["iteration"], dataset = iteration(made, Path(scratch) / f"{size}" / "run")
+            keep(found, options)
             part["step"] = measure_steps(made, dataset, device, console)
+            keep(found, options)
     return found
+
+
+def keep(found: dict[str, Any], options: argparse.Namespace) -> None:
+    options.json.write_text(json.dumps(found, indent=2))
 
 
 def recipe_of(options: argparse.Namespace, model: Path, lake: Path, size: int, device: str) -> recipe.Recipe:

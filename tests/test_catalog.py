@@ -196,6 +196,14 @@ def test_members_say_whether_they_are_exact_and_how_hard_their_prompt_was(tmp_pa
     ]  # fmt: skip
 
 
+def test_the_extremes_keep_the_advantages_that_they_have_among_all(tmp_path):
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 0.4, 0.5, 0.6, 1.0]))
+    whole, few = (catalog.snapshot(catalog.connect(str(tmp_path)), "a", members=n) for n in (None, 2))
+    assert few["member"].to_pylist() == [0, 4] and whole.num_rows == 5
+    assert few["advantage"].to_pylist() == [whole["advantage"].to_pylist()[i] for i in (0, 4)]
+    assert few.schema.metadata[b"digest"] != whole.schema.metadata[b"digest"]
+
+
 def test_rewards_that_differ_by_rounding_are_one_reward(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.1 + 0.2, 0.3, 0.3, 0.3]))
     con = catalog.connect(str(tmp_path))

@@ -21,11 +21,13 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import image_stats
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
+from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.group import from_sample
 from gpo_data.lake.manifest import identity, open_dataset
-from gpo_data.lake.shard import dataset_folder, read_sample
-from gpo_data.lake.verify import redraw, verify
+from gpo_data.lake.record import Record
+from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.verify import verify
 
 
 def quiet() -> Console:
@@ -49,7 +51,7 @@ def test_draws_verified_groups_of_distinct_members(drawn: tuple[recipe.Recipe, P
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (3, 6, 24, 0, [])
     rows = pq.read_table(folder / "shard-000001.parquet").to_pylist()
     assert {"target", "ocr_text", "entropy", "reward", "seed"} <= rows[0].keys()
-    first = from_sample(read_sample(folder / rows[0]["tar"], rows[0]["offset"], rows[0]["size"], rows[0]["crc32"]))
+    first = from_sample(Record.of(rows[0], folder).read())
     assert first.latents.shape == (4, 16, 8, 8) and first.images[0] is not None
     assert not torch.equal(first.latents[0], first.latents[1])
 
@@ -59,7 +61,7 @@ def test_a_member_is_what_the_plain_pipeline_draws(drawn: tuple[recipe.Recipe, P
 
     made, folder = drawn
     row = pq.read_table(folder / "shard-000000.parquet").to_pylist()[5]
-    group = from_sample(read_sample(folder / row["tar"], row["offset"], row["size"], row["crc32"]))
+    group = from_sample(Record.of(row, folder).read())
     pipe = StableDiffusion3Pipeline.from_pretrained(made.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     latents = pipe(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpo_data.lake.advantage import is_dead, standardise
+from gpo_data.lake.advantage import extremes, is_dead, standardise
 from gpo_train.gradcache import coefficients
 from gpo_train.objective import group_loss, pairs, penalty, weights
 
@@ -101,6 +101,13 @@ def test_advantages_are_standardised_once_and_rounding_is_no_spread() -> None:
     assert weights(middle, "sign").tolist() == [-1, 0, 1]
     with pytest.raises(ValueError, match="all 4 members are equal"):
         pairs(torch.zeros(4), "all")
+
+
+def test_a_group_can_be_trained_on_its_best_and_worst_alone() -> None:
+    group, a = np.array([0] * 6 + [1] * 2 + [2] * 3), np.array([0.1, -2, 3, 0.2, -0.5, 3.0, 1, -1, 0.2, 0.1, -0.3])
+    assert np.flatnonzero(extremes(group, a, 4)).tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    assert np.flatnonzero(extremes(group, a, 3)).tolist() == [1, 2, 5, 6, 7, 8, 9, 10]
+    assert np.flatnonzero(extremes(group, a, 2)).tolist() == [1, 2, 6, 7, 8, 10]
 
 
 def test_training_data_half_never_imports_the_training_half() -> None:

@@ -15,7 +15,9 @@ import torch
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, Prompt, from_sample, member_seed, prompt_id, to_sample
-from gpo_data.lake.shard import claim, commit, read_sample, reopen, stage
+from gpo_data.lake.record import Record
+from gpo_data.lake.reopen import reopen
+from gpo_data.lake.shard import claim, commit, stage
 from gpo_data.lake.verify import repair, verify
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string()}
@@ -79,7 +81,7 @@ def test_commit_clears_the_stage_and_verifies(folder: Path) -> None:
 
 def test_rows_point_at_their_sample(folder: Path) -> None:
     for row in pq.read_table(folder / "shard-000000.parquet").to_pylist():
-        sample = read_sample(folder / row["tar"], row["offset"], row["size"], row["crc32"])
+        sample = Record.of(row, folder).read()
         group = from_sample(sample)
         assert group.key == row["group_key"] and group.seeds[row["member"]] == row["seed"]
 
@@ -117,7 +119,7 @@ def test_damage_is_never_read_as_data(folder: Path) -> None:
     damaged[row["offset"] + 700] ^= 1
     tar.write_bytes(bytes(damaged))
     with pytest.raises(RunError, match=r"shard-000000\.tar: damaged .*verify RECIPE --repair"):
-        read_sample(tar, row["offset"], row["size"], row["crc32"])
+        Record.of(row, tar.parent).read()
 
 
 def test_repair_quarantines(folder: Path) -> None:

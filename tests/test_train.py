@@ -34,7 +34,7 @@ def test_the_reader_gives_what_was_drawn(here: Path) -> None:
     group = reader[0]
     assert len(reader) == 6 and group.latents.shape == (4, 16, 8, 8) and group.rewards.dtype == torch.float64
     assert reader.digest == reader_of(here).digest
-    tar = Path(reader.places[0].samples[0].tar)
+    tar = Path(reader.places[0].parts[0].record.tar)
     before = tar.read_bytes()
     tar.write_bytes(before[:700] + b"x" + before[701:])
     with pytest.raises(RunError, match=r"shard-000000.tar: damaged .* run `gpo-data verify RECIPE --repair`"):
@@ -60,7 +60,7 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
         group, place = reader[index], reader.places[index]
         mine = plain[group.key]
         assert len(group.latents) == 18 and torch.equal(group.latents[:3], mine.latents[:3])
-        assert group.seeds[:3] == mine.seeds[:3] and group.prompt == mine.prompt and len(place.samples) == 6
+        assert group.seeds[:3] == mine.seeds[:3] and group.prompt == mine.prompt and len(place.parts) == 6
         for name, value in mine.conditioning.items():
             assert torch.equal(group.conditioning[name], value)
         for other in plain.values():

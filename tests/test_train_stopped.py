@@ -122,7 +122,7 @@ def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(UsageError, match="train.loggers: wandb: its package is missing"):
         train(here, "--train.loggers", "[csv, wandb]", name="wandb")
-    tar = Path(reader_of(here).places[0].samples[0].tar)
+    tar = Path(reader_of(here).places[0].parts[0].record.tar)
     step = GPOModule.training_step
 
     def and_lose_a_shard(self: Any, batch: Any, index: int) -> None:

@@ -4,7 +4,7 @@ Four kinds of group: the largest spread (what training learns most from), dead l
 evaluator cannot read it), dead high (mostly right: nothing left to learn) and random ones (so that the eye is not
 led). Of each, the best and the worst members.
 
-Pictures come out of the tar by `pread` and are checked against the sidecar's crc32 (`shard.read_sample`); those
+Pictures come out of the tar by `pread` and are checked against the sidecar's crc32 (`Record.read`); those
 larger than SHOWN pixels are made smaller, so that a page stays a few megabytes.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
-from gpo_data.lake import shard
+from gpo_data.lake.record import Record
 from gpo_data.tasks import TASKS
 
 SHOWN = 256  # pixels
@@ -81,7 +81,7 @@ def _shown(data: Members, figures: Figures, group: int) -> Shown:
     side = min(SIDE, -(-len(ranked) // 2))
     best, worst = ranked[:side], ranked[side:][-side:]
     row = data.row(group, int(members[0]))
-    sample = shard.read_sample(data.folder / row["tar"], row["offset"], row["size"], row["crc32"])
+    sample = Record.of(row, data.folder).read()
     return Shown(
         key=row["group_key"],
         prompt=row["prompt"],

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from gpo_data.errors import UsageError
 from gpo_data.group import Group, from_sample
 from gpo_data.lake.manifest import read_manifest
-from gpo_data.lake.shard import read_sample, sidecars
+from gpo_data.lake.record import Record
+from gpo_data.lake.shard import sidecars
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
@@ -27,7 +28,7 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
         known = f"{next(iter(places))} to {next(reversed(places))}" if places else "none: draw some first"
         raise UsageError(f"{folder}: no group {', '.join(missing)}; groups here: {known}")
     chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
-    return [from_sample(read_sample(folder / r["tar"], r["offset"], r["size"], r["crc32"])) for r in chosen]
+    return [from_sample(Record.of(r, folder).read()) for r in chosen]
 
 
 def grid(groups: list[Group], scale: int = 2) -> Image.Image:

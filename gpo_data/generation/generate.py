@@ -24,7 +24,8 @@ from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
-from gpo_data.lake.shard import claim, reopen, sidecar_path, staged_path
+from gpo_data.lake.reopen import reopen
+from gpo_data.lake.shard import claim, sidecar_path, staged_path
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 

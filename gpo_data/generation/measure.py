@@ -29,13 +29,13 @@ from gpo_data import evaluators as known
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import OK, decode_image, from_sample
 from gpo_data.lake.manifest import measured, read_manifest
+from gpo_data.lake.record import Record
 from gpo_data.lake.shard import (
     TEMPORARY,
     claim,
     dataset_folder,
     footer_of,
     parquet_bytes,
-    read_sample,
     sidecars,
     write_atomic,
 )
@@ -120,7 +120,7 @@ def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, An
     wanted = ["group_key", "offset", "size", "crc32"]
     places = pq.read_table(sidecar, columns=wanted).group_by(wanted, use_threads=False).aggregate([]).to_pylist()
     for place in sorted(places, key=lambda place: place["offset"]):
-        sample = read_sample(sidecar.with_suffix(".tar"), place["offset"], place["size"], place["crc32"])
+        sample = Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent).read()
         group = from_sample(sample, images=False)
         images: list[np.ndarray | None] = [None] * group.size
         for name, data in sample.items():

@@ -34,3 +34,17 @@ def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np
     np.maximum.at(high, group, rewards)
     alive = ~is_dead(low, high)
     return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
+
+
+def extremes(group: np.ndarray, advantages: np.ndarray, count: int) -> np.ndarray:
+    """Mask [N] of each group's `count` members furthest apart: half of them its best, the rest its worst.
+
+    Of equal members the first ones. The advantages stay those of the whole group.
+    """
+    kept = np.zeros(len(group), bool)
+    for number in np.unique(group):
+        members = np.flatnonzero(group == number)
+        ranked = members[np.argsort(-advantages[members], kind="stable")]
+        kept[ranked[: (count + 1) // 2]] = True
+        kept[ranked[max(len(ranked) - count // 2, 0) :]] = True
+    return kept

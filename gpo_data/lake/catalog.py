@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import rewards, views
-from gpo_data.lake.advantage import standardise
+from gpo_data.lake.advantage import extremes, standardise
 from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
 
 VIEWS = ("members", "groups", "shards", "datasets")
@@ -107,6 +107,7 @@ def snapshot(
     keep_dead: bool = False,
     relabel: str | None = None,
     targets: tuple[str, ...] = (),
+    members: int | None = None,
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -115,6 +116,7 @@ def snapshot(
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
         relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and its own members come first.
+        members: of each group keep so many, its best and its worst, with the advantages that they have among all.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -141,8 +143,10 @@ def snapshot(
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
     advantages, alive = standardise(group, values, len(keys.dictionary))
     table = table.append_column("advantage", pa.array(advantages))
-    if not keep_dead:
-        table = table.filter(pa.array(alive[group]))
+    kept = np.ones(len(group), bool) if keep_dead else alive[group]
+    if members is not None:
+        kept &= extremes(group, advantages, members)
+    table = table.filter(pa.array(kept))
     if lent:
         keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
         with_own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}

@@ -11,11 +11,11 @@ path and the command that repairs it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
-from gpo_data.lake.shard import read_sample, unpack_checked
+from gpo_data.lake.record import Record
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,22 @@ class TrainGroup:
         """[L, D], of the conditioning."""
         return self.conditioning["prompt_embeds"]
 
+    def to(self, device: torch.device | str) -> TrainGroup:
+        """The group with its tensors on a device; Lightning asks batches for it."""
+        return dataclasses.replace(
+            self,
+            latents=self.latents.to(device),
+            conditioning={name: value.to(device) for name, value in self.conditioning.items()},
+            rewards=self.rewards.to(device),
+            advantages=self.advantages.to(device),
+        )
+
 
 @dataclass(frozen=True)
-class Sample:
-    """Where a group's record lies, and which of its members count."""
+class Part:
+    """A group's record, and which of its members count."""
 
-    tar: str
-    offset: int
-    size: int
-    crc32: int
+    record: Record
     members: tuple[int, ...]
 
 
@@ -69,7 +76,7 @@ class Place:
 
     key: str
     prompt: str
-    samples: tuple[Sample, ...]
+    parts: tuple[Part, ...]
     seeds: tuple[int, ...]
     rewards: tuple[float, ...]
     advantages: tuple[float, ...]
@@ -87,27 +94,21 @@ class Reader(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
-        records = [self._read(sample) for sample in place.samples]
+        records = [part.record.read(self._files) for part in place.parts]
         latents = [
-            load_safetensors(record["latents.safetensors"])["latents"][list(sample.members)]
-            for record, sample in zip(records, place.samples, strict=True)
+            load_safetensors(record["latents.safetensors"])["latents"][list(part.members)]
+            for record, part in zip(records, place.parts, strict=True)
         ]
         return TrainGroup(
             key=place.key,
             prompt=place.prompt,
-            members=tuple(member for sample in place.samples for member in sample.members),
+            members=tuple(member for part in place.parts for member in part.members),
             seeds=place.seeds,
             latents=torch.cat(latents),
             conditioning=load_safetensors(records[0]["prompt.safetensors"]),
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
         )
-
-    def _read(self, sample: Sample) -> dict[str, bytes]:
-        if self._files is None:
-            return read_sample(Path(sample.tar), sample.offset, sample.size, sample.crc32)
-        blocks = self._files.cat_file(sample.tar, sample.offset, sample.offset + sample.size)
-        return unpack_checked(sample.tar, blocks, sample.offset, sample.size, sample.crc32)
 
     @cached_property
     def _files(self) -> fsspec.AbstractFileSystem | None:
@@ -163,23 +164,14 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
-        samples: dict[tuple[str, int], list[dict]] = {}
+        records: dict[Record, list[int]] = {}
         for row in rows:
-            samples.setdefault((row["tar"], row["offset"]), []).append(row)
+            records.setdefault(Record.of(row, f"{folder}/dataset={dataset}"), []).append(row["member"])
         places.append(
             Place(
                 key=f"{dataset}/{key}",
                 prompt=rows[0]["prompt"],
-                samples=tuple(
-                    Sample(
-                        tar=f"{folder}/dataset={dataset}/{tar}",
-                        offset=offset,
-                        size=found[0]["size"],
-                        crc32=found[0]["crc32"],
-                        members=tuple(row["member"] for row in found),
-                    )
-                    for (tar, offset), found in samples.items()
-                ),
+                parts=tuple(Part(record, tuple(members)) for record, members in records.items()),
                 seeds=tuple(row["seed"] for row in rows),
                 rewards=tuple(row["reward"] for row in rows),
                 advantages=tuple(row["advantage"] for row in rows),

@@ -170,29 +170,6 @@ def footer_of(sidecar: Path) -> dict[str, str]:
     return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 
 
-def read_sample(tar: Path, offset: int, size: int, crc32: int) -> dict[str, bytes]:
-    """One group's files by `pread`, checked. Raises RunError that names the shard and the repair."""
-    try:
-        with tar.open("rb") as stream:
-            blocks = os.pread(stream.fileno(), size, offset)
-    except FileNotFoundError:
-        raise RunError(
-            f"{tar}: no such file, though its rows are committed: it was moved, or online.keep_last removed it; "
-            f"`gpo-data verify RECIPE --repair` and then `gpo-data shards RECIPE` draw it again"
-        ) from None
-    return unpack_checked(str(tar), blocks, offset, size, crc32)
-
-
-def unpack_checked(where: str, blocks: bytes, offset: int, size: int, crc32: int) -> dict[str, bytes]:
-    """A sample's files out of `blocks`, read at `offset` of the tar `where`. Raises RunError on damage."""
-    if len(blocks) != size or zlib.crc32(blocks) != crc32:
-        raise RunError(
-            f"{where}: damaged at bytes {offset} to {offset + size}: expected crc32 {crc32:#010x}, found "
-            f"{zlib.crc32(blocks):#010x} over {len(blocks)} bytes; run `gpo-data verify RECIPE --repair`"
-        )
-    return unpack_sample(blocks)[1]
-
-
 @contextmanager
 def claim(folder: Path, shard_id: int) -> Iterator[bool]:
     """Hold a shard for this process: yields False where another process draws it. The kernel frees it on a kill."""
@@ -203,23 +180,3 @@ def claim(folder: Path, shard_id: int) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def reopen(folder: Path, shard_id: int) -> int:
-    """Put a committed shard's good groups back on the stage and uncommit it; the number of failed members.
-
-    The sidecar goes first and the tar last, so a kill in between leaves an unfinished shard, never a wrong one.
-    """
-    rows = pq.read_table(sidecar_path(folder, shard_id), columns=["group_key", "status", "offset", "size", "crc32"])
-    groups: dict[str, dict[str, Any]] = {}
-    for row in rows.to_pylist():
-        group = groups.setdefault(row["group_key"], row | {"failed": 0})
-        group["failed"] += row["status"] != "ok"
-    for key, g in groups.items():
-        if not g["failed"]:
-            sample = read_sample(tar_path(folder, shard_id), g["offset"], g["size"], g["crc32"])
-            write_atomic(staged_path(folder, key), pack_sample(key, sample))
-    sidecar_path(folder, shard_id).unlink()
-    fsync_folder(folder)
-    tar_path(folder, shard_id).unlink(missing_ok=True)
-    return sum(g["failed"] for g in groups.values())

@@ -38,6 +38,8 @@ class Train:
         num_inner_epochs: tau, how often the groups are gone over with the same timesteps and noise.
         epochs: how often timesteps and noise are sampled anew; online it is `online.iterations` times
             `online.epochs_per_iteration`.
+        members_per_group: of a group train on so many, half of them its best and half its worst, with the advantages
+            that they have among all: what is near the mean teaches little and costs as much. null: all.
         groups_per_step: B, groups an optimiser step, over all ranks.
         micro_batch_size: samples in one forward pass; any value gives the same gradient.
         learning_rate: of AdamW.
@@ -81,6 +83,7 @@ class Train:
     mean_shift_penalty: NotNegative = 0.0
     num_inner_epochs: Count = 3
     epochs: Count = 2
+    members_per_group: Annotated[int, Field(ge=2)] | None = None
     groups_per_step: Count = 1
     micro_batch_size: Count = 80
     learning_rate: NotNegative = 3e-5

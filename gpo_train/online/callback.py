@@ -8,8 +8,9 @@ checkpoint of the one before. What always holds: an iteration that is committed 
 not is drawn with the weights that were on disk when it began, so a run killed while drawing or training ends with the
 weights of one never killed.
 
-Use in a Trainer of your own: `Trainer(callbacks=[OnlineRegeneration(recipe, folder)])` with a GPOModule and a
-GroupDataModule whose `groups_of` may be anything; it is replaced.
+Use in a Trainer of your own: `L.Trainer(callbacks=[OnlineRegeneration(recipe, Online(iterations=4))]).fit(my_module)`.
+All that it asks of the module is `.policy`, a gpo_train Policy; a batch is one TrainGroup. With a GroupDataModule,
+whose groups it replaces, a batch is a list of them, as GPOModule takes it.
 """
 
 from __future__ import annotations
@@ -27,21 +28,23 @@ from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
 from gpo_data.audit.show import grid
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.generation.progress import Clock
 from gpo_data.generation.worker import finish_group
 from gpo_data.lake.manifest import with_dtype
-from gpo_data.lake.reader import Reader, merge
+from gpo_data.lake.reader import Reader, batches, merge
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Online, Recipe
 from gpo_data.tasks import TASKS
 from gpo_train.data import snapshot_of
 from gpo_train.export import save_policy
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, choose, history, prune, summarise, write_prompts
+from gpo_train.policy import Policy
+from gpo_train.run import RUNS
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
 
@@ -50,12 +53,19 @@ class OnlineRegeneration(Callback):
     """Draws iteration i at the start of epoch i * interval.
 
     Args:
-        recipe: what and how to draw: task, group_size, sampler, evaluators, reward, where, and `online:`.
-        folder: of the run; its name names the datasets.
+        recipe: what and how to draw: task, group_size, sampler, evaluators, reward, where.
+        online: how; None takes the recipe's `online:`.
+        folder: of the run; its name names the datasets; None is runs/<recipe>-online.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, console: Console | None = None) -> None:
-        self.online, self.folder = recipe.online, folder
+    def __init__(
+        self,
+        recipe: Recipe,
+        online: Online | None = None,
+        folder: Path | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.online, self.folder = online or recipe.online, folder or RUNS / f"{recipe.name}-online"
         dtype = hardware.dtype_for(recipe.sampler.dtype, hardware.device_of(recipe.sampler.device))
         self.recipe = with_dtype(
             dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size), dtype
@@ -68,12 +78,21 @@ class OnlineRegeneration(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.trainer, module = trainer, cast(Any, pl_module)
+        if not isinstance(getattr(module, "policy", None), Policy):
+            raise UsageError(
+                f"OnlineRegeneration: expected {type(module).__name__}.policy to be a gpo_train Policy, found "
+                f"{type(getattr(module, 'policy', None)).__name__}"
+            )
         self.module = module
-        module.interval = self.online.epochs_per_iteration
         # Every epoch, because a run resumed in the middle of an iteration would count the interval from there.
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.groups_of = self.groups_of
+        if data is not None:
+            module.interval = self.online.epochs_per_iteration
+            data.groups_of = self.groups_of
+        else:
+            module.train_dataloader = self.train_dataloader
+            trainer.fit_loop.max_epochs = self.online.iterations * self.online.epochs_per_iteration
         if not trainer.is_global_zero:
             self.console = Console(quiet=True)
 
@@ -94,6 +113,15 @@ class OnlineRegeneration(Callback):
             iteration.note(seconds=(iteration.summary() or {})["seconds"] | clock.seconds)
         self._read = number, reader
         return reader
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The epoch's groups in the order of `lake.reader.batches`, one a batch, this rank's share of them."""
+        epoch, trainer = self.trainer.current_epoch, self.trainer
+        reader = self.groups_of(epoch)
+        order = [step[0] for step in batches(len(reader), 1, self.recipe.seed, epoch)]
+        rank, world = trainer.global_rank, trainer.world_size
+        mine: Any = order[rank : len(order) // world * world : world]
+        return torch.utils.data.DataLoader(reader, batch_size=None, sampler=mine)
 
     def _draw(self, iteration: Iteration) -> None:
         started, clock = time.monotonic(), Clock()
@@ -164,7 +192,7 @@ class OnlineRegeneration(Callback):
     def _guard(self, iteration: Iteration, reader: Reader) -> None:
         """Ask the trainer to stop, before the iteration's first step, if a rule says so."""
         found = reason_to_stop(history(self.folder)[: iteration.number + 1], self.online)
-        wanted = self.module.settings.groups_per_step
+        wanted = self.recipe.train.groups_per_step
         if len(reader) < wanted:
             found = (f"nothing left to learn: {len(reader)} groups of iteration {iteration.number} have a reward that "
                      f"varies, and train.groups_per_step is {wanted}")  # fmt: skip
