@@ -74,7 +74,7 @@ def group_key(task: str, index: int) -> str:
 
 
 def to_sample(group: Group) -> dict[str, bytes]:
-    """The group as {extension: bytes}, in the order in which the tar holds them."""
+    """The group as {extension: bytes}, which the tar holds sorted by name."""
     meta = {
         "key": group.key,
         "prompt_id": group.prompt.prompt_id,

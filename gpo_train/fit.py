@@ -1,6 +1,6 @@
 """The verb `fit`: recipe -> run. Builds the parts, hands them to lightning.Trainer, and writes the policy's weights.
 
-    offline   trains on datasets of the lake, frozen in runs/<run>/snapshot.parquet (frozen.py)
+    offline   trains on datasets of the lake, frozen in runs/<run>/snapshot.parquet (snapshot.py)
     online    trains on what the policy draws (online/)
 
 Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the same command goes on there.

@@ -1,6 +1,6 @@
 """Policy and reference: what trains, what it is compared with, and the draws at which both are asked.
 
-For a group with latents x_0 [n, C, h, w], draw j gives (t_j, e_j), and the error of a denoiser f is
+For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the error of a denoiser f is
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 

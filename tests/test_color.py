@@ -61,7 +61,7 @@ def test_the_palette_of_sql_is_the_tiny_worlds():
     con = duckdb.connect()
     rewards.add_macros(con)
     for name, rgb in COLORS.items():
-        assert con.execute("SELECT palette(?)", [name]).fetchone() == (list(rgb),)
+        assert con.execute("SELECT _palette(?)", [name]).fetchone() == (list(rgb),)
 
 
 def test_a_recipe_names_it_and_it_has_no_settings():

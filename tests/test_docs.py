@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import DOCS, FENCED, ROOT, block, blocks, run
+from pages import DOCS, FENCED, ROOT, block, blocks, run, table
 from ruamel.yaml import YAML
 
 from gpo_data import recipe
 from gpo_data.errors import UsageError
+from gpo_data.lake import catalog
 from gpo_data.recipe import Ocr, Recipe, Sampler, Task, reference
 from gpo_data.tasks import TASKS
 
@@ -192,3 +193,18 @@ def test_pages_name_files_that_exist() -> None:
         re.findall(r"`((?:gpo_data|gpo_train|tests|recipes)/[\w/.-]+\.\w+)`", page.read_text()) for page in PAGES
     )
     assert [name for name in named if name not in examples and not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_name_keys_that_a_recipe_has(page: Path) -> None:
+    sections = "|".join(recipe.SECTIONS)
+    named = set(re.findall(rf"[` ](?:--)?((?:{sections})\.\w+)", page.read_text()))
+    files = {name for name in named if name.endswith((".py", ".png", ".md"))}
+    assert named - files - set(recipe.key_names(Recipe)) == set()
+
+
+def test_the_views_have_the_columns_that_the_page_names(tmp_path: Path) -> None:
+    con = catalog.connect(str(tmp_path))
+    for view, row in table("concepts.md", "view", "a row is"):
+        columns = {name for name, *_ in con.execute(f"DESCRIBE {view}").fetchall()}
+        assert set(re.findall(r"`(\w+)`", row)) <= columns, view

@@ -82,8 +82,11 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     if name == "yolo":
         from gpo_data.evaluators.yolo import YoloEvaluator
 
-        if recipe.task.kind == "text":
-            raise UsageError("evaluators: yolo counts the class of task.kind count or align, found task.kind text")
+        if "target_class" not in TASKS[recipe.task.kind].columns:
+            kinds = " or ".join(kind for kind, task in TASKS.items() if "target_class" in task.columns)
+            raise UsageError(
+                f"evaluators: yolo counts the class of task.kind {kinds}, found task.kind {recipe.task.kind}"
+            )
         return YoloEvaluator(recipe.yolo)
     if name == "boxes":
         from gpo_data.evaluators.boxes import BoxesEvaluator

@@ -13,10 +13,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
-from gpo_data.lake import catalog
+from gpo_data.lake import catalog, rewards
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
@@ -61,7 +62,7 @@ class Lake:
 
     def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
         """The answer to a query over `members`, `groups`, `shards` and `datasets`."""
-        return catalog.connect(self.path).sql(query, params=parameters).to_arrow_table()
+        return _answer(catalog.connect(self.path), query, parameters or [], "query", query)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Dataset:
         """
         con = catalog.scored(catalog.connect(self.lake.path, self.name), reward, self.name)
         query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
-        return con.sql(query, params=[self.name]).to_arrow_table()
+        return _answer(con, query, [self.name], "where", where)
 
     def groups(self, reward: str | None = None, where: str | None = None, relabel: str | None = None) -> Reader:
         """A torch Dataset of the groups that are worth learning from, with their advantages. Raises UsageError.
@@ -94,3 +95,10 @@ class Dataset:
         con = catalog.connect(self.lake.path, self.name)
         targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
         return Reader(self.lake.path, catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets))
+
+
+def _answer(con: duckdb.DuckDBPyConnection, query: str, parameters: list[Any], key: str, asked: str) -> pa.Table:
+    try:
+        return con.sql(query, params=parameters).to_arrow_table()
+    except duckdb.Error as error:
+        raise UsageError(f"{key}: {asked!r}: {rewards.one_line(error)}") from None

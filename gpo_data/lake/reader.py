@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """A group: its own record first, then those that it borrows members from (see catalog.relabel)."""
+    """A group: its own record first, then those that it borrows members from (see catalog.relabelled)."""
 
     key: str
     prompt: str

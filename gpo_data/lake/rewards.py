@@ -28,8 +28,10 @@ def add_macros(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def named() -> list[str]:
-    """Names of the rewards that rewards.sql defines, `text_exact`, `count_relaxed`, ..."""
-    return re.findall(r"MACRO ((?:text|count|color|class)_(?!fold)\w+)", MACROS.read_text(encoding="utf-8"))
+    """Names of the rewards that rewards.sql defines, `text_exact`, `count_relaxed`, ...; helpers begin with `_`."""
+    asked = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE NOT internal AND function_type = 'macro'"
+    names = [row[0] for row in _database().cursor().execute(asked).fetchall()]
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def check(reward: str, columns: dict[str, pa.DataType]) -> None:

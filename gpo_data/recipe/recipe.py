@@ -11,7 +11,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gpo_data import hardware
 from gpo_data.recipe.checks import Count, Seed, check, expect
@@ -47,7 +49,7 @@ class Recipe:
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
         relabel: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
-            group in training and are judged against its target; see catalog.relabel.
+            group in training and are judged against its target; see catalog.relabelled.
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.
@@ -59,7 +61,7 @@ class Recipe:
     policy: str | None = None
     lake: str = "lake"
     seed: Seed = 0
-    group_size: Count = 32
+    group_size: Annotated[int, Field(ge=2)] = 32
     groups_per_shard: Count = 8
     task: Task = field(default_factory=Task)
     sampler: Sampler = field(default_factory=Sampler)
@@ -81,7 +83,6 @@ class Recipe:
         check(self)
         named = self.name is None or NAME.fullmatch(self.name) is not None
         expect(named, "name", "letters a-z, digits, '-' and '_'", self.name)
-        expect(self.group_size >= 2, "group_size", "2 or more (a group of one has no better half)", self.group_size)
         one_of = f"{', '.join(EVALUATORS)} or module:function"
         expect(bool(self.evaluators), "evaluators", f"at least one of {one_of}, as in [ocr]", self.evaluators)
         for name in self.evaluators:

@@ -9,6 +9,7 @@ A new task is one file that makes a `TaskKind`, and one line in tasks/__init__.p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,4 +47,5 @@ class TaskKind:
 
     def reads(self) -> set[str]:
         """Columns without which `exact` and `level` cannot be computed."""
-        return {*self.measured, *(name for name in self.columns if name in self.exact + self.level)}
+        words = set(re.findall(r"\w+", f"{self.exact} {self.level}"))
+        return {*self.measured, *(words & self.columns.keys())}

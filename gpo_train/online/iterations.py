@@ -84,7 +84,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]:
-    """The prompts of an iteration; see Online.choose. Raises UsageError."""
+    """The prompts of an iteration; see Online.prompt_selection. Raises UsageError."""
     count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
     if online.prompt_selection == "same":
         return _all(recipe, count)
