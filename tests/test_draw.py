@@ -88,6 +88,7 @@ def test_interrupted_and_resumed_equals_never_interrupted(
     with pytest.raises(Interrupted):
         for shard in shards:
             generator.draw(shard)
+            stop.wait(60)  # until the first group is on the stage
     generator.close()
     assert len(list(folder.glob("shard-*.parquet"))) < 3
     draw(made, quiet())

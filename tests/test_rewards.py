@@ -171,7 +171,7 @@ def test_scores_keep_the_order_and_drop_what_is_not_finite():
 @pytest.mark.parametrize(
     ("reward", "says"),
     [
-        ("text_edit(target, ocr_txt)", "ocr_txt.*columns: target, ocr_text, target_count.*named rewards: text_exact"),
+        ("text_edit(target, ocr_txt)", "ocr_txt.*columns: target, ocr_text, target_count.*named rewards: .*text_exact"),
         ("txt_edit(target, ocr_text)", "text_edit"),
         ("avg(length(target))", "an aggregate"),
         ("target", "found type string"),
