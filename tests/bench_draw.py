@@ -4,7 +4,7 @@ By hand: for each prompt, `pipe(prompt, num_images_per_prompt=G)`, OCR inline, `
 shards`' own generator, batches across prompts, measuring and writing beside the drawing. The two take turns; the
 figure is the ratio of the medians.
 
-    python tests/bench_draw.py [--prompts 8] [--rounds 3] [--group_size 32]
+    python tests/bench_draw.py [--prompts 32] [--rounds 2] [--group_size 32]
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def png(image: Image.Image) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--group_size", type=int, default=32)
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {"by hand": [], "gpo-data": []}
