@@ -11,6 +11,7 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     return parser, dict(verbs.choices)
 
 
+@functools.cache
 def _recipe_help() -> str:
     if not {"-h", "--help"} & set(sys.argv):
         return ""  # building it takes a moment, and only help shows it

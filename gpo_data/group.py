@@ -26,17 +26,10 @@ from PIL import Image
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from gpo_data.prompt import Prompt
+
 OK = "ok"
 LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What to draw: `target` holds the task's target columns, for example {"target": "KITE", "color": "red"}."""
-
-    prompt_id: str
-    text: str
-    target: dict[str, str | int]
 
 
 @dataclass
@@ -56,11 +49,6 @@ class Group:
     @property
     def size(self) -> int:
         return len(self.seeds)
-
-
-def prompt_id(text: str) -> str:
-    """12 hex digits of blake2b of the prompt's text."""
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def member_seed(recipe_seed: int, task: str, prompt_id: str, member: int) -> int:

@@ -17,8 +17,8 @@ from gpo_data import audit, recipe
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build
 from gpo_data.generation.generate import draw
-from gpo_data.group import Prompt
 from gpo_data.lake import manifest as dataset
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task, Yolo
 from gpo_data.split import held_out
 from gpo_data.tasks import align, count

@@ -21,8 +21,9 @@ from gpo_data import audit, recipe
 from gpo_data.audit import galleries, members, page, statistics, wording
 from gpo_data.audit.show import load_groups
 from gpo_data.errors import RunError, UsageError
-from gpo_data.group import Group, Prompt, group_key, member_seed, prompt_id
+from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import shard
+from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.tiny import render, words
 from gpo_train.evaluation import evaluate
 from gpo_train.evaluation import report as eval_report

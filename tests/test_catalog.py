@@ -19,11 +19,12 @@ from prompt_toolkit.output import DummyOutput
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.measure import measure
-from gpo_data.group import Group, Prompt
+from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake import shell as query
 from gpo_data.lake.manifest import measured
 from gpo_data.lake.shard import claim, commit, sidecar_schema, stage, tar_path
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from gpo_data.errors import RunError
-from gpo_data.group import Group, Prompt, from_sample, member_seed, prompt_id, to_sample
+from gpo_data.group import Group, from_sample, member_seed, to_sample
 from gpo_data.lake.record import Record
 from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import claim, commit, stage
 from gpo_data.lake.verify import repair, verify
+from gpo_data.prompt import Prompt, prompt_id
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string()}
 

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
-from gpo_data.group import Prompt
 from gpo_data.lake.shard import sidecar_schema
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS
 

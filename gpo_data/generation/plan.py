@@ -11,7 +11,8 @@ import hashlib
 from dataclasses import dataclass
 
 from gpo_data.errors import UsageError
-from gpo_data.group import Prompt, group_key, member_seed
+from gpo_data.group import group_key, member_seed
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 

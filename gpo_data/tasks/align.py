@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.group import Prompt, prompt_id
+from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import count, sources
 from gpo_data.tasks.base import TaskKind

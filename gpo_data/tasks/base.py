@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gpo_data.group import Prompt
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Task
 
 

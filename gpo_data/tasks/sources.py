@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
-from gpo_data.group import Prompt, prompt_id
+from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.split import held_out
 

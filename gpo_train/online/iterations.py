@@ -19,10 +19,10 @@ from typing import Any
 
 from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
-from gpo_data.group import Prompt
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe
 from gpo_data.tasks import TASKS, TaskKind
 

@@ -1,0 +1,20 @@
+"""A prompt and its target; without torch, so that a recipe can be checked and help shown at once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw: `target` holds the task's target columns, for example {"target": "KITE", "color": "red"}."""
+
+    prompt_id: str
+    text: str
+    target: dict[str, str | int]
+
+
+def prompt_id(text: str) -> str:
+    """12 hex digits of blake2b of the prompt's text."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
