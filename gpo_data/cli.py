@@ -52,9 +52,9 @@ def audit(recipe: Recipe, options: argparse.Namespace) -> int:
 
 def sql(recipe: Recipe, options: argparse.Namespace) -> int:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
-    from gpo_data.lake import shell as query
+    from gpo_data.lake import shell
 
-    query.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
+    shell.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
     return 0
 
 

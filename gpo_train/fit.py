@@ -12,11 +12,8 @@ import dataclasses
 import logging
 import shutil
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from rich.console import Console
 
 from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import GroupDataModule, GroupsOf
@@ -50,10 +48,9 @@ class Stopped(Exception):
 
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline") -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
-    settings = train_settings(recipe, mode)
     name = name or f"{recipe.name}-{mode}"
     begun = (RUNS / name / "run.json").is_file()
-    recipe = settle(recipe, RUNS / name, [] if begun or mode == "online" else dataset_names(recipe, settings))
+    recipe = settle(recipe, RUNS / name, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
     iterations = recipe.online.iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
@@ -129,20 +126,6 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
             f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
     return run
-
-
-@contextmanager
-def same_signals() -> Iterator[None]:
-    """Afterwards Ctrl-C and SIGTERM are the caller's again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def processes_of(settings: Train) -> int:

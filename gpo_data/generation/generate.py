@@ -141,9 +141,24 @@ def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with same_signals():
+        for number in SIGNALS:
+            signal.signal(number, handle)
         yield stop
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def same_signals() -> Iterator[None]:
+    """Afterwards Ctrl-C and SIGTERM are the caller's again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -198,7 +198,7 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
 
 
 def digest(table: pa.Table) -> str:
-    """Of a snapshot's content; the advantages are a function of what is hashed."""
+    """Of a snapshot's content; the advantages follow from it, or, with `members`, from the dataset's whole groups."""
     state = hashlib.blake2b(digest_size=16)
     state.update("\0".join(table["group_key"].to_pylist()).encode())
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):

@@ -146,21 +146,8 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
-    names = [
-        "dataset",
-        "group_key",
-        "prompt",
-        "member",
-        "seed",
-        "reward",
-        "advantage",
-        "tar",
-        "offset",
-        "size",
-        "crc32",
-    ]
     by_group: dict[tuple[str, str], list[dict]] = {}
-    for row in table.select(names).to_pylist():
+    for row in table.select([*catalog.SNAPSHOT, "advantage"]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():

@@ -95,7 +95,7 @@ class Recipe:
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
         plain, sampler = dataclasses.asdict(Sampler()), dataclasses.asdict(self.sampler)
-        if self.sampler.dtype == "auto":  # as this machine draws; a dataset that exists has its own: dataset.settle
+        if self.sampler.dtype == "auto":  # as this machine draws; a dataset that exists has its own: manifest.settle
             sampler["dtype"] = hardware.dtype_for("auto", hardware.device_of(self.sampler.device))
         fields: dict[str, Any] = {
             f"sampler.{k}": v for k, v in sampler.items()

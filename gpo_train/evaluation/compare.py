@@ -76,7 +76,7 @@ def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
 def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
     """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
     run.expect_online("`eval` compares others")
-    recipe, settings, summaries = settle(recipe, run.folder, []), recipe.eval, history(run.folder)
+    recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
     weights = [(one.number, one.name, one.policy) for one in iterations]
     if run.policy.is_dir():
@@ -85,10 +85,10 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
     for number, name, folder in weights:
         if not folder.is_dir():  # pruned by online.keep_last
             continue
-        base, policy = evaluate.eval_recipes(recipe, name, folder, settings)
+        base, policy = evaluate.eval_recipes(recipe, name, folder, recipe.eval)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
-        found = evaluate.compare(recipe, base, policy, settings, evaluate.members(recipe, base, policy))
+        found = evaluate.compare(recipe, base, policy, recipe.eval, evaluate.members(recipe, base, policy))
         images = sum(one["images"] for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
         if not made:

@@ -38,7 +38,7 @@ from gpo_train.run import Run, settle
 
 def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
-    from gpo_train.evaluation import report as eval_report
+    from gpo_train.evaluation import report
 
     card, settings = run.card(), recipe.eval
     recipe = settle(recipe, run.folder, [])
@@ -52,10 +52,10 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     sides = members(recipe, base, policy)
     found |= compare(recipe, base, policy, settings, sides)
     write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
-    eval_report.terminal(found, console)
+    report.terminal(found, console)
     right = [{key for key, one in side.items() if one["exact"]} for side in sides]
-    grid = eval_report.grid(recipe, str(base.name), str(policy.name), right, run.folder / "eval.png")
-    page = eval_report.page(found, grid, run.folder / "eval.html")
+    grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / "eval.png")
+    page = report.page(found, grid, run.folder / "eval.html")
     console.print(f"page: {page}", soft_wrap=True)
     return found
 
