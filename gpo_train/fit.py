@@ -34,7 +34,7 @@ from gpo_train.export import save_policy
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
 from gpo_train.online.iterations import history
-from gpo_train.policy import Policy
+from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
 from gpo_train.run import RUNS, Run, open_run, settle
 from gpo_train.settings import train_settings
@@ -135,10 +135,8 @@ def processes_of(settings: Train) -> int:
 
 
 def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> models.Model:
-    """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
-    half = settings.tuning == "lora" and settings.precision == "bfloat16"
-    sampler = dataclasses.replace(recipe.sampler, dtype="bfloat16" if half else "float32")
-    model = models.load(model_folder, sampler, for_training=True)
+    """The model in the precision that trains, with the recipe's policy in it."""
+    model = open_for_training(model_folder, recipe.sampler, settings)
     if recipe.policy:
         models.load_policy_weights(model, models.policy_folder(recipe.policy))
     return model

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Conditioning, Model
 from gpo_data.recipe import Sampler, Train
 from gpo_train.noise import NoiseSamples
+
+
+def open_for_training(folder: Path, sampler: Sampler, settings: Train) -> Model:
+    """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
+    half = settings.tuning == "lora" and settings.precision == "bfloat16"
+    return models.load(folder, dataclasses.replace(sampler, dtype="bfloat16" if half else "float32"), for_training=True)
 
 
 class Policy(nn.Module):
@@ -91,9 +98,7 @@ class Policy(nn.Module):
         settings = dataclasses.replace(
             settings, precision=precision, reference_update=settings.reference_update or "never"
         )
-        half = settings.tuning == "lora" and precision == "bfloat16"
-        stored = dataclasses.replace(sampler, dtype="bfloat16" if half else "float32")
-        return cls(models.load(models.resolve(model), stored, for_training=True), settings)
+        return cls(open_for_training(models.resolve(model), sampler, settings), settings)
 
     def error_difference(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
         """s [k, n]: the policy's error less the reference's, of every sample and member, with the policy's gradient."""
