@@ -74,10 +74,10 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(READY) ## shares of the machine's own product; drawing and training against hand-written loops; SQL over 10 million members
-	@$(BIN)/python tests/bench_machine.py && $(BIN)/python tests/bench_draw.py && $(BIN)/python tests/bench_train.py && $(BIN)/python tests/bench_catalog.py
+	@$(BIN)/python -m tests.bench.machine && $(BIN)/python -m tests.bench.draw && $(BIN)/python -m tests.bench.train && $(BIN)/python -m tests.bench.catalog
 
 bench-gpu: $(READY) ## real sizes on a GPU: drawing, a step, an online iteration; ARGS="--tiny" tries it on the CPU
-	@$(BIN)/python tests/bench_gpu.py $(ARGS)
+	@$(BIN)/python -m tests.bench.gpu $(ARGS)
 
 tiny: $(READY) ## train the tiny world's models from nothing (hours on 2 cores)
 	@$(BIN)/python -m gpo_data.tiny recipes/tiny.yaml --out runs/tiny $(ARGS)

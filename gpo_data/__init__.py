@@ -18,8 +18,14 @@ __version__ = "0.2.0"
 __all__ = ["Evaluator", "Group", "Lake", "Recipe", "Sampler", "Task"]
 
 # Name -> module, imported when it is asked for: torch alone takes seconds.
-_PUBLIC = {"Evaluator": "gpo_data.evaluators", "Group": "gpo_data.group", "Lake": "gpo_data.lake.lake",
-           "Recipe": "gpo_data.recipe", "Sampler": "gpo_data.recipe", "Task": "gpo_data.recipe"}  # fmt: skip
+_PUBLIC = {
+    "Evaluator": "gpo_data.evaluators",
+    "Group": "gpo_data.group",
+    "Lake": "gpo_data.lake.lake",
+    "Recipe": "gpo_data.recipe",
+    "Sampler": "gpo_data.recipe",
+    "Task": "gpo_data.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

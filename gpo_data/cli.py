@@ -124,18 +124,25 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, function in VERBS.items():
         verb = verbs.add_parser(
-            name, help=function.__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+            name,
+            help=function.__doc__,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             description=f"{name}: {function.__doc__}",
             epilog="Every key of the recipe can be overridden:\n\n" + _recipe_help(),
-        )  # fmt: skip
+        )
         verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
         if name == "sql":
             verb.add_argument("query", nargs="?", help="SQL; without it, an interactive prompt")
             verb.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
             verb.add_argument("--out", type=Path, help="write there instead of printing")
         if name == "measure":
-            verb.add_argument("--evaluator", action="append", metavar="NAME",
-                              help=f"{', '.join(recipes.EVALUATORS)}; default: those of the recipe")  # fmt: skip
+            verb.add_argument(
+                "--evaluator",
+                action="append",
+                metavar="NAME",
+                help=f"{', '.join(recipes.EVALUATORS)}; default: those of the recipe",
+            )
         if name == "verify":
             verb.add_argument("--redraw", type=int, default=0, metavar="N", help="draw N members again and compare")
             verb.add_argument("--repair", action="store_true", help="quarantine what is damaged")

@@ -104,14 +104,28 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = argparse.ArgumentParser("gpo-train", description=__doc__, formatter_class=style, allow_abbrev=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, function in VERBS.items():
-        verb = verbs.add_parser(name, help=function.__doc__, description=f"{name}: {function.__doc__}",
-                                epilog=_settings_help(name), formatter_class=style, allow_abbrev=False)  # fmt: skip
+        verb = verbs.add_parser(
+            name,
+            help=function.__doc__,
+            description=f"{name}: {function.__doc__}",
+            epilog=_settings_help(name),
+            formatter_class=style,
+            allow_abbrev=False,
+        )
         verb.add_argument("recipe", help="for example recipes/text-tiny.yaml")
-        verb.add_argument("--run", metavar="NAME", help="folder in runs/; default: " + (
-            "<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"))  # fmt: skip
+        verb.add_argument(
+            "--run",
+            metavar="NAME",
+            help="folder in runs/; default: "
+            + ("<recipe>-<mode>" if name == "fit" else "the newest of this recipe and mode"),
+        )
         mode = "online" if name in ("watch", "average") else "offline"
-        verb.add_argument("--mode", choices=("offline", "online"), default=mode,
-                          help="who draws the groups: `gpo-data shards`, before, or the policy itself")  # fmt: skip
+        verb.add_argument(
+            "--mode",
+            choices=("offline", "online"),
+            default=mode,
+            help="who draws the groups: `gpo-data shards`, before, or the policy itself",
+        )
         if name == "watch":
             verb.add_argument(
                 "--follow", action="store_true", help="again every ten seconds until the run has finished"

@@ -28,9 +28,15 @@ GroupsOf = Callable[[int], Reader]  # the reader of an epoch
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
     """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and `train.members_per_group`."""
     return catalog.snapshot(
-        catalog.connect(recipe.lake, dataset), dataset, recipe.reward, where, keep_dead, recipe.relabel,
-        tuple(TASKS[recipe.task.kind].columns), recipe.train.members_per_group,
-    )  # fmt: skip
+        catalog.connect(recipe.lake, dataset),
+        dataset,
+        recipe.reward,
+        where,
+        keep_dead,
+        recipe.relabel,
+        tuple(TASKS[recipe.task.kind].columns),
+        recipe.train.members_per_group,
+    )
 
 
 class GroupLoader:

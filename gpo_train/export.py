@@ -71,8 +71,11 @@ def export(run: Run, out: Path) -> Path:
         return out
     base = models.resolve(card["recipe"]["model"], card["recipe"]["revision"])
     denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
-    wanted = {name for name, value in json.loads((base / "model_index.json").read_text()).items()
-              if isinstance(value, list) and value[0] and name != denoiser}  # fmt: skip
+    wanted = {
+        name
+        for name, value in json.loads((base / "model_index.json").read_text()).items()
+        if isinstance(value, list) and value[0] and name != denoiser
+    }
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy2(base / "model_index.json", out)
     for name in sorted(wanted):

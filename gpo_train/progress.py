@@ -81,7 +81,9 @@ class TrainLog(_Left):
         now = time.monotonic()
         if now - self._printed > EVERY or trainer.is_last_batch:
             self._printed = now
-            shown = "  ".join(f"{k} {f'{v:.3g}' if isinstance(v, float) else v}"
-                              for k, v in self.get_metrics(trainer, pl_module).items())  # fmt: skip
+            shown = "  ".join(
+                f"{k} {f'{v:.3g}' if isinstance(v, float) else v}"
+                for k, v in self.get_metrics(trainer, pl_module).items()
+            )
             step = f"step {trainer.global_step}/{self.total_steps()}  epoch {trainer.current_epoch}"
             self._console.print(f"{step}  {shown}", soft_wrap=True)

@@ -33,8 +33,15 @@ RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
 FREE = ("eval", "lake")
 FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
-FREE_TRAIN = ("micro_batch_size", "workers", "checkpoint_steps", "loggers", "trainer", "gradient_checkpointing",
-              "reference_offload")  # fmt: skip
+FREE_TRAIN = (
+    "micro_batch_size",
+    "workers",
+    "checkpoint_steps",
+    "loggers",
+    "trainer",
+    "gradient_checkpointing",
+    "reference_offload",
+)
 
 
 @dataclass(frozen=True)
@@ -137,11 +144,16 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
 def refuse_older(run: Run) -> None:
     """Raise UsageError if the run was begun under keys that have other names now."""
     recipe = run.card()["recipe"]
-    older = [key for key in RENAMED if key in recipe or key in {f"{s}.{k}" for s in ("train", "online")
-                                                                for k in recipe.get(s, {})}]  # fmt: skip
+    older = [
+        key
+        for key in RENAMED
+        if key in recipe or key in {f"{s}.{k}" for s in ("train", "online") for k in recipe.get(s, {})}
+    ]
     if older:
-        raise UsageError(f"run {run.folder} was begun by gpo 0.1, whose recipes had other keys ({', '.join(older)}); "
-                         f"train under another name (--run NAME), or go on with that version")  # fmt: skip
+        raise UsageError(
+            f"run {run.folder} was begun by gpo 0.1, whose recipes had other keys ({', '.join(older)}); "
+            f"train under another name (--run NAME), or go on with that version"
+        )
 
 
 def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -153,8 +165,10 @@ def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> No
     differing = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {before.get(k)!r} there, {after.get(k)!r} now" for k in differing)
-        raise UsageError(f"run {run.folder} has checkpoints of another recipe; train under another name (--run NAME), "
-                         f"or remove the folder. It differs in {listed}")  # fmt: skip
+        raise UsageError(
+            f"run {run.folder} has checkpoints of another recipe; train under another name (--run NAME), "
+            f"or remove the folder. It differs in {listed}"
+        )
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -24,16 +24,27 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         raise UsageError(f"recipe {recipe.name}: {key}: {found}: {why}")
 
     if recipe.policy and made.tuning == "lora":  # what it learns would be relative to both
-        refuse("policy", recipe.policy, "a LoRA is trained on a model of its own; `gpo-train export` that policy, set "
-               "model: to the folder, and leave policy: out")  # fmt: skip
+        refuse(
+            "policy",
+            recipe.policy,
+            "a LoRA is trained on a model of its own; `gpo-train export` that policy, set "
+            "model: to the folder, and leave policy: out",
+        )
     if mode == "offline":
         return made
     if made.datasets is not None or made.sequential:
-        refuse("train.datasets, train.sequential", made.datasets, "online trains on what it draws; leave them out, or "
-               "use --mode offline")  # fmt: skip
+        refuse(
+            "train.datasets, train.sequential",
+            made.datasets,
+            "online trains on what it draws; leave them out, or use --mode offline",
+        )
     if made.reference == "stored" and made.reference_update == "never":
-        refuse("train.reference", "stored", "a base that never moves cannot be asked about pictures that are not drawn "
-               "yet; use `frozen`, `adapters`, or train.reference_update: iteration")  # fmt: skip
+        refuse(
+            "train.reference",
+            "stored",
+            "a base that never moves cannot be asked about pictures that are not drawn "
+            "yet; use `frozen`, `adapters`, or train.reference_update: iteration",
+        )
     if online.rollout_policy == "ema" and made.ema_decay is None:
         refuse("online.rollout_policy", "ema", "there is no average; set train.ema_decay, such as 0.99")
     return dataclasses.replace(made, epochs=online.iterations * online.epochs_per_iteration)

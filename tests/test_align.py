@@ -41,8 +41,10 @@ def test_scenes_are_a_third_of_each_aspect() -> None:
 
 
 def test_the_split_is_by_the_sentence() -> None:
-    sides = {split: {p.text for p in prompts(grammar="scenes", num_prompts=300, split=split)}
-             for split in ("train", "heldout")}  # fmt: skip
+    sides = {
+        split: {p.text for p in prompts(grammar="scenes", num_prompts=300, split=split)}
+        for split in ("train", "heldout")
+    }
     assert all(held_out(text.lower()) == (split == "heldout") for split, texts in sides.items() for text in texts)
     assert not sides["train"] & sides["heldout"]
 
@@ -74,8 +76,10 @@ def test_rows_keep_what_they_say_of_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     assert [p.target for p in prompts(prompts=str(path), num_prompts=None, split="all")] == [
-        {}, {"target_class": "cup", "target_count": 2, "color": "red", "aspect": "binding"}, {}
-    ]  # fmt: skip
+        {},
+        {"target_class": "cup", "target_count": 2, "color": "red", "aspect": "binding"},
+        {},
+    ]
 
 
 def test_boxes_of_rendered_scenes_hold_what_was_asked() -> None:
@@ -116,8 +120,15 @@ def test_a_thing_has_its_own_class_and_colour() -> None:
 
 def test_draws_and_audits(random_sd3: Path, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[1] / "recipes" / "align-tiny.yaml"
-    changes = {"model": random_sd3, "lake": tmp_path, "group_size": 4, "task.num_prompts": 3,
-               "sampler.num_inference_steps": 2, "sampler.dtype": "float32", "sampler.device": "cpu"}  # fmt: skip
+    changes = {
+        "model": random_sd3,
+        "lake": tmp_path,
+        "group_size": 4,
+        "task.num_prompts": 3,
+        "sampler.num_inference_steps": 2,
+        "sampler.dtype": "float32",
+        "sampler.device": "cpu",
+    }
     made = recipe.load(shipped, [f"--{key}={value}" for key, value in changes.items()])
     assert dataset.measured(made)["boxes.weights"] == "tiny"
     folder = draw(made, Console(quiet=True))

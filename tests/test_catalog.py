@@ -33,13 +33,23 @@ COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 def rows_of(group: int, rewards: list[float | None], target: str = "AB") -> list[dict]:
     return [
         {
-            "group_key": f"text-{group:08d}", "prompt_id": f"p{group}", "prompt": f"prompt {group}", "target": target,
-            "color": None, "member": i, "seed": 100 * group + i, "ocr_text": "AB" if r == 1 else "AX",
-            "reward": r, "status": "ok" if r is not None else "failed: no picture", "tar": "shard-000000.tar",
-            "offset": 0, "size": 10, "crc32": 7,
+            "group_key": f"text-{group:08d}",
+            "prompt_id": f"p{group}",
+            "prompt": f"prompt {group}",
+            "target": target,
+            "color": None,
+            "member": i,
+            "seed": 100 * group + i,
+            "ocr_text": "AB" if r == 1 else "AX",
+            "reward": r,
+            "status": "ok" if r is not None else "failed: no picture",
+            "tar": "shard-000000.tar",
+            "offset": 0,
+            "size": 10,
+            "crc32": 7,
         }
         for i, r in enumerate(rewards)
-    ]  # fmt: skip
+    ]
 
 
 def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None = None, files=None) -> None:
@@ -88,15 +98,19 @@ def test_views(lake):
         ("a", "shard-000000", 4),
         ("a", "shard-000001", 4),
     ]
-    groups = con.execute("SELECT group_key, n, failed, mean, std, best_of_n, best_member, dead FROM groups "
-                         "ORDER BY 1").fetchall()  # fmt: skip
+    groups = con.execute(
+        "SELECT group_key, n, failed, mean, std, best_of_n, best_member, dead FROM groups ORDER BY 1"
+    ).fetchall()
     assert groups[0] == ("text-00000000", 2, 0, 0.5, 0.5, 1.0, 1, False)
     assert groups[1][-1] is True and groups[1][4] == 0
     assert groups[2][:4] == ("text-00000002", 3, 1, 0.5) and groups[2][4] == pytest.approx(np.std([0, 1, 0.5]))
-    shards = con.execute("SELECT dataset, shard, groups, members, failed, tar_bytes, tar_sha256, fingerprint "
-                         "FROM shards ORDER BY shard").fetchall()  # fmt: skip
-    assert shards == [("a", "shard-000000", 2, 4, 0, 1024, "ab", "f00d"),
-                      ("a", "shard-000001", 1, 4, 1, 1024, "ab", "f00d")]  # fmt: skip
+    shards = con.execute(
+        "SELECT dataset, shard, groups, members, failed, tar_bytes, tar_sha256, fingerprint FROM shards ORDER BY shard"
+    ).fetchall()
+    assert shards == [
+        ("a", "shard-000000", 2, 4, 0, 1024, "ab", "f00d"),
+        ("a", "shard-000001", 1, 4, 1, 1024, "ab", "f00d"),
+    ]
     assert con.execute("SELECT dataset, fingerprint, fields->>'seed' FROM datasets").fetchall() == [("a", "f00d", "0")]
 
 
@@ -121,8 +135,9 @@ def test_a_group_of_failed_members_is_dead(tmp_path):
 @pytest.mark.parametrize("name", ["it's [a] 'quoted' *lake?", 'dou"ble', "run=5/lake", "ünï code"])
 def test_awkward_paths(tmp_path, name):
     write_shard(str(tmp_path / name / "dataset=007"), 0, rows_of(0, [0.0, 1.0]))
-    write_measure(tmp_path / name / "dataset=007", "clip@1", 0,
-                  [{"group_key": "text-00000000", "member": 1, "clip_score": 0.5}])  # fmt: skip
+    write_measure(
+        tmp_path / name / "dataset=007", "clip@1", 0, [{"group_key": "text-00000000", "member": 1, "clip_score": 0.5}]
+    )
     con = catalog.connect(str(tmp_path / name))
     # A dataset's name stays text, even when it is a number.
     assert con.execute("SELECT dataset, sum(clip_score) FROM members GROUP BY 1").fetchall() == [("007", 0.5)]
@@ -137,11 +152,13 @@ def test_shards_with_different_columns_are_united(tmp_path):
     columns = {"target_count": pa.int32(), "n_detected": pa.int32()}
     write_shard(str(tmp_path / "dataset=b"), 0, counted, columns)
     con = catalog.connect(str(tmp_path))
-    assert con.execute("SELECT dataset, max(ocr_text), max(n_detected) FROM members GROUP BY 1 ORDER BY 1").fetchall() \
-        == [("a", "AX", None), ("b", None, 2)]  # fmt: skip
+    assert con.execute(
+        "SELECT dataset, max(ocr_text), max(n_detected) FROM members GROUP BY 1 ORDER BY 1"
+    ).fetchall() == [("a", "AX", None), ("b", None, 2)]
     con = catalog.scored(con, "count_exact(target_count, n_detected)", "b")
-    assert con.execute("SELECT dataset, sum(reward), sum(failed) FROM shards JOIN members USING (dataset) "
-                       "GROUP BY 1 ORDER BY 1").fetchall() == [("a", 1.0, 0), ("b", 0.0, 0)]  # fmt: skip
+    assert con.execute(
+        "SELECT dataset, sum(reward), sum(failed) FROM shards JOIN members USING (dataset) GROUP BY 1 ORDER BY 1"
+    ).fetchall() == [("a", 1.0, 0), ("b", 0.0, 0)]
 
 
 def test_measures_join_and_the_newest_value_wins(lake):
@@ -153,8 +170,10 @@ def test_measures_join_and_the_newest_value_wins(lake):
     write_measure(folder, "clip@10", 0, [keys | {"member": 0, "clip_score": 0.9, "ocr_text": "ZZ"}])
     write_measure(folder, "odd@1", 0, [keys | {"member": 0, "ocr_text": 5}])
     con = catalog.connect(str(lake))
-    rows = con.execute('SELECT clip_score, ocr_text, "ocr_text__odd@1" FROM members '
-                       "WHERE group_key = 'text-00000000' ORDER BY member").fetchall()  # fmt: skip
+    rows = con.execute(
+        'SELECT clip_score, ocr_text, "ocr_text__odd@1" FROM members '
+        "WHERE group_key = 'text-00000000' ORDER BY member"
+    ).fetchall()
     assert rows == [(0.9, "ZZ", 5), (0.3, "AB", None)]
     assert con.execute("SELECT count(*), count(clip_score) FROM members").fetchall() == [(8, 2)]
 
@@ -184,8 +203,10 @@ def test_another_reward_is_another_relation_and_changes_nothing(lake):
 
 def test_members_say_whether_they_are_exact_and_how_hard_their_prompt_was(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]))
-    counted = [r | {"group_key": "count-00000000", "target_count": 3, "n_detected": n}
-               for r, n in zip(rows_of(0, [0.0, 1.0]), (2, 3), strict=True)]  # fmt: skip
+    counted = [
+        r | {"group_key": "count-00000000", "target_count": 3, "n_detected": n}
+        for r, n in zip(rows_of(0, [0.0, 1.0]), (2, 3), strict=True)
+    ]
     con = catalog.connect(str(tmp_path))
     asked = "SELECT dataset, member, exact, level FROM members ORDER BY ALL"
     levels = con.execute("SELECT DISTINCT level, typeof(exact) FROM members").fetchall()
@@ -193,8 +214,9 @@ def test_members_say_whether_they_are_exact_and_how_hard_their_prompt_was(tmp_pa
     write_shard(str(tmp_path / "dataset=b"), 0, counted, {"target_count": pa.int32(), "n_detected": pa.int32()})
     con = catalog.connect(str(tmp_path))  # two tasks in one lake, each by its own definition
     assert con.execute(f"{asked.replace('FROM members', 'FROM members WHERE dataset = $1')}", ["b"]).fetchall() == [
-        ("b", 0, False, 3), ("b", 1, True, 3)
-    ]  # fmt: skip
+        ("b", 0, False, 3),
+        ("b", 1, True, 3),
+    ]
 
 
 def test_the_extremes_keep_the_advantages_that_they_have_among_all(tmp_path):
@@ -361,8 +383,10 @@ class Brightness:
         self.seen += [int(image[0, 0, 0]) for image in images]
         if self.broken & {int(image[0, 0, 0]) for image in images}:
             raise ValueError("too dark")
-        return [{"brightness": float(image.mean()) + len(target["target"])} for image, target in
-                zip(images, targets, strict=True)]  # fmt: skip
+        return [
+            {"brightness": float(image.mean()) + len(target["target"])}
+            for image, target in zip(images, targets, strict=True)
+        ]
 
 
 @pytest.fixture
@@ -373,13 +397,16 @@ def drawn(tmp_path):
     for g in range(6):
         lost = [g == 0 and m == 3 for m in range(4)]
         group = Group(
-            key=f"text-{g:08d}", prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}),
+            key=f"text-{g:08d}",
+            prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}),
             seeds=[10 * g + m for m in range(4)],
-            latents=torch.zeros(4, 1, 2, 2), conditioning={"prompt_embeds": torch.zeros(1, 2)},
+            latents=torch.zeros(4, 1, 2, 2),
+            conditioning={"prompt_embeds": torch.zeros(1, 2)},
             images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
-            statuses=["failed: no picture" if x else "ok" for x in lost], measurements=[{"ocr_text": "AB"}] * 4,
+            statuses=["failed: no picture" if x else "ok" for x in lost],
+            measurements=[{"ocr_text": "AB"}] * 4,
             rewards=[None if x else 1.0 for x in lost],
-        )  # fmt: skip
+        )
         stage(folder, group)
     columns = {"target": pa.string(), "ocr_text": pa.string()}
     for shard in range(3):

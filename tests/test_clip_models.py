@@ -35,13 +35,20 @@ def save_clip(folder: Path, seed: int) -> CLIPModel:
     letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
     vocabulary = {t: i for i, t in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
-    tower: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-                             "num_attention_heads": 2, "projection_dim": 16, "hidden_act": "gelu"}  # fmt: skip
+    tower: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+        "hidden_act": "gelu",
+    }
     ids = {"bos_token_id": len(letters), "eos_token_id": len(letters) + 1, "pad_token_id": len(letters) + 1}
     config = CLIPConfig(
         text_config=tower | ids | {"vocab_size": len(vocabulary), "max_position_embeddings": TOKENS},
-        vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=16,
-    )  # fmt: skip
+        vision_config=tower | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
     torch.manual_seed(seed)
     model = CLIPModel(config).eval()
     with torch.no_grad():
@@ -158,12 +165,19 @@ def open_clip_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         prefix = "visual." if name.startswith("vision_model.") else ""
         name = name.removeprefix("vision_model.").removeprefix("text_model.")
         for new, old in (
-            ("embeddings.class_embedding", "class_embedding"), ("embeddings.patch_embedding", "conv1"),
-            ("embeddings.position_embedding.weight", "positional_embedding"), ("pre_layrnorm", "ln_pre"),
-            ("embeddings.token_embedding", "token_embedding"), ("post_layernorm", "ln_post"),
-            ("final_layer_norm", "ln_final"), ("encoder.layers", "transformer.resblocks"), ("layer_norm", "ln_"),
-            ("self_attn", "attn"), ("fc1", "c_fc"), ("fc2", "c_proj"),
-        ):  # fmt: skip
+            ("embeddings.class_embedding", "class_embedding"),
+            ("embeddings.patch_embedding", "conv1"),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+            ("pre_layrnorm", "ln_pre"),
+            ("embeddings.token_embedding", "token_embedding"),
+            ("post_layernorm", "ln_post"),
+            ("final_layer_norm", "ln_final"),
+            ("encoder.layers", "transformer.resblocks"),
+            ("layer_norm", "ln_"),
+            ("self_attn", "attn"),
+            ("fc1", "c_fc"),
+            ("fc2", "c_proj"),
+        ):
             name = name.replace(new, old)
         if "q_proj." in name:
             rest = [state[original.replace("q_proj", part)] for part in ("k_proj", "v_proj")]

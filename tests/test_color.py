@@ -47,8 +47,12 @@ def test_white_letters_do_not_count_and_the_larger_colour_wins():
     picture[44:54, 8:18] = COLORS["red"]
     (row,) = COLOR.measure([picture], [{}])
     blue = 32 * 32 - 26 * 26
-    assert row == {"color_seen": "blue", "color_share": blue / (blue + 100), "color_distance": 0.0,
-                   "color_rgb": list(COLORS["blue"])}  # fmt: skip
+    assert row == {
+        "color_seen": "blue",
+        "color_share": blue / (blue + 100),
+        "color_distance": 0.0,
+        "color_rgb": list(COLORS["blue"]),
+    }
 
 
 def test_the_distance_is_that_of_the_mean_colour():

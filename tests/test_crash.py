@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RECIPE
+
+from tests.conftest import RECIPE
 
 PRELOAD = [
     "torch",

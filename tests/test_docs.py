@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import DOCS, FENCED, ROOT, block, blocks, run, table
 from ruamel.yaml import YAML
 
 from gpo_data import recipe
@@ -19,6 +18,7 @@ from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.recipe import Ocr, Recipe, Sampler, Task, reference
 from gpo_data.tasks import TASKS
+from tests.parts.pages import DOCS, FENCED, ROOT, block, blocks, run, table
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
@@ -86,12 +86,18 @@ def own(random_sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Re
         groups_per_shard=2,
         task=Task("sums", num_prompts=3),
         sampler=Sampler(
-            num_inference_steps=2, guidance_scale=1.0, height=64, width=64, max_sequence_length=1, batch_size=6,
-            dtype="float32", device="cpu",
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            height=64,
+            width=64,
+            max_sequence_length=1,
+            batch_size=6,
+            dtype="float32",
+            device="cpu",
         ),
         ocr=Ocr(mode="recognition"),
         **YAML(typ="safe", pure=True).load(block("extending.md", "evaluators:", "yaml")),
-    )  # fmt: skip
+    )
 
 
 def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> None:
@@ -123,8 +129,10 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
     again = dataclasses.replace(own.task, prompts=str(path), num_prompts=None, split="all")
     assert kind.prompts(again, 0) == [group.prompt for group in planned]
     assert kind.prompts(dataclasses.replace(own.task, num_prompts=9), 0)[:3] == kind.prompts(own.task, 0)
-    sides = [{p.text for p in kind.prompts(dataclasses.replace(own.task, split=split, num_prompts=None), 0)}
-             for split in ("train", "heldout", "all")]  # fmt: skip
+    sides = [
+        {p.text for p in kind.prompts(dataclasses.replace(own.task, split=split, num_prompts=None), 0)}
+        for split in ("train", "heldout", "all")
+    ]
     assert not sides[0] & sides[1] and sides[0] | sides[1] == sides[2]
     assert eval_recipes(own, "run", tmp_path, own.eval)[0].task.split == "heldout"
 
@@ -132,20 +140,28 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
 def test_a_model_family_of_ones_own_draws_what_diffusers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
-    from families import PROMPTS, SAMPLER, new_autoencoder, save
     from transformers import UMT5Config, UMT5EncoderModel
 
     from gpo_data import models
     from gpo_data.tiny.pipeline import new_tokenizer
+    from tests.parts.families import PROMPTS, SAMPLER, new_autoencoder, save
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     encoder = UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     transformer = AuraFlowTransformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pos_embed_max_size=64,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
     autoencoder, scheduler = new_autoencoder(scaling_factor=0.13025), FlowMatchEulerDiscreteScheduler(shift=1.73)
     save(AuraFlowPipeline(tokenizer, UMT5EncoderModel(encoder), autoencoder, transformer, scheduler), tmp_path)
 
@@ -160,9 +176,15 @@ def test_a_model_family_of_ones_own_draws_what_diffusers_does(tmp_path: Path, mo
             tmp_path, dataclasses.replace(SAMPLER, guidance_scale=guidance_scale, max_sequence_length=12)
         )
         theirs = plain(
-            PROMPTS, height=64, width=64, num_inference_steps=2, guidance_scale=guidance_scale, max_sequence_length=12,
-            generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)], output_type="latent",
-        ).images  # fmt: skip
+            PROMPTS,
+            height=64,
+            width=64,
+            num_inference_steps=2,
+            guidance_scale=guidance_scale,
+            max_sequence_length=12,
+            generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+            output_type="latent",
+        ).images
         ours = model.draw(model.encode(PROMPTS), [1, 2])
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     assert len(model.decode(ours)) == 2

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from pages import ROOT, block, run, table
 from rich.console import Console
 
 from gpo_data import recipe
@@ -24,6 +23,7 @@ from gpo_data.evaluators import boxes, color, image_stats, ocr, yolo
 from gpo_data.generation.measure import measure
 from gpo_data.recipe import CLIP_SCORERS, EVALUATORS
 from gpo_data.tasks import TASKS
+from tests.parts.pages import ROOT, block, run, table
 
 PAGE = "format.md"
 GROUPS, SIZE, SHARDS = 6, 4, 3  # of the lake that conftest draws
@@ -124,8 +124,10 @@ def test_tar(dataset: Path) -> None:
 
 
 def test_sidecar(dataset: Path) -> None:
-    listed = {"*targets*": columns("task", "text"),
-              "*measurements*": columns("evaluator", "image_stats") + columns("evaluator", "ocr")}  # fmt: skip
+    listed = {
+        "*targets*": columns("task", "text"),
+        "*measurements*": columns("evaluator", "image_stats") + columns("evaluator", "ocr"),
+    }
     expected = [pair for name, kind, _ in table(PAGE, "column", "type") for pair in listed.get(name, [(name, kind)])]
     fingerprint = json.loads((dataset / "dataset.json").read_text())["fingerprint"]
     for sidecar in sorted(dataset.glob("shard-*.parquet")):

@@ -65,9 +65,15 @@ def test_a_member_is_what_the_plain_pipeline_draws(drawn: tuple[recipe.Recipe, P
     pipe = StableDiffusion3Pipeline.from_pretrained(made.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     latents = pipe(
-        row["prompt"], generator=torch.Generator().manual_seed(row["seed"]), num_inference_steps=2, guidance_scale=2.0,
-        height=64, width=64, max_sequence_length=1, output_type="latent",
-    ).images  # fmt: skip
+        row["prompt"],
+        generator=torch.Generator().manual_seed(row["seed"]),
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        height=64,
+        width=64,
+        max_sequence_length=1,
+        output_type="latent",
+    ).images
     torch.testing.assert_close(latents[0], group.latents[row["member"]], rtol=1e-4, atol=1e-4)
 
 
@@ -83,8 +89,15 @@ def test_interrupted_and_resumed_equals_never_interrupted(
     shards, folder_of = plan(made), models.resolve(made.model)
     fields = identity(made, folder_of, shards)
     folder, stop = open_dataset(made, fields), threading.Event()
-    generator = Generator(made, folder, recipe.fingerprint_of(fields), models.load(folder_of, made.sampler),
-                          evaluators.build(made), on_group=lambda group: stop.set(), stop=stop)  # fmt: skip
+    generator = Generator(
+        made,
+        folder,
+        recipe.fingerprint_of(fields),
+        models.load(folder_of, made.sampler),
+        evaluators.build(made),
+        on_group=lambda group: stop.set(),
+        stop=stop,
+    )
     with pytest.raises(Interrupted):
         for shard in shards:
             generator.draw(shard)

@@ -23,7 +23,6 @@ from diffusers import (
     SanaTransformer2DModel,
     SD3Transformer2DModel,
 )
-from families import FAMILIES, PLAIN, PROMPTS, SAMPLER, Family, assert_same_pictures, build, new_sana, new_sd, save
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from rich.console import Console
@@ -32,6 +31,18 @@ from gpo_data import models, recipe
 from gpo_data.errors import UsageError
 from gpo_data.generation import generate as draw
 from gpo_data.lake.verify import verify
+from tests.parts.families import (
+    FAMILIES,
+    PLAIN,
+    PROMPTS,
+    SAMPLER,
+    Family,
+    assert_same_pictures,
+    build,
+    new_sana,
+    new_sd,
+    save,
+)
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -194,10 +205,16 @@ def test_adapters_reach_attention_and_mlp_and_learn(family: Family, tmp_path: Pa
 def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None:
     settings = {**dataclasses.asdict(SAMPLER), **family.settings, "batch_size": 4}
     made = {
-        "model": str(family.folder), "lake": str(tmp_path / "lake"), "group_size": 3, "groups_per_shard": 2,
-        "task": {"kind": "text", "num_prompts": 3}, "sampler": settings, "evaluators": ["ocr"],
-        "ocr": {"mode": "recognition"}, "reward": "text_edit(target, ocr_text)",
-    }  # fmt: skip
+        "model": str(family.folder),
+        "lake": str(tmp_path / "lake"),
+        "group_size": 3,
+        "groups_per_shard": 2,
+        "task": {"kind": "text", "num_prompts": 3},
+        "sampler": settings,
+        "evaluators": ["ocr"],
+        "ocr": {"mode": "recognition"},
+        "reward": "text_edit(target, ocr_text)",
+    }
     path = tmp_path / f"{family.name}.yaml"
     path.write_text(json.dumps(made))  # JSON is YAML
     report = verify(draw.draw(recipe.load(path), Console(quiet=True)))

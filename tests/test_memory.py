@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
-from families import FAMILIES, PROMPTS, SAMPLER, Family, build
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -20,6 +19,7 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe import Sampler, Train
 from gpo_data.recipe.recipe import PLACES, SINCE
 from gpo_train.policy import Policy
+from tests.parts.families import FAMILIES, PROMPTS, SAMPLER, Family, build
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # As recorded before the first of the options in SINCE was there.

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import assert_same_pictures
 
 from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Sampler
+from tests.parts.families import assert_same_pictures
 
-SAMPLER = Sampler(num_inference_steps=3, guidance_scale=1.0, height=64, width=64, max_sequence_length=1,
-                  dtype="float32", device="cpu")  # fmt: skip
+SAMPLER = Sampler(
+    num_inference_steps=3, guidance_scale=1.0, height=64, width=64, max_sequence_length=1, dtype="float32", device="cpu"
+)
 
 
 def test_predict_reproduces_the_pipelines_calls(random_sd3: Path) -> None:

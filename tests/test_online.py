@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RECIPE, killed_at
 from rich.console import Console
 from safetensors.torch import load_file
-from training import equal, weights_of
 
 from gpo_data import recipe
 from gpo_data.errors import UsageError
@@ -32,6 +30,8 @@ from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, choose, history
 from gpo_train.run import Run, newest
 from gpo_train.settings import train_settings
+from tests.conftest import RECIPE, killed_at
+from tests.parts.training import equal, weights_of
 
 TRAIN = """
 train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, groups_per_step: 2, learning_rate: 1.0e-4,
@@ -90,8 +90,11 @@ def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_
     assert tars("a-it0001") != tars("base")
     draw(dataclasses.replace(by_hand, name="again", policy=str(Iteration(run.folder, 1).policy)), quiet())
     assert tars("a-it0001") == tars("again")
-    offline = fit(recipe.load(here, ["--name", "a-it0000", "--train.epochs", "1", "--train.learning_rate", "1e-3"]),
-                  "off", quiet())  # fmt: skip
+    offline = fit(
+        recipe.load(here, ["--name", "a-it0000", "--train.epochs", "1", "--train.learning_rate", "1e-3"]),
+        "off",
+        quiet(),
+    )
     assert losses(offline) == losses(run)[:2] and len(losses(run)) == 6
 
 
@@ -99,8 +102,17 @@ def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_
 def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawing(here: Path, reference: str) -> None:
     extra = ["--train.learning_rate", "1e-3", "--train.reference", reference]
     whole = online(here, *extra)
-    replay = [*extra, "--train.datasets", "a-it*", "--train.sequential", "true", "--train.epochs", "3",
-              "--train.reference_update", "iteration"]  # fmt: skip
+    replay = [
+        *extra,
+        "--train.datasets",
+        "a-it*",
+        "--train.sequential",
+        "true",
+        "--train.epochs",
+        "3",
+        "--train.reference_update",
+        "iteration",
+    ]
     for step in (2, 3):  # after an iteration's last step, and in the middle of one
         with killed_at(step):
             fit(recipe.load(here, replay), "off", quiet())
@@ -118,9 +130,18 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
 def test_killed_while_drawing_and_while_training_equals_never_killed(
     here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:
-    extra = ["--train.tuning", tuning, "--train.ema_decay", "0.5", "--online.rollout_policy", "ema",
-             "--online.replay", "2",
-             "--online.epochs_per_iteration", "2"]  # fmt: skip
+    extra = [
+        "--train.tuning",
+        tuning,
+        "--train.ema_decay",
+        "0.5",
+        "--online.rollout_policy",
+        "ema",
+        "--online.replay",
+        "2",
+        "--online.epochs_per_iteration",
+        "2",
+    ]
     whole = online(here, *extra, name="whole")
     finish = Generator._finish
     drawn: list[str] = []
@@ -168,8 +189,17 @@ def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
     run = Path("runs/a")
     first = choose(made, Online(prompt_selection="unmastered", prompts=2, pool=4), Iteration(run, 0))
     assert first == choose(made, Online(prompts=2), Iteration(run, 0))
-    online(here, "--online.prompt_selection", "unmastered", "--online.prompts", "2", "--online.pool", "4",
-           "--online.iterations", "3")  # fmt: skip
+    online(
+        here,
+        "--online.prompt_selection",
+        "unmastered",
+        "--online.prompts",
+        "2",
+        "--online.pool",
+        "4",
+        "--online.iterations",
+        "3",
+    )
     con = catalog.connect("lake")
     spread = dict(con.execute("SELECT prompt, std FROM groups WHERE dataset IN ('a-it0000', 'a-it0001')").fetchall())
     third = {row[0] for row in con.execute("SELECT prompt FROM groups WHERE dataset = 'a-it0002'").fetchall()}
@@ -192,9 +222,11 @@ def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str])
     assert reason_to_stop([one, one], Online()) is None
     later = one | {"reward": 0.4, "diversity": 0.5, "entropy": 1.0, "dark_fraction": 0.01, "distance": 0.2}
     for rule, said in (
-        ({"stop_plateau": 1}, "of iteration 0"), ({"stop_diversity": 0.6}, "0.50 of the first"),
-        ({"stop_drift": 0.3}, "entropy went from 2.000 to 1.000"), ({"stop_distance": 0.1}, "0.2000 above"),
-    ):  # fmt: skip
+        ({"stop_plateau": 1}, "of iteration 0"),
+        ({"stop_diversity": 0.6}, "0.50 of the first"),
+        ({"stop_drift": 0.3}, "entropy went from 2.000 to 1.000"),
+        ({"stop_distance": 0.1}, "0.2000 above"),
+    ):
         assert said in str(reason_to_stop([one, later], Online(**rule)))  # type: ignore[arg-type]
         assert reason_to_stop([one], Online(**rule)) is None  # type: ignore[arg-type]
     arguments = ["fit", str(here), "--mode", "online", "--online.stop_diversity", "5"]
@@ -240,9 +272,23 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
         alone = weights_of(online(here, name="one"))
     finally:
         torch.set_num_threads(threads)
-    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--mode", "online", "--run", "two",
-               "--train.trainer.devices", "2", "--train.trainer.strategy", strategy,
-               "--train.trainer.accelerator", "cpu"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "gpo_train.cli",
+        "fit",
+        str(here),
+        "--mode",
+        "online",
+        "--run",
+        "two",
+        "--train.trainer.devices",
+        "2",
+        "--train.trainer.strategy",
+        strategy,
+        "--train.trainer.accelerator",
+        "cpu",
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     environment["OMP_NUM_THREADS"] = "1"
     subprocess.run(command, check=True, timeout=500, env=environment)
@@ -309,8 +355,15 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
 
 def test_seeds_of_a_line_are_summed_up() -> None:
     def point(iteration: int, difference: float) -> dict[str, Any]:
-        return {"iteration": iteration, "images": 8, "exact": 0.5 + difference, "difference": difference,
-                "ci95": [0.0, 0.1], "diversity_ratio": 1.0, "color_exact": None}  # fmt: skip
+        return {
+            "iteration": iteration,
+            "images": 8,
+            "exact": 0.5 + difference,
+            "difference": difference,
+            "ci95": [0.0, 0.1],
+            "diversity_ratio": 1.0,
+            "color_exact": None,
+        }
 
     found = {
         "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]},
@@ -320,6 +373,11 @@ def test_seeds_of_a_line_are_summed_up() -> None:
     runs, lines = tables(found)
     assert runs.row_count == 6
     assert [list(column.cells) for column in lines.columns] == [
-        ["x", "x"], ["2", "2"], ["0", "1"], ["+0.0", "+20.0"], ["+0.0", "+10.0"], ["+0.0", "+30.0"]
-    ]  # fmt: skip
+        ["x", "x"],
+        ["2", "2"],
+        ["0", "1"],
+        ["+0.0", "+20.0"],
+        ["+0.0", "+10.0"],
+        ["+0.0", "+30.0"],
+    ]
     assert len(tables({"c": found["c"]})) == 1

@@ -8,10 +8,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from conftest import RECIPE
 from rich.console import Console
 from safetensors.torch import load_file
-from training import equal
 
 from gpo_data import recipe
 from gpo_data.errors import UsageError
@@ -20,6 +18,8 @@ from gpo_data.lake.reader import TrainGroup
 from gpo_data.recipe import Online, Train
 from gpo_train import OnlineRegeneration, Policy, group_loss, sample_noise
 from gpo_train.online.iterations import Iteration
+from tests.conftest import RECIPE
+from tests.parts.training import equal
 
 
 class Mine(L.LightningModule):
@@ -42,8 +42,13 @@ def test_it_works_in_a_trainer_with_a_module_of_ones_own(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(RECIPE.format(model=random_sd3, lake="lake"))
     made = recipe.load(tmp_path / "small.yaml")
-    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False,
-                               "enable_progress_bar": False, "enable_model_summary": False}  # fmt: skip
+    options: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     policy = Policy.load(made.model, Train(tuning="lora", reference="adapters", precision="float32"), made.sampler)
     regeneration = OnlineRegeneration(made, Online(iterations=2, grid_every=0), console=Console(quiet=True))
     L.Trainer(callbacks=[regeneration], **options).fit(Mine(policy))

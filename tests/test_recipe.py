@@ -98,5 +98,6 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_recipe_keys_go_anywhere_on_the_command_line() -> None:
     arguments = ["r.yaml", "--lake", "x", "select 1", "--sampler.guidance_scale=2", "--format", "csv"]
     assert recipe.split_overrides(arguments) == (
-        ["--lake", "x", "--sampler.guidance_scale=2"], ["r.yaml", "select 1", "--format", "csv"]
-    )  # fmt: skip
+        ["--lake", "x", "--sampler.guidance_scale=2"],
+        ["r.yaml", "select 1", "--format", "csv"],
+    )

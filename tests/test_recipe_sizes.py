@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sd35m
 import torch
-from bench_gpu import flops
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
 
@@ -24,6 +22,8 @@ from gpo_data.models.ddpm import DDPM
 from gpo_data.models.flux import lora_targets
 from gpo_data.models.sd3 import SD3
 from gpo_train.settings import train_settings
+from tests.bench.gpu import flops
+from tests.parts import sd35m
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -45,28 +45,66 @@ def sd15() -> UNet2DConditionModel:
 
 def sdxl() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
+        attention_head_dim=[5, 10, 20],
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
-        transformer_layers_per_block=[1, 2, 10], addition_embed_type="text_time", addition_time_embed_dim=256,
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True,
+        transformer_layers_per_block=[1, 2, 10],
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
-    )  # fmt: skip
+    )
 
 
 UNET = {"sample": (1, 4, 64, 64), "timestep": (1,), "encoder_hidden_states": (1, 77, 768)}
-FLUX = {"hidden_states": (1, 1024, 64), "encoder_hidden_states": (1, 512, 4096), "pooled_projections": (1, 768),
-        "timestep": (1,), "guidance": (1,), "img_ids": (1024, 3), "txt_ids": (512, 3)}  # fmt: skip
-SD35M = {"hidden_states": (1, 16, 64, 64), "encoder_hidden_states": (1, 333, 4096), "pooled_projections": (1, 2048),
-         "timestep": (1,)}  # fmt: skip
+FLUX = {
+    "hidden_states": (1, 1024, 64),
+    "encoder_hidden_states": (1, 512, 4096),
+    "pooled_projections": (1, 768),
+    "timestep": (1,),
+    "guidance": (1,),
+    "img_ids": (1024, 3),
+    "txt_ids": (512, 3),
+}
+SD35M = {
+    "hidden_states": (1, 16, 64, 64),
+    "encoder_hidden_states": (1, 333, 4096),
+    "pooled_projections": (1, 2048),
+    "timestep": (1,),
+}
 CASES = {
     "count-sd15": Case(sd15, UNET, DDPM.lora_targets, ("UNet 860 M", "0.80 TFLOP", "6.0 M x 16"), 0.860, 0.80, 6.0),
-    "text-sdxl": Case(sdxl, UNET | {"sample": (1, 4, 128, 128), "encoder_hidden_states": (1, 77, 2048)},
-                      DDPM.lora_targets, ("UNet 2.57 B", "6.8 TFLOP", "42 M x 16"), 2.567, 6.76, 41.9),
-    "text-flux-dev": Case(lambda: FluxTransformer2DModel(guidance_embeds=True), FLUX, lora_targets(38),
-                          ("transformer 11.9 B", "22 TFLOP", "65 M x 16"), 11.901, 21.50, 65.4),
-    "text-sd35m": Case(lambda: sd35m.new_transformer(sd35m.FULL), SD35M, SD3.lora_targets,
-                       ("2.24 B parameters", "2.4 TFLOP", "23 M x 16"), 2.243, 2.44, 23.5),
-}  # fmt: skip
+    "text-sdxl": Case(
+        sdxl,
+        UNET | {"sample": (1, 4, 128, 128), "encoder_hidden_states": (1, 77, 2048)},
+        DDPM.lora_targets,
+        ("UNet 2.57 B", "6.8 TFLOP", "42 M x 16"),
+        2.567,
+        6.76,
+        41.9,
+    ),
+    "text-flux-dev": Case(
+        lambda: FluxTransformer2DModel(guidance_embeds=True),
+        FLUX,
+        lora_targets(38),
+        ("transformer 11.9 B", "22 TFLOP", "65 M x 16"),
+        11.901,
+        21.50,
+        65.4,
+    ),
+    "text-sd35m": Case(
+        lambda: sd35m.new_transformer(sd35m.FULL),
+        SD35M,
+        SD3.lora_targets,
+        ("2.24 B parameters", "2.4 TFLOP", "23 M x 16"),
+        2.243,
+        2.44,
+        23.5,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -126,8 +126,12 @@ def test_class_reward():
 
 @pytest.mark.parametrize("reward", rewards.named())
 def test_what_was_not_measured_has_no_reward(reward):
-    kinds = {"text": (text, ("A", "B")), "count": (count, (1, 2)), "color": (color, ("red", "teal")),
-             "class": (same_class, ("circle", "square"))}  # fmt: skip
+    kinds = {
+        "text": (text, ("A", "B")),
+        "count": (count, (1, 2)),
+        "color": (color, ("red", "teal")),
+        "class": (same_class, ("circle", "square")),
+    }
     call, values = kinds[reward.split("_")[0]]
     assert call(reward, None, values[1]) is None
     assert call(reward, values[0], None) is None
@@ -187,6 +191,10 @@ def test_a_bad_expression_is_one_line_that_names_it(reward, says):
 
 
 def test_good_expressions_pass_the_check():
-    for reward in ("0.8*text_exact(target, ocr_text) + 0.2*text_edit(target, ocr_text)", "target = ocr_text",
-                   "count_relaxed(target_count, n_detected)", "1 -- comment"):  # fmt: skip
+    for reward in (
+        "0.8*text_exact(target, ocr_text) + 0.2*text_edit(target, ocr_text)",
+        "target = ocr_text",
+        "count_relaxed(target_count, n_detected)",
+        "1 -- comment",
+    ):
         rewards.check(reward, COLUMNS)

@@ -134,8 +134,11 @@ def test_json_lines_with_named_columns(tmp_path):
     spec = dict(kind="count", prompts=str(path), prompt_column="caption", target_column="n", class_column="thing")
     every = prompts(**spec, num_prompts=None, split="all")
     assert [p.target for p in every] == [{"target_class": "cat", "target_count": n} for n in range(1, 9)]
-    sides = [prompts(**spec, num_prompts=None, split=s) for s in ("train", "heldout") if s == "train" or
-             any(held_out(f"{n} cat") for n in range(1, 9))]  # fmt: skip
+    sides = [
+        prompts(**spec, num_prompts=None, split=s)
+        for s in ("train", "heldout")
+        if s == "train" or any(held_out(f"{n} cat") for n in range(1, 9))
+    ]
     assert sorted(p.text for side in sides for p in side) == sorted(p.text for p in every)
     with pytest.raises(UsageError, match=r"task\.num_prompts: expected at most 8"):
         prompts(**spec, num_prompts=9, split="all")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import reader_of, train, weights_of
 
 from gpo_data import models, recipe
 from gpo_data.errors import RunError, UsageError
@@ -19,6 +18,7 @@ from gpo_train.module import GPOModule, learning_rate_share
 from gpo_train.noise import epoch_noise
 from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
+from tests.parts.training import reader_of, train, weights_of
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -74,13 +74,17 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
 
 @pytest.mark.parametrize(
     "extra",
-    [["--train.shared_noise", "true"], ["--train.shared_noise", "false"],
-     ["--train.shared_noise", "true", "--train.weighting", "max"],
-     ["--train.shared_noise", "false", "--train.weighting", "max"],
-     ["--train.kl", "0.5"], ["--train.kl", "0.5", "--train.loss", "linear"],
-     ["--train.mean_shift_penalty", "0.5"]],
+    [
+        ["--train.shared_noise", "true"],
+        ["--train.shared_noise", "false"],
+        ["--train.shared_noise", "true", "--train.weighting", "max"],
+        ["--train.shared_noise", "false", "--train.weighting", "max"],
+        ["--train.kl", "0.5"],
+        ["--train.kl", "0.5", "--train.loss", "linear"],
+        ["--train.mean_shift_penalty", "0.5"],
+    ],
     ids=lambda extra: "-".join(extra).replace("--train.", ""),
-)  # fmt: skip
+)
 def test_the_gradient_does_not_depend_on_the_micro_batch(here: Path, tmp_path: Path, extra: list[str]) -> None:
     group = reader_of(here)[0]
     gradients = []

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import killed_at
-from training import equal, reader_of, train, weights_of
 
 from gpo_data.errors import RunError, UsageError
 from gpo_train import cli
 from gpo_train.module import GPOModule
 from gpo_train.policy import Policy
 from gpo_train.run import Run
+from tests.conftest import killed_at
+from tests.parts.training import equal, reader_of, train, weights_of
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -40,13 +40,33 @@ def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [["ddp"], ["fsdp2"], ["fsdp2", "--train.tuning", "lora"],
-                                   ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"]],
-                         ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["ddp"],
+        ["fsdp2"],
+        ["fsdp2", "--train.tuning", "lora"],
+        ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"],
+    ],
+    ids=" ".join,
+)
 def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[str]) -> None:
     alone = weights_of(train(here, *extra[1:], name="one"))
-    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "two", "--train.trainer.devices", "2",
-               "--train.trainer.accelerator", "cpu", "--train.trainer.strategy", *extra]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "gpo_train.cli",
+        "fit",
+        str(here),
+        "--run",
+        "two",
+        "--train.trainer.devices",
+        "2",
+        "--train.trainer.accelerator",
+        "cpu",
+        "--train.trainer.strategy",
+        *extra,
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     run = Run(tmp_path / "runs" / "two")
     with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as process:
@@ -104,8 +124,19 @@ def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_process_that_gets_a_signal_leaves_a_checkpoint(here: Path, tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "signal", "--train.epochs", "200",
-               "--train.reference", "frozen"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "gpo_train.cli",
+        "fit",
+        str(here),
+        "--run",
+        "signal",
+        "--train.epochs",
+        "200",
+        "--train.reference",
+        "frozen",
+    ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         checkpoint = tmp_path / "runs/signal/checkpoints/last.ckpt"
         while not checkpoint.is_file():

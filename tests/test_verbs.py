@@ -13,12 +13,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from families import FAMILIES, PROMPTS, SAMPLER, Family, build
 
 import gpo_data.cli
 import gpo_train.cli
 from gpo_data import models, recipe
 from gpo_train.run import RUNS, Run
+from tests.parts.families import FAMILIES, PROMPTS, SAMPLER, Family, build
 
 # How groups come about: `gpo-train fit`'s own arguments.
 MODES = {"offline": [], "online": ["--mode", "online", "--online.iterations", "2", "--online.grid_every", "0"]}
@@ -47,11 +47,18 @@ def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluators": ["ocr"],
         "ocr": {"mode": "recognition"},
         "reward": "0.5 + 0.5 * text_edit(target, ocr_text) - 0.5 * dark_fraction",
-        "train": {"timesteps_per_image": 2, "num_inner_epochs": 1, "epochs": 1, "learning_rate": 1e-3,
-                  "lora_rank": 2, "loggers": ["csv"],
-                  "gradient_checkpointing": True, "trainer": {"enable_progress_bar": False}},
+        "train": {
+            "timesteps_per_image": 2,
+            "num_inner_epochs": 1,
+            "epochs": 1,
+            "learning_rate": 1e-3,
+            "lora_rank": 2,
+            "loggers": ["csv"],
+            "gradient_checkpointing": True,
+            "trainer": {"enable_progress_bar": False},
+        },
         "eval": {"prompts": 2, "group_size": 2, "bootstrap": 100},
-    }  # fmt: skip
+    }
     path = folder / f"{family.name}.yaml"
     path.write_text(json.dumps(content))  # JSON is YAML
     assert gpo_data.cli.main(["shards", str(path)]) == 0

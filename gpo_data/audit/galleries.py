@@ -70,8 +70,11 @@ def choose(data: Members, figures: Figures) -> list[Gallery]:
         ("Dead, high", "Every member got the same reward, most are right: nothing left to learn.", high),
         ("Random", "Drawn without looking at the reward.", rng.permutation(rest)[:3]),
     ]
-    return [Gallery(title, note, [_shown(data, figures, int(g)) for g in groups])
-            for title, note, groups in wanted if len(groups)]  # fmt: skip
+    return [
+        Gallery(title, note, [_shown(data, figures, int(g)) for g in groups])
+        for title, note, groups in wanted
+        if len(groups)
+    ]
 
 
 def _shown(data: Members, figures: Figures, group: int) -> Shown:

@@ -32,11 +32,16 @@ def render(data: Members, figures: Figures, galleries: list[Gallery]) -> str:
         "svg_uri": svg_uri,
     }
     return environment.get_template("page.html.j2").render(
-        data=data, figures=figures, galleries=galleries, sections=sections(data, figures),
-        facts=facts(data, figures), tiles=tiles(data, figures), opening=wording.opening(data, figures),
+        data=data,
+        figures=figures,
+        galleries=galleries,
+        sections=sections(data, figures),
+        facts=facts(data, figures),
+        tiles=tiles(data, figures),
+        opening=wording.opening(data, figures),
         failures=wording.failures(data),
         drifts=[(wording.drift(d), charts.drift_inside(d), charts.drift_pooled(d), d) for d in figures.drifts],
-    )  # fmt: skip
+    )
 
 
 def sections(data: Members, figures: Figures) -> list[tuple[str, str, str]]:

@@ -44,8 +44,9 @@ def grid(groups: list[Group], scale: int = 2) -> Image.Image:
             x, y = GAP + member % COLUMNS * cell_w, top + LABEL + GAP + member // COLUMNS * cell_h
             if image is not None:
                 picture = Image.fromarray(image)
-                sheet.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST),
-                            (x, y))  # fmt: skip
+                sheet.paste(
+                    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), (x, y)
+                )
             draw.text((x, y + side), caption(group, member), fill="black")
         top += height
     return sheet

@@ -33,8 +33,15 @@ def levels(data: Members, figures: Figures) -> Table:
     for column in ("groups", "reward", "right", f"right in {last}", "dead low", "dead high"):
         table.add_column(column, justify="right")
     for v in figures.levels:
-        table.add_row(v.label, str(v.groups), wording.number(v.mean_reward), wording.percent(v.accuracy),
-                      wording.percent(v.pass_at_group), str(v.dead_low), str(v.dead_high))  # fmt: skip
+        table.add_row(
+            v.label,
+            str(v.groups),
+            wording.number(v.mean_reward),
+            wording.percent(v.accuracy),
+            wording.percent(v.pass_at_group),
+            str(v.dead_low),
+            str(v.dead_high),
+        )
     return table
 
 

@@ -35,11 +35,14 @@ COLUMNS: dict[str, pa.DataType] = {
     "things": pa.list_(
         pa.struct(
             {
-                "class": pa.string(), "color": pa.string(), "confidence": pa.float64(), "box": pa.list_(pa.float64()),
+                "class": pa.string(),
+                "color": pa.string(),
+                "confidence": pa.float64(),
+                "box": pa.list_(pa.float64()),
             }.items()
         )
     ),
-}  # fmt: skip
+}
 
 
 class BoxesEvaluator:
@@ -70,8 +73,14 @@ def _row(image: np.ndarray, detections: list[dict[str, Any]], target: dict[str, 
     things = []
     for detection in detections:
         inside = color.seen(_cut(image, detection["box"]), ground)["color_seen"]
-        things.append({"class": detection["class"], "color": inside, "confidence": detection["confidence"],
-                       "box": detection["box"]})  # fmt: skip
+        things.append(
+            {
+                "class": detection["class"],
+                "color": inside,
+                "confidence": detection["confidence"],
+                "box": detection["box"],
+            }
+        )
     asked = {"class": target.get("target_class"), "color": target.get("color")}
     asked = {name: value for name, value in asked.items() if value is not None}
     right = sum(all(thing[name] == value for name, value in asked.items()) for thing in things)

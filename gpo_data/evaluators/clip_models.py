@@ -149,8 +149,9 @@ def load(settings: Settings, threads: int) -> Measure:
         texts = [str(target["prompt"]) for _, target in batch]
         prompts = list(dict.fromkeys(texts))  # a group has one
         pictures = [Image.fromarray(image) for image, _ in batch]
-        inputs = processor(text=prompts, images=pictures, return_tensors="pt", padding=True, truncation=True,
-                           max_length=longest)  # fmt: skip
+        inputs = processor(
+            text=prompts, images=pictures, return_tensors="pt", padding=True, truncation=True, max_length=longest
+        )
         inputs = {k: inputs[k].to(clip.device) for k in ("input_ids", "attention_mask", "pixel_values")}
         out = model(**inputs)
         asked = torch.tensor([prompts.index(text) for text in texts], device=clip.device)

@@ -71,13 +71,24 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     ]
     skipped = len(judges) * len(committed) - len(work)
     if skipped or not work:
-        console.print(f"skipped {skipped} of {len(judges) * len(committed)} shards that are measured already: "
-                      f"{', '.join(map(folder_name, judges))}", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"skipped {skipped} of {len(judges) * len(committed)} shards that are measured already: "
+            f"{', '.join(map(folder_name, judges))}",
+            soft_wrap=True,
+        )
     written: list[Path] = []
     failures: list[str] = []
-    progress = Progress(TextColumn("measuring"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("groups  {task.fields[line]}"), TimeElapsedColumn(), TextColumn("left"),
-                        TimeRemainingColumn(), console=console, disable=not console.is_terminal)  # fmt: skip
+    progress = Progress(
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("groups  {task.fields[line]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
     total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
     (folder / ".stage").mkdir(exist_ok=True)
     try:
@@ -96,8 +107,10 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
                     written.append(_write(folder, judge, sidecar, rows, len(reasons)))
                     failures += reasons
     except KeyboardInterrupt:
-        console.print(f"interrupted: {len(written)} of {len(work)} shards measured are kept; "
-                      f"the same command goes on from there", soft_wrap=True)  # fmt: skip
+        console.print(
+            f"interrupted: {len(written)} of {len(work)} shards measured are kept; the same command goes on from there",
+            soft_wrap=True,
+        )
         raise
     finally:
         for judge in judges:
@@ -108,8 +121,11 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     if len(written) < len(work):
         console.print("another process has the others; run again to see whether it finished")
     if failures:
-        console.print(f"{len(failures)} members failed, the same command tries them again; the first, {failures[0]}",
-                      soft_wrap=True, markup=False)  # fmt: skip
+        console.print(
+            f"{len(failures)} members failed, the same command tries them again; the first, {failures[0]}",
+            soft_wrap=True,
+            markup=False,
+        )
     return written
 
 

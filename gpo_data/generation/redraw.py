@@ -44,6 +44,13 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
             planned = PlannedGroup(group.key, group.prompt, [row["seed"]])
             drawn = finish_group(recipe, model, judges, planned, latent[None], group.conditioning)
             difference = (latent.float() - group.latents[row["member"]].float()).abs().max().item()
-            found.append({"group_key": group.key, "member": row["member"], "difference": difference,
-                          "reward": group.rewards[row["member"]], "reward_again": drawn.rewards[0]})  # fmt: skip
+            found.append(
+                {
+                    "group_key": group.key,
+                    "member": row["member"],
+                    "difference": difference,
+                    "reward": group.rewards[row["member"]],
+                    "reward_again": drawn.rewards[0],
+                }
+            )
     return found

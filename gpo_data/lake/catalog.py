@@ -123,8 +123,10 @@ def snapshot(
     """
     present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM drawn_members ORDER BY 1").fetchall()]
     if dataset not in present:
-        raise UsageError(f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
-                         f"the lake has: {', '.join(present) or 'none'}")  # fmt: skip
+        raise UsageError(
+            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
+            f"the lake has: {', '.join(present) or 'none'}"
+        )
     own = scored(con, reward, dataset, relabel, targets)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
@@ -188,8 +190,9 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
             SELECT borrower.*, lender.group_key AS lender
             FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
     except duckdb.Error as error:
-        raise UsageError(f"relabel: {relabel!r}: {rewards.one_line(error)}; columns of borrower and lender: "
-                         f"{', '.join(mine)}") from None  # fmt: skip
+        raise UsageError(
+            f"relabel: {relabel!r}: {rewards.one_line(error)}; columns of borrower and lender: {', '.join(mine)}"
+        ) from None
     return f"""
         SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
         UNION ALL BY NAME

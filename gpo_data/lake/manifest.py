@@ -89,9 +89,14 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     if card.is_file():
         found = read_manifest(folder)
         _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
-        _refuse_difference(recipe, folder, found["measured"], measured(recipe),
-                           "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
-                           "`--reward` of audit and training tries another reward; or draw")  # fmt: skip
+        _refuse_difference(
+            recipe,
+            folder,
+            found["measured"],
+            measured(recipe),
+            "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
+            "`--reward` of audit and training tries another reward; or draw",
+        )
         (folder / ".stage").mkdir(exist_ok=True)
         return folder
     try:
@@ -117,8 +122,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
     except json.JSONDecodeError as error:
-        raise UsageError(f"{folder / 'dataset.json'}: not JSON ({error}); restore it, or draw under another --name") \
-            from None  # fmt: skip
+        raise UsageError(
+            f"{folder / 'dataset.json'}: not JSON ({error}); restore it, or draw under another --name"
+        ) from None
     return card
 
 

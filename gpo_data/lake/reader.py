@@ -125,8 +125,10 @@ def merge(snapshots: Sequence[pa.Table]) -> pa.Table:
     """Several snapshots as one, each with its own advantages (replay of past iterations)."""
     if len(snapshots) == 1:
         return snapshots[0]
-    facts = {name: str(sum(int((s.schema.metadata or {})[name.encode()]) for s in snapshots))
-             for name in ("groups", "dead_groups", "failed_members")}  # fmt: skip
+    facts = {
+        name: str(sum(int((s.schema.metadata or {})[name.encode()]) for s in snapshots))
+        for name in ("groups", "dead_groups", "failed_members")
+    }
     return pa.concat_tables(snapshots).replace_schema_metadata(facts | {"digest": digest_of(snapshots)})
 
 

@@ -31,8 +31,10 @@ class Record:
     def of(cls, row: Mapping[str, Any], folder: Path | str) -> Record:
         """The record of a sidecar's row, in the dataset's folder. Raises RunError."""
         if row["tar"] != os.path.basename(row["tar"]):  # noqa: PTH119 - of a path that may be another system's
-            raise RunError(f"{folder}: a row names the tar {row['tar']!r}, expected a file of this folder; "
-                           f"run `gpo-data verify RECIPE --repair`")  # fmt: skip
+            raise RunError(
+                f"{folder}: a row names the tar {row['tar']!r}, expected a file of this folder; "
+                f"run `gpo-data verify RECIPE --repair`"
+            )
         return cls(f"{folder}/{row['tar']}", row["offset"], row["size"], row["crc32"])
 
     def read(self, files: fsspec.AbstractFileSystem | None = None) -> dict[str, bytes]:

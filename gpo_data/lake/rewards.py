@@ -81,8 +81,16 @@ def explain(reward: str, error: Exception, columns: list[str]) -> UsageError:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal,
-                                       pa.types.is_boolean, pa.types.is_null))  # fmt: skip
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_floating,
+            pa.types.is_integer,
+            pa.types.is_decimal,
+            pa.types.is_boolean,
+            pa.types.is_null,
+        )
+    )
 
 
 @functools.cache

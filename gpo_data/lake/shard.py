@@ -143,10 +143,11 @@ def member_rows(meta: dict[str, Any]) -> list[dict[str, Any]]:
     """A group.json as the sidecar's rows, without the place in the tar."""
     shared = {"group_key": meta["key"], "prompt_id": meta["prompt_id"], "prompt": meta["prompt"]} | meta["target"]
     return [
-        shared | {"member": i, "seed": seed, "reward": meta["rewards"][i], "status": meta["statuses"][i]}
+        shared
+        | {"member": i, "seed": seed, "reward": meta["rewards"][i], "status": meta["statuses"][i]}
         | meta["measurements"][i]
         for i, seed in enumerate(meta["seeds"])
-    ]  # fmt: skip
+    ]
 
 
 def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:

@@ -99,8 +99,13 @@ def text_of(table: pa.Table, format: str) -> str:
     if format == "table":
         show(table, Console(file=stream, width=200), len(table))
     elif format == "json":
-        json.dump([{k: _plain(v) for k, v in row.items()} for row in table.to_pylist()], stream,
-                  indent=1, ensure_ascii=False, default=str)  # fmt: skip
+        json.dump(
+            [{k: _plain(v) for k, v in row.items()} for row in table.to_pylist()],
+            stream,
+            indent=1,
+            ensure_ascii=False,
+            default=str,
+        )
         stream.write("\n")
     else:
         writer = csv.writer(stream, lineterminator="\n")
@@ -160,9 +165,12 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
     """One line of the prompt; an error is shown, not raised."""
     try:
         if line == ".tables":
-            listed = ask(lake, "SELECT table_name AS view, string_agg(column_name, ', ' ORDER BY ordinal_position) "
-                               f"AS columns FROM information_schema.columns WHERE table_name IN {catalog.VIEWS} "
-                               "GROUP BY 1 ORDER BY 1")  # fmt: skip
+            listed = ask(
+                lake,
+                "SELECT table_name AS view, string_agg(column_name, ', ' ORDER BY ordinal_position) "
+                f"AS columns FROM information_schema.columns WHERE table_name IN {catalog.VIEWS} "
+                "GROUP BY 1 ORDER BY 1",
+            )
             show(listed, console)
         elif line == ".help":
             console.print(HELP)

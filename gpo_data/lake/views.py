@@ -24,14 +24,45 @@ from gpo_data.tasks import TASKS
 
 # Of an empty lake; a lake with shards has the columns that its sidecars have.
 EMPTY = {
-    "group_key": "VARCHAR", "prompt_id": "VARCHAR", "prompt": "VARCHAR", "target": "VARCHAR",
-    "target_class": "VARCHAR", "target_count": "INTEGER", "color": "VARCHAR", "member": "INTEGER", "seed": "BIGINT",
-    "ocr_text": "VARCHAR", "ocr_confidence": "DOUBLE", "n_detected": "INTEGER", "entropy": "DOUBLE",
-    "edge_density": "DOUBLE", "dark_fraction": "DOUBLE", "reward": "DOUBLE", "status": "VARCHAR", "tar": "VARCHAR",
-    "offset": "BIGINT", "size": "BIGINT", "crc32": "BIGINT", "filename": "VARCHAR",
-}  # fmt: skip
-NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER",
-           "UBIGINT", "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+    "group_key": "VARCHAR",
+    "prompt_id": "VARCHAR",
+    "prompt": "VARCHAR",
+    "target": "VARCHAR",
+    "target_class": "VARCHAR",
+    "target_count": "INTEGER",
+    "color": "VARCHAR",
+    "member": "INTEGER",
+    "seed": "BIGINT",
+    "ocr_text": "VARCHAR",
+    "ocr_confidence": "DOUBLE",
+    "n_detected": "INTEGER",
+    "entropy": "DOUBLE",
+    "edge_density": "DOUBLE",
+    "dark_fraction": "DOUBLE",
+    "reward": "DOUBLE",
+    "status": "VARCHAR",
+    "tar": "VARCHAR",
+    "offset": "BIGINT",
+    "size": "BIGINT",
+    "crc32": "BIGINT",
+    "filename": "VARCHAR",
+}
+NUMBERS = (
+    "BOOLEAN",
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+)
 
 GROUPS = f"""
     SELECT * EXCLUDE (spread), CASE WHEN dead THEN 0.0::DOUBLE ELSE spread END AS std
@@ -151,8 +182,14 @@ def _shards_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
 
 
 def _datasets_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    kinds = {"name": "VARCHAR", "fingerprint": "VARCHAR", "created": "VARCHAR", "fields": "JSON", "recipe": "JSON",
-             "versions": "JSON"}  # fmt: skip
+    kinds = {
+        "name": "VARCHAR",
+        "fingerprint": "VARCHAR",
+        "created": "VARCHAR",
+        "fields": "JSON",
+        "recipe": "JSON",
+        "versions": "JSON",
+    }
     if lake.found("dataset.json"):
         columns = ", ".join(f"{name}: '{kind}'" for name, kind in kinds.items())
         source = f"""(SELECT * FROM read_json({quote(lake.pattern("dataset.json"))},
@@ -190,8 +227,9 @@ def columns_of(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
     try:
         return {row[0]: row[1] for row in con.execute(f"DESCRIBE {query}").fetchall()}
     except duckdb.Error as error:
-        raise UsageError(f"lake: cannot read the sidecars: {rewards.one_line(error)}; "
-                         f"run `gpo-data verify RECIPE --repair`") from None  # fmt: skip
+        raise UsageError(
+            f"lake: cannot read the sidecars: {rewards.one_line(error)}; run `gpo-data verify RECIPE --repair`"
+        ) from None
 
 
 def _version_order(measure: str) -> list[tuple[int, int, str]]:

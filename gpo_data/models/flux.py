@@ -29,9 +29,22 @@ def lora_targets(single_layers: int) -> tuple[str, ...]:
 
     A single block's `proj_out` is named in full, because the bare name is also the transformer's last projection.
     """
-    return ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-            "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
-            *(f"single_transformer_blocks.{i}.proj_out" for i in range(single_layers)))  # fmt: skip
+    return (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "ff_context.net.0.proj",
+        "ff_context.net.2",
+        "proj_mlp",
+        *(f"single_transformer_blocks.{i}.proj_out" for i in range(single_layers)),
+    )
 
 
 class Flux(Flow):

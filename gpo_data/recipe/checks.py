@@ -57,5 +57,8 @@ def expect(ok: bool, key: str, wanted: str, found: object) -> None:
 def adapters(kind: Any) -> dict[str, TypeAdapter[Any]]:
     """By field name, of the fields that are not sections themselves."""
     hints = get_type_hints(kind, include_extras=True)
-    return {f.name: TypeAdapter(hints[f.name]) for f in dataclasses.fields(kind)
-            if not dataclasses.is_dataclass(hints[f.name])}  # fmt: skip
+    return {
+        f.name: TypeAdapter(hints[f.name])
+        for f in dataclasses.fields(kind)
+        if not dataclasses.is_dataclass(hints[f.name])
+    }

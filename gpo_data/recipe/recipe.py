@@ -98,9 +98,8 @@ class Recipe:
         if self.sampler.dtype == "auto":  # as this machine draws; a dataset that exists has its own: manifest.settle
             sampler["dtype"] = hardware.dtype_for("auto", hardware.device_of(self.sampler.device))
         fields: dict[str, Any] = {
-            f"sampler.{k}": v for k, v in sampler.items()
-            if k not in PLACES and not (k in SINCE and v == plain[k])
-        }  # fmt: skip
+            f"sampler.{k}": v for k, v in sampler.items() if k not in PLACES and not (k in SINCE and v == plain[k])
+        }
         fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}
         fields |= {k: getattr(self, k) for k in ("model", "revision", "seed", "group_size", "groups_per_shard")}
         return dict(sorted(fields.items()))

@@ -25,28 +25,33 @@ from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import count, sources
 from gpo_data.tasks.base import TaskKind
+from gpo_data.tasks.sources import listed
 
 COLUMNS: dict[str, pa.DataType] = count.COLUMNS | {"aspect": pa.string()}
 
-COLORS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange", "pink", "brown")
+COLORS = listed("red, green, blue, yellow, black, white, purple, orange, pink, brown")
 # Things that come in any colour, and stand beside any other.
-THINGS = (
-    "car", "bench", "umbrella", "suitcase", "backpack", "kite", "bottle", "cup", "bowl", "chair", "vase", "book",
-    "bicycle", "boat", "clock", "hat", "balloon", "lamp", "ball", "teapot",
-)  # fmt: skip
+THINGS = listed(
+    """
+    car, bench, umbrella, suitcase, backpack, kite, bottle, cup, bowl, chair, vase, book, bicycle, boat, clock, hat,
+    balloon, lamp, ball, teapot
+    """
+)
 POSITIONS = ("to the left of", "to the right of", "above", "below", "in front of", "behind")
-STYLES = (
-    "an oil painting", "a watercolour", "a pencil sketch", "a charcoal drawing", "a linocut print",
-    "a pixel art picture", "a black and white photo", "a 3D render", "a stained glass window", "a comic book panel",
-    "an embroidery", "a low-poly render",
-)  # fmt: skip
-ANIMALS = (
-    "fox", "owl", "dog", "cat", "horse", "elephant", "giraffe", "bear", "rabbit", "turtle", "whale", "crane",
-)  # fmt: skip
-PLACES = (
-    "on a beach", "in a park", "in a snowy field", "in a forest", "on a mountain", "in a garden", "by a river",
-    "at night", "in the rain", "under a full moon",
-)  # fmt: skip
+STYLES = listed(
+    """
+    an oil painting, a watercolour, a pencil sketch, a charcoal drawing, a linocut print, a pixel art picture,
+    a black and white photo, a 3D render, a stained glass window, a comic book panel, an embroidery,
+    a low-poly render
+    """
+)
+ANIMALS = listed("fox, owl, dog, cat, horse, elephant, giraffe, bear, rabbit, turtle, whale, crane")
+PLACES = listed(
+    """
+    on a beach, in a park, in a snowy field, in a forest, on a mountain, in a garden, by a river, at night,
+    in the rain, under a full moon
+    """
+)
 
 
 def prompts(spec: Task, seed: int) -> list[Prompt]:

@@ -20,33 +20,44 @@ from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import sources
 from gpo_data.tasks.base import TaskKind
+from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"target_class": pa.string(), "target_count": pa.int32(), "color": pa.string()}
 
-NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = listed("one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve")
 MAX_COUNT = 8  # of the grammar `scenes`: above it neither models nor detectors are at home
 # Things that stand apart in a photograph and that COCO detectors know.
-CLASSES = (
-    "person", "dog", "cat", "horse", "cow", "sheep", "elephant", "zebra", "giraffe", "bear", "bird",
-    "car", "bus", "truck", "bicycle", "motorcycle", "boat", "airplane", "bench", "umbrella", "suitcase", "backpack",
-    "kite", "surfboard", "bottle", "cup", "bowl", "apple", "orange", "banana", "donut", "chair", "clock", "vase",
-    "teddy bear", "traffic light", "book", "laptop",
-)  # fmt: skip
-PLACES = (
-    "", "on a beach", "in a park", "on a street", "in a snowy field", "in a studio", "in front of a brick wall",
-    "at night", "on a sunny day", "seen from above",
-)  # fmt: skip
-PLURALS = {"person": "people", "sheep": "sheep", "bus": "buses", "bench": "benches", "mouse": "mice", "knife": "knives",
-           "child": "children", "man": "men", "woman": "women", "goose": "geese", "fish": "fish", "deer": "deer",
-           "leaf": "leaves", "wolf": "wolves", "shelf": "shelves", "skis": "skis", "scissors": "scissors"}  # fmt: skip
-SINGULARS = {plural: single for single, plural in PLURALS.items()} | {"persons": "person", "ties": "tie",
-             "movies": "movie", "cookies": "cookie", "horses": "horse", "vases": "vase", "houses": "house",
-             "roses": "rose", "axes": "axe"}  # fmt: skip
-TWO_WORDS = (
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball", "baseball bat", "baseball glove",
-    "tennis racket", "wine glass", "hot dog", "potted plant", "dining table", "cell phone", "teddy bear", "hair drier",
-)  # fmt: skip
+CLASSES = listed(
+    """
+    person, dog, cat, horse, cow, sheep, elephant, zebra, giraffe, bear, bird, car, bus, truck, bicycle, motorcycle,
+    boat, airplane, bench, umbrella, suitcase, backpack, kite, surfboard, bottle, cup, bowl, apple, orange, banana,
+    donut, chair, clock, vase, teddy bear, traffic light, book, laptop
+    """
+)
+PLACES = listed(
+    """, on a beach, in a park, on a street, in a snowy field, in a studio, in front of a brick wall, at night,
+    on a sunny day, seen from above
+    """
+)
+IRREGULAR = """
+    person/people, sheep/sheep, bus/buses, bench/benches, mouse/mice, knife/knives, child/children, man/men,
+    woman/women, goose/geese, fish/fish, deer/deer, leaf/leaves, wolf/wolves, shelf/shelves, skis/skis,
+    scissors/scissors"""
+# Their singular is not what the ending says.
+REGULAR = """
+    person/persons, tie/ties, movie/movies, cookie/cookies, horse/horses, vase/vases, house/houses, rose/roses,
+    axe/axes"""
+PLURALS = {single: plural for single, _, plural in (pair.partition("/") for pair in listed(IRREGULAR))}
+SINGULARS = {
+    plural: single for single, _, plural in (pair.partition("/") for pair in listed(f"{IRREGULAR}, {REGULAR}"))
+}
+TWO_WORDS = listed(
+    """
+    traffic light, fire hydrant, stop sign, parking meter, sports ball, baseball bat, baseball glove, tennis racket,
+    wine glass, hot dog, potted plant, dining table, cell phone, teddy bear, hair drier
+    """
+)
 # Words that end the phrase of the things counted.
 AFTER = set(
     """on in at with of and or near under over above below beside behind between by from to inside around against

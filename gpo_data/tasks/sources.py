@@ -56,6 +56,11 @@ def own_prompts(
     return [prompt for prompt, content in found if on_side(content, spec)]
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The entries of a list with commas between them."""
+    return tuple(" ".join(entry.split()) for entry in text.split(","))
+
+
 def folded(sentence: str) -> str:
     """The content key of a prompt that has no target."""
     return " ".join(sentence.lower().split())

@@ -20,39 +20,45 @@ from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import sources
 from gpo_data.tasks.base import TaskKind
+from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"target": pa.string(), "color": pa.string()}
 
-SCENES = (
-    "a shop window", "a rainy street at night", "a busy train station", "a small bakery", "a quiet library",
-    "a beach at sunset", "a wooden cabin in the snow", "a farmers' market", "a subway platform", "a cosy coffee shop",
-    "a desert highway", "a brick wall in an alley", "a hospital corridor", "a school classroom", "a harbour at dawn",
-    "a garden full of flowers", "an old bookshop", "a mountain trail", "a modern office", "an airport hall",
-    "a car park at night", "a kitchen counter", "a city square", "a village pub",
-)  # fmt: skip
-OBJECTS = (
-    "a neon sign", "a wooden sign", "a chalkboard", "a paper poster", "a metal plate", "a hanging banner",
-    "a street sign", "a painted wall", "a cardboard box", "a framed print", "a billboard", "a coffee mug",
-    "a lit display", "a white T-shirt on a hanger",
-)  # fmt: skip
-WORDS = tuple(
-    """Open|Closed|Welcome|Sale|Exit|Fresh Bread|Open Late|No Parking|Coffee|Hot Soup|Bakery|Fish Market|Good Morning|
-    Stay Calm|Book Club|Live Music|Jazz Night|Slow Down|Thank You|Happy Hour|Free Water|Lost Dog|Pizza|Ice Cream|
-    Flowers|Tickets|Platform 9|Gate 12|Room 204|Keep Left|Mind the Gap|Wet Paint|Quiet Please|Do Not Enter|Push|Pull|
-    Night Bus|City Hall|Museum|Garden|Library|Pharmacy|Barber|Tailor|Bicycles|Car Wash|Hotel|Vacancy|Taxi|Boats|
-    Summer|Winter Sale|Spring|Autumn Leaves|Moonlight|Sunshine|Dream Big|Be Kind|Hello|Goodbye|See You Soon|Yes We Can|
-    Made by Hand|Home Sweet Home|Since 1987|Half Price|Two for One|New York|Lisbon|Kyoto|Oslo|Nairobi|Buenos Aires|
-    Green Tea|Lemonade|Cold Beer|Red Wine|Fresh Eggs|Honey|Apples|Strawberries|Olive Oil|Cheese|Noodles|Tacos|
-    Vintage|Records|Art Class|Yoga|Chess Club|Cinema|Theatre|Circus|Opera|Balloon Ride|Stargazing|Robots|Science Fair|
-    Great Ideas|Think Twice|Start Here|The End|Chapter One|Lucky Seven|First Prize|Winner|Champion|Finish|Danger|
-    High Voltage|Caution|Private|Staff Only|Ring the Bell|Beware of Cats|Please Wait|Next Stop|Way Out|Upstairs|
-    Lighthouse|Harbour|Ocean View|Mountain Hut|River Walk|Old Town|Sky Bar|Black Cat|White Rabbit|Blue Whale|
-    Golden Gate|Silver Spoon|Purple Rain|Red Fox|Secret Door|Magic|Wonder|Infinity|Adventure|Treasure""".replace(
-        "\n", ""
-    ).split("|")
+SCENES = listed(
+    """
+    a shop window, a rainy street at night, a busy train station, a small bakery, a quiet library,
+    a beach at sunset, a wooden cabin in the snow, a farmers' market, a subway platform, a cosy coffee shop,
+    a desert highway, a brick wall in an alley, a hospital corridor, a school classroom, a harbour at dawn,
+    a garden full of flowers, an old bookshop, a mountain trail, a modern office, an airport hall,
+    a car park at night, a kitchen counter, a city square, a village pub
+    """
 )
-WORDS = tuple(" ".join(word.split()) for word in WORDS)
+OBJECTS = listed(
+    """
+    a neon sign, a wooden sign, a chalkboard, a paper poster, a metal plate, a hanging banner, a street sign,
+    a painted wall, a cardboard box, a framed print, a billboard, a coffee mug, a lit display,
+    a white T-shirt on a hanger
+    """
+)
+WORDS = listed(
+    """
+    Open, Closed, Welcome, Sale, Exit, Fresh Bread, Open Late, No Parking, Coffee, Hot Soup, Bakery, Fish Market,
+    Good Morning, Stay Calm, Book Club, Live Music, Jazz Night, Slow Down, Thank You, Happy Hour, Free Water,
+    Lost Dog, Pizza, Ice Cream, Flowers, Tickets, Platform 9, Gate 12, Room 204, Keep Left, Mind the Gap, Wet Paint,
+    Quiet Please, Do Not Enter, Push, Pull, Night Bus, City Hall, Museum, Garden, Library, Pharmacy, Barber, Tailor,
+    Bicycles, Car Wash, Hotel, Vacancy, Taxi, Boats, Summer, Winter Sale, Spring, Autumn Leaves, Moonlight,
+    Sunshine, Dream Big, Be Kind, Hello, Goodbye, See You Soon, Yes We Can, Made by Hand, Home Sweet Home,
+    Since 1987, Half Price, Two for One, New York, Lisbon, Kyoto, Oslo, Nairobi, Buenos Aires, Green Tea, Lemonade,
+    Cold Beer, Red Wine, Fresh Eggs, Honey, Apples, Strawberries, Olive Oil, Cheese, Noodles, Tacos, Vintage,
+    Records, Art Class, Yoga, Chess Club, Cinema, Theatre, Circus, Opera, Balloon Ride, Stargazing, Robots,
+    Science Fair, Great Ideas, Think Twice, Start Here, The End, Chapter One, Lucky Seven, First Prize, Winner,
+    Champion, Finish, Danger, High Voltage, Caution, Private, Staff Only, Ring the Bell, Beware of Cats,
+    Please Wait, Next Stop, Way Out, Upstairs, Lighthouse, Harbour, Ocean View, Mountain Hut, River Walk, Old Town,
+    Sky Bar, Black Cat, White Rabbit, Blue Whale, Golden Gate, Silver Spoon, Purple Rain, Red Fox, Secret Door,
+    Magic, Wonder, Infinity, Adventure, Treasure
+    """
+)
 QUOTED = re.compile(r'"([^"]*)"|[“„]([^“”„]*)[”“]')
 
 
@@ -100,8 +106,10 @@ def _scenes(spec: Task, seed: int) -> list[Prompt]:
 def _from_sentence(sentence: str) -> sources.Target:
     quoted = [(a or b).strip() for a, b in QUOTED.findall(sentence)]
     if not quoted or not quoted[-1]:
-        raise ValueError(f'no target: expected the words to draw in double quotes, as in a sign that reads "Open", '
-                         f"found {sentence!r}")  # fmt: skip
+        raise ValueError(
+            f'no target: expected the words to draw in double quotes, as in a sign that reads "Open", '
+            f"found {sentence!r}"
+        )
     return {"target": quoted[-1]}
 
 

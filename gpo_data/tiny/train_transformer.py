@@ -29,12 +29,23 @@ from gpo_data.tiny.train_autoencoder import scenes
 from gpo_data.tiny.training import Run, autocast, compiled, device, picture_grid, stages_left, to_tensor
 
 GRID_CAPTIONS = [
-    'a red sign that says "KITE"', 'a blue sign that says "OX"', 'a green sign that says "ZEBRA"',
-    'a black sign that says "SKY"', 'a teal sign that says "QUIZ"', 'a brown sign that says "TJVB"',
-    'a purple sign that says "WXM"', 'a orange sign that says "HELLO"',
-    "one red circle", "two blue squares", "three green triangles", "four black circles",
-    "five teal squares", "six purple triangles", "four orange squares", "three red circles",
-]  # fmt: skip
+    'a red sign that says "KITE"',
+    'a blue sign that says "OX"',
+    'a green sign that says "ZEBRA"',
+    'a black sign that says "SKY"',
+    'a teal sign that says "QUIZ"',
+    'a brown sign that says "TJVB"',
+    'a purple sign that says "WXM"',
+    'a orange sign that says "HELLO"',
+    "one red circle",
+    "two blue squares",
+    "three green triangles",
+    "four black circles",
+    "five teal squares",
+    "six purple triangles",
+    "four orange squares",
+    "three red circles",
+]
 
 
 class Average:

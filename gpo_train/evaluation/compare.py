@@ -42,26 +42,52 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """Every point of every run; and, where a line has several runs, their mean and how far they are apart."""
-    runs = Table("run", "after iteration", "exact", "difference to the base", "diversity", "colour as asked",
-                 "images", title="held-out prompts, the same seeds", title_justify="left")  # fmt: skip
+    runs = Table(
+        "run",
+        "after iteration",
+        "exact",
+        "difference to the base",
+        "diversity",
+        "colour as asked",
+        "images",
+        title="held-out prompts, the same seeds",
+        title_justify="left",
+    )
     for name, one in found.items():
         for point in one["points"]:
             low, high = point["ci95"]
             colour = point["color_exact"]
             runs.add_row(
-                name, str(point["iteration"]), f"{100 * point['exact']:.1f}%",
+                name,
+                str(point["iteration"]),
+                f"{100 * point['exact']:.1f}%",
                 f"{100 * point['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-                f"x {point['diversity_ratio']:.2f}", "" if colour is None else f"{100 * colour:.1f}%",
+                f"x {point['diversity_ratio']:.2f}",
+                "" if colour is None else f"{100 * colour:.1f}%",
                 str(point["images"]),
-            )  # fmt: skip
-    lines = Table("line", "runs", "after iteration", "difference, mean", "lowest", "highest", title="seeds together",
-                  title_justify="left")  # fmt: skip
+            )
+    lines = Table(
+        "line",
+        "runs",
+        "after iteration",
+        "difference, mean",
+        "lowest",
+        "highest",
+        title="seeds together",
+        title_justify="left",
+    )
     for line, same in by_line(found).items():
         for at in zip(*same, strict=False):
             values = [100 * point["difference"] for point in at]
             if len(at) > 1:
-                lines.add_row(line, str(len(at)), str(at[0]["iteration"]), f"{np.mean(values):+.1f}",
-                              f"{min(values):+.1f}", f"{max(values):+.1f}")  # fmt: skip
+                lines.add_row(
+                    line,
+                    str(len(at)),
+                    str(at[0]["iteration"]),
+                    f"{np.mean(values):+.1f}",
+                    f"{min(values):+.1f}",
+                    f"{max(values):+.1f}",
+                )
     return [runs, lines] if lines.row_count else [runs]
 
 
@@ -94,9 +120,17 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
         if not made:
             sides.insert(0, ("base", 0, 0, {"exact": 0.0, "ci95": [0.0, 0.0]}, 1.0))
         for side, at, drawn, difference, diversity in sides:
-            made.append({"iteration": at, "images": drawn, "exact": found[side]["exact"],
-                         "color_exact": found[side].get("color_exact"), "difference": difference["exact"],
-                         "ci95": difference["ci95"], "diversity_ratio": diversity})  # fmt: skip
+            made.append(
+                {
+                    "iteration": at,
+                    "images": drawn,
+                    "exact": found[side]["exact"],
+                    "color_exact": found[side].get("color_exact"),
+                    "difference": difference["exact"],
+                    "ci95": difference["ci95"],
+                    "diversity_ratio": diversity,
+                }
+            )
     return made
 
 

@@ -77,8 +77,11 @@ def eval_recipes(recipe: Recipe, name: str, weights: Path, settings: Eval) -> tu
         recipe,
         task=dataclasses.replace(task, num_prompts=prompts),
         group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
-        seed=settings.seed, where=None, policy=recipe.policy, **NO_TRAINING,
-    )  # fmt: skip
+        seed=settings.seed,
+        where=None,
+        policy=recipe.policy,
+        **NO_TRAINING,
+    )
     policy = dataclasses.replace(base, policy=str(weights))
     return _named(base, f"{recipe.name}-eval"), _named(policy, f"{name}-eval")
 

@@ -26,10 +26,15 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
     base, policy, difference = found["base"], found["policy"], found["difference"]
     low, high = difference["ci95"]
-    rows = [("exact", percent(base["exact"]), percent(policy["exact"]),
-             f"{100 * difference['exact']:+.1f} points, 95% [{100 * low:+.1f}, {100 * high:+.1f}]"),
-            ("lenient", percent(base["lenient"]), percent(policy["lenient"]),
-             f"{100 * difference['lenient']:+.1f} points")]  # fmt: skip
+    rows = [
+        (
+            "exact",
+            percent(base["exact"]),
+            percent(policy["exact"]),
+            f"{100 * difference['exact']:+.1f} points, 95% [{100 * low:+.1f}, {100 * high:+.1f}]",
+        ),
+        ("lenient", percent(base["lenient"]), percent(policy["lenient"]), f"{100 * difference['lenient']:+.1f} points"),
+    ]
     for level, one in found["by_level"].items():
         gain = one["policy"] - one["base"]
         rows.append(
@@ -41,8 +46,14 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             )
         )
     if "color_exact" in base:
-        rows.append(("colour as asked", percent(base["color_exact"]), percent(policy["color_exact"]),
-                     f"{100 * (policy['color_exact'] - base['color_exact']):+.1f} points"))  # fmt: skip
+        rows.append(
+            (
+                "colour as asked",
+                percent(base["color_exact"]),
+                percent(policy["color_exact"]),
+                f"{100 * (policy['color_exact'] - base['color_exact']):+.1f} points",
+            )
+        )
     for name in ("reward", "diversity", "entropy", "edge_density", "dark_fraction"):
         if name in base:
             change = policy[name] / base[name] if base[name] else float("nan")

@@ -141,8 +141,10 @@ class OnlineRegeneration(Callback):
         folder = dataset_folder(recipe.lake, iteration.name)
         missing = [shard for shard in plan(recipe) if not sidecar_path(folder, shard.shard_id).is_file()]
         if missing:
-            raise RunError(f"dataset {iteration.name}: {len(missing)} shards are being drawn by another process; "
-                           f"run the same command again when it has finished")  # fmt: skip
+            raise RunError(
+                f"dataset {iteration.name}: {len(missing)} shards are being drawn by another process; "
+                f"run the same command again when it has finished"
+            )
         if self.trainer.is_global_zero:
             self._picture(iteration, model)
             seconds = {"draw": time.monotonic() - started} | clock.seconds
@@ -194,8 +196,10 @@ class OnlineRegeneration(Callback):
         found = reason_to_stop(history(self.folder)[: iteration.number + 1], self.online)
         wanted = self.recipe.train.groups_per_step
         if len(reader) < wanted:
-            found = (f"nothing left to learn: {len(reader)} groups of iteration {iteration.number} have a reward that "
-                     f"varies, and train.groups_per_step is {wanted}")  # fmt: skip
+            found = (
+                f"nothing left to learn: {len(reader)} groups of iteration {iteration.number} have a reward that "
+                f"varies, and train.groups_per_step is {wanted}"
+            )
             if iteration.number == 0:
                 raise RunError(f"{found}; try another reward: or where:, or draw more or other prompts")
         if found:
@@ -258,5 +262,7 @@ class OnlineRegeneration(Callback):
 def line(facts: dict[str, Any]) -> str:
     """A summary for people and for grep."""
     exact = f"  exact {100 * facts['exact']:.1f}%" if facts.get("exact") is not None else ""
-    return (f"reward {facts['reward']:.3f}{exact}  dead {facts['dead']}/{facts['groups']}  "
-            f"diversity {facts['diversity']:.3f}")  # fmt: skip
+    return (
+        f"reward {facts['reward']:.3f}{exact}  dead {facts['dead']}/{facts['groups']}  "
+        f"diversity {facts['diversity']:.3f}"
+    )

@@ -22,20 +22,25 @@ def reason_to_stop(history: list[dict[str, Any]], online: Online) -> str | None:
     rewards = [one["reward"] for one in history]
     best = max(range(len(rewards)), key=lambda i: rewards[i])
     if online.stop_plateau is not None and len(history) - 1 - best >= online.stop_plateau:
-        return (f"online.stop_plateau: {online.stop_plateau}: the best mean reward, {rewards[best]:.3f}, is of "
-                f"iteration {best}; the last one has {rewards[-1]:.3f}")  # fmt: skip
+        return (
+            f"online.stop_plateau: {online.stop_plateau}: the best mean reward, {rewards[best]:.3f}, is of "
+            f"iteration {best}; the last one has {rewards[-1]:.3f}"
+        )
     if online.stop_diversity is not None:
         share = last["diversity"] / first["diversity"]
         if share < online.stop_diversity:
-            return (f"online.stop_diversity: {online.stop_diversity}: the diversity inside groups is "
-                    f"{last['diversity']:.3f}, {share:.2f} of the first iteration's")  # fmt: skip
+            return (
+                f"online.stop_diversity: {online.stop_diversity}: the diversity inside groups is "
+                f"{last['diversity']:.3f}, {share:.2f} of the first iteration's"
+            )
     if online.stop_drift is not None:
         for name in IMAGE_STATISTICS:
             if name in first and first[name] > SMALL and abs(last[name] / first[name] - 1) > online.stop_drift:
-                return (f"online.stop_drift: {online.stop_drift}: {name} went from {first[name]:.3f} to "
-                        f"{last[name]:.3f}")  # fmt: skip
+                return f"online.stop_drift: {online.stop_drift}: {name} went from {first[name]:.3f} to {last[name]:.3f}"
     distance = max((one.get("distance", 0.0) for one in history), default=0.0)
     if online.stop_distance is not None and distance > online.stop_distance:
-        return (f"online.stop_distance: {online.stop_distance}: an epoch's mean error of the policy is "
-                f"{distance:.4f} above the reference's")  # fmt: skip
+        return (
+            f"online.stop_distance: {online.stop_distance}: an epoch's mean error of the policy is "
+            f"{distance:.4f} above the reference's"
+        )
     return None

@@ -52,9 +52,14 @@ class Iteration:
     def recipe(self, base: Recipe, writer: str) -> Recipe:
         """What `gpo-data` needs to draw it, verify it or draw it again."""
         task = dataclasses.replace(
-            base.task, prompts=str(self.folder / "prompts.jsonl"), num_prompts=None, split="all",
-            prompt_column="prompt", target_column="target", class_column="class",
-        )  # fmt: skip
+            base.task,
+            prompts=str(self.folder / "prompts.jsonl"),
+            num_prompts=None,
+            split="all",
+            prompt_column="prompt",
+            target_column="target",
+            class_column="class",
+        )
         policy = base.policy if writer == "base" else str(self.policy)
         return dataclasses.replace(
             base,

@@ -46,17 +46,36 @@ def share(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def table(found: list[dict[str, Any]], name: str) -> Table:
-    made = Table("it", "reward", "exact", "dead", "diversity", "distance", "draw s", "measure s", "write s",
-                 "train s", title=name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
+    made = Table(
+        "it",
+        "reward",
+        "exact",
+        "dead",
+        "diversity",
+        "distance",
+        "draw s",
+        "measure s",
+        "write s",
+        "train s",
+        title=name,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for one in found:
         seconds = share(one)
         made.add_row(
-            str(one["iteration"]), f"{one['reward']:.3f}",
-            "" if one.get("exact") is None else f"{100 * one['exact']:.1f}%", f"{one['dead']}/{one['groups']}",
-            f"{one['diversity']:.3f}", f"{one['distance']:.4f}" if "distance" in one else "",
-            f"{seconds['draw']:.0f}", f"{seconds['measure']:.1f}", f"{seconds['write'] + seconds['catalog']:.1f}",
+            str(one["iteration"]),
+            f"{one['reward']:.3f}",
+            "" if one.get("exact") is None else f"{100 * one['exact']:.1f}%",
+            f"{one['dead']}/{one['groups']}",
+            f"{one['diversity']:.3f}",
+            f"{one['distance']:.4f}" if "distance" in one else "",
+            f"{seconds['draw']:.0f}",
+            f"{seconds['measure']:.1f}",
+            f"{seconds['write'] + seconds['catalog']:.1f}",
             f"{seconds['train']:.0f}",
-        )  # fmt: skip
+        )
     return made
 
 

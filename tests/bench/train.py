@@ -1,4 +1,4 @@
-"""What a training step costs: `python tests/bench_train.py [--steps 12]`. Draws 16 groups of 32 first (seconds).
+"""What a training step costs: `python -m tests.bench.train [--steps 12]`. Draws 16 groups of 32 first (seconds).
 
 1. samples/s of a plain loop (tensors in memory, policy and a second copy as reference forward, backward, AdamW)
 2. the same arithmetic through GPOModule and Lightning (`reference: frozen`), and with stored reference errors
@@ -36,7 +36,7 @@ from gpo_train.noise import epoch_noise
 from gpo_train.run import Run
 from gpo_train.settings import train_settings
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "text-tiny.yaml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "text-tiny.yaml"
 
 
 class Steps(Callback):

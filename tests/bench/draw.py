@@ -4,7 +4,7 @@ By hand: for each prompt, `pipe(prompt, num_images_per_prompt=G)`, OCR inline, `
 shards`' own generator, batches across prompts, measuring and writing beside the drawing. The two take turns; the
 figure is the ratio of the medians.
 
-    python tests/bench_draw.py [--prompts 32] [--rounds 2] [--group_size 32]
+    python -m tests.bench.draw [--prompts 32] [--rounds 2] [--group_size 32]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.lake.manifest import settle
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "text-tiny.yaml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "text-tiny.yaml"
 
 
 def by_hand(made: recipe.Recipe, ocr: object, folder: Path) -> None:
@@ -39,11 +39,15 @@ def by_hand(made: recipe.Recipe, ocr: object, folder: Path) -> None:
         for shard in plan(made):
             for group in shard.groups:
                 images = pipe(
-                    group.prompt.text, num_images_per_prompt=made.group_size,
+                    group.prompt.text,
+                    num_images_per_prompt=made.group_size,
                     generator=[torch.Generator().manual_seed(s) for s in group.seeds],
-                    num_inference_steps=sampler.num_inference_steps, guidance_scale=sampler.guidance_scale,
-                    height=sampler.height, width=sampler.width, max_sequence_length=sampler.max_sequence_length or 256,
-                ).images  # fmt: skip
+                    num_inference_steps=sampler.num_inference_steps,
+                    guidance_scale=sampler.guidance_scale,
+                    height=sampler.height,
+                    width=sampler.width,
+                    max_sequence_length=sampler.max_sequence_length or 256,
+                ).images
                 read = ocr.measure([np.asarray(i) for i in images], [group.prompt.target] * len(images))  # type: ignore[attr-defined]
                 sample = {"__key__": group.key, "json": {"prompt": group.prompt.text, "read": read}}
                 for member, image in enumerate(images):
@@ -66,8 +70,17 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"by hand": [], "gpo-data": []}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as scratch:
-            made = recipe.load(RECIPE, ["--lake", scratch, "--task.num_prompts", str(options.prompts),
-                                        "--group_size", str(options.group_size)])  # fmt: skip
+            made = recipe.load(
+                RECIPE,
+                [
+                    "--lake",
+                    scratch,
+                    "--task.num_prompts",
+                    str(options.prompts),
+                    "--group_size",
+                    str(options.group_size),
+                ],
+            )
             ocr = next(e for e in evaluators.build(made) if e.name == "ocr")
             ocr.measure([np.zeros((64, 64, 3), np.uint8)], [{}])  # both sides start with the reader loaded
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How close to the machine: `python tests/bench_machine.py [--rounds 5]`, in each precision that it has in hardware.
+"""How close to the machine: `python -m tests.bench.machine [--rounds 5]`, in each precision that it has in hardware.
 
 1. the machine's own product: GFLOP/s of a square matrix product, n = 1024
 2. drawing, a batch of recipes/text-tiny.yaml by `Model.draw`, and decoding it
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import RECIPE, ours
 from diffusers import StableDiffusion3Pipeline
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +30,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
 from gpo_train import fit as fitting
 from gpo_train.settings import train_settings
+from tests.bench.train import RECIPE, ours
 
 STEPS = 8  # of training; the first two are not counted
 
@@ -84,8 +84,21 @@ def main() -> None:
         print(f"{dtype:<9} the machine's product     {own:7.0f} GFLOP/s")
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            made = recipe.load(RECIPE, ["--lake", f"{folder}/lake", "--task.num_prompts", "8", "--sampler.dtype", dtype,
-                                        "--sampler.device", "cpu", "--train.precision", dtype])  # fmt: skip
+            made = recipe.load(
+                RECIPE,
+                [
+                    "--lake",
+                    f"{folder}/lake",
+                    "--task.num_prompts",
+                    "8",
+                    "--sampler.dtype",
+                    dtype,
+                    "--sampler.device",
+                    "cpu",
+                    "--train.precision",
+                    dtype,
+                ],
+            )
             sampler = made.sampler
             model = models.load(models.resolve(made.model), sampler)
             asked = models.repeat(model.encode(['a red sign that says "KITE"']), [sampler.batch_size])
@@ -93,14 +106,20 @@ def main() -> None:
             latents = model.draw(asked, seeds)
             samples = made.group_size * train_settings(made).timesteps_per_image
             for name, count, each, taken in (
-                ("drawing, pictures", len(seeds), forward * sampler.num_inference_steps,
-                 seconds(lambda: model.draw(asked, seeds), rounds)),  # noqa: B023
+                (
+                    "drawing, pictures",
+                    len(seeds),
+                    forward * sampler.num_inference_steps,
+                    seconds(lambda: model.draw(asked, seeds), rounds),  # noqa: B023
+                ),
                 ("decoding, pictures", len(seeds), decode, seconds(lambda: model.decode(latents), rounds)),  # noqa: B023
                 ("training, samples", samples, both, step(made, folder)),
-            ):  # fmt: skip
+            ):
                 rate = count * each / taken
-                print(f"{dtype:<9} {name:<24} {rate:9.0f} GFLOP/s {100 * rate / own:6.0f}% of the product"
-                      f"{count / taken:9.1f} /s")  # fmt: skip
+                print(
+                    f"{dtype:<9} {name:<24} {rate:9.0f} GFLOP/s {100 * rate / own:6.0f}% of the product"
+                    f"{count / taken:9.1f} /s"
+                )
             os.chdir("/")
 
 

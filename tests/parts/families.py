@@ -45,17 +45,27 @@ PLAIN = {"steps_offset": 1, "clip_sample": False}  # StableDiffusionPipeline war
 
 def new_autoencoder(**config: float) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, mid_block_add_attention=False, **config,
-    )  # fmt: skip
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        **config,
+    )
 
 
 def new_unet(**config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         **config,
-    )  # fmt: skip
+    )
 
 
 def new_sd(scheduler: Any, **unet: Any) -> StableDiffusionPipeline:
@@ -100,11 +110,20 @@ def new_sd3() -> StableDiffusion3Pipeline:
         text_encoder_3=T5EncoderModel(t5),
         tokenizer_3=tokenizer,
         transformer=SD3Transformer2DModel(
-            sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-            joint_attention_dim=128, caption_projection_dim=16, pooled_projection_dim=128, pos_embed_max_size=16,
-            dual_attention_layers=(0,), qk_norm="rms_norm",
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=128,
+            caption_projection_dim=16,
+            pooled_projection_dim=128,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
         ),
-    )  # fmt: skip
+    )
 
 
 def new_flux(guidance_embeds: bool) -> FluxPipeline:
@@ -118,10 +137,17 @@ def new_flux(guidance_embeds: bool) -> FluxPipeline:
         text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=tokenizer,
         transformer=FluxTransformer2DModel(
-            in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=32, pooled_projection_dim=64, guidance_embeds=guidance_embeds, axes_dims_rope=(4, 6, 6),
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=64,
+            guidance_embeds=guidance_embeds,
+            axes_dims_rope=(4, 6, 6),
         ),
-    )  # fmt: skip
+    )
 
 
 def new_sana() -> SanaPipeline:
@@ -135,16 +161,31 @@ def new_sana() -> SanaPipeline:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, final_sigmas_type="zero"
         ),
         vae=AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **blocks, **layers, **scales),
-        text_encoder=Gemma2Model(Gemma2Config(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=8,
-        )),
+        text_encoder=Gemma2Model(
+            Gemma2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+            )
+        ),
         tokenizer=tokenizer,
         transformer=SanaTransformer2DModel(
-            in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8,
-            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            sample_size=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
         ),
-    )  # fmt: skip
+    )
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -192,9 +233,16 @@ class Family:
     def call(self, pipe: Any, output_type: str, guidance_scale: float = SAMPLER.guidance_scale) -> Any:
         extra = {"use_resolution_binning": False} if self.name == "sana" else {}
         return pipe(
-            PROMPTS, generator=[torch.Generator().manual_seed(s) for s in (1, 2)], output_type=output_type, height=64,
-            width=64, num_inference_steps=2, guidance_scale=guidance_scale, **self.settings, **extra,
-        ).images  # fmt: skip
+            PROMPTS,
+            generator=[torch.Generator().manual_seed(s) for s in (1, 2)],
+            output_type=output_type,
+            height=64,
+            width=64,
+            num_inference_steps=2,
+            guidance_scale=guidance_scale,
+            **self.settings,
+            **extra,
+        ).images
 
 
 def assert_same_pictures(found: list[np.ndarray], plain: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""How fast the catalog is: `python tests/bench_catalog.py [--members 1000000 10000000] [--repeats 5]`.
+"""How fast the catalog is: `python -m tests.bench.catalog [--members 1000000 10000000] [--repeats 5]`.
 
 1. Standardise rewards by group over synthetic members in sidecars of a realistic size (64 groups of 32 a shard, the
    columns of a text dataset). Aim: under 2 s for 10 million members on 2 cores; growth no worse than linear.
@@ -44,26 +44,28 @@ def write_lake(lake: Path, members: int, groups_per_shard: int) -> int:
         group = shard * groups_per_shard + np.arange(n) // GROUP_SIZE
         words = np.array(WORDS)[group % len(WORDS)]
         read = np.where(rng.random(n) < 0.4, words, np.array(WORDS)[rng.integers(len(WORDS), size=n)])
-        table = pa.table({
-            "group_key": [f"text-{g:08d}" for g in group],
-            "prompt_id": [f"{g:012x}" for g in group],
-            "prompt": [f'a red sign that says "{w}"' for w in words],
-            "target": words,
-            "color": pa.array(["red"] * n),
-            "member": pa.array(np.arange(n) % GROUP_SIZE, pa.int32()),
-            "seed": rng.integers(0, 2**62, n),
-            "ocr_text": read,
-            "ocr_confidence": rng.random(n),
-            "entropy": rng.random(n),
-            "edge_density": rng.random(n),
-            "dark_fraction": rng.random(n),
-            "reward": np.round(rng.random(n) * 4) / 4,
-            "status": pa.array(["ok"] * n),
-            "tar": pa.array([f"shard-{shard:06d}.tar"] * n),
-            "offset": group * 700_000,
-            "size": pa.array(np.full(n, 700_000)),
-            "crc32": group * 2654435761 % 2**32,
-        })  # fmt: skip
+        table = pa.table(
+            {
+                "group_key": [f"text-{g:08d}" for g in group],
+                "prompt_id": [f"{g:012x}" for g in group],
+                "prompt": [f'a red sign that says "{w}"' for w in words],
+                "target": words,
+                "color": pa.array(["red"] * n),
+                "member": pa.array(np.arange(n) % GROUP_SIZE, pa.int32()),
+                "seed": rng.integers(0, 2**62, n),
+                "ocr_text": read,
+                "ocr_confidence": rng.random(n),
+                "entropy": rng.random(n),
+                "edge_density": rng.random(n),
+                "dark_fraction": rng.random(n),
+                "reward": np.round(rng.random(n) * 4) / 4,
+                "status": pa.array(["ok"] * n),
+                "tar": pa.array([f"shard-{shard:06d}.tar"] * n),
+                "offset": group * 700_000,
+                "size": pa.array(np.full(n, 700_000)),
+                "crc32": group * 2654435761 % 2**32,
+            }
+        )
         path = folder / f"shard-{shard:06d}.parquet"
         pq.write_table(table.replace_schema_metadata({"tar_bytes": "1", "tar_sha256": "0"}), path, compression="zstd")
         total += path.stat().st_size
@@ -89,9 +91,12 @@ def standardise(members: int, groups_per_shard: int, repeats: int) -> float:
         opened, _ = median(lambda: catalog.connect(folder).close(), 3)
         con = catalog.connect(folder)
         seconds, cpu = median(lambda: con.execute(STANDARDISE).fetchall(), repeats)
-        print(f"standardise {members:>10,} members in {shards} shards ({size / 1e6:.0f} MB): {seconds:.2f} s, "
+        print(
+            f"standardise {members:>10,} members in {shards} shards ({size / 1e6:.0f} MB): {seconds:.2f} s, "
             f"{cpu:.2f} s of CPU "
-              f"(connect {opened:.2f} s)", flush=True)  # fmt: skip
+            f"(connect {opened:.2f} s)",
+            flush=True,
+        )
     return seconds
 
 

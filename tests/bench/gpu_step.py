@@ -1,4 +1,4 @@
-"""bench_gpu.py's second part: a step of GPO by a plain loop and by ours, samples/s and peak memory.
+"""bench/gpu.py's second part: a step of GPO by a plain loop and by ours, samples/s and peak memory.
 
 Both take the group's draws in micro-batches of one draw of all members, in bfloat16, with gradient checkpointing.
 The plain loop holds policy, reference and one group in memory. Ours is GPOModule under Lightning on committed shards;
@@ -108,10 +108,18 @@ def ours(made: Recipe, settings: Train, reader: Reader) -> float:
     with tempfile.TemporaryDirectory() as folder:
         module = GPOModule(policy, settings, 0, Path(folder))
         trainer = L.Trainer(
-            accelerator="cpu" if made.sampler.device == "cpu" else "auto", devices=1, max_epochs=1, callbacks=[watch],
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            use_distributed_sampler=False, num_sanity_val_steps=0, default_root_dir=folder,
-        )  # fmt: skip
+            accelerator="cpu" if made.sampler.device == "cpu" else "auto",
+            devices=1,
+            max_epochs=1,
+            callbacks=[watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
         trainer.fit(module, datamodule=GroupDataModule(lambda epoch: reader, settings, 0))
     samples = settings.timesteps_per_image * made.group_size
     steps = len(watch.steps)

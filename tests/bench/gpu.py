@@ -7,7 +7,7 @@
 3. iteration  the second iteration of `gpo-train fit --mode online`: seconds of each part. Decoding, measuring and
               writing go on beside the denoiser; `waiting` is how long it stood still for them
 
-    python tests/bench_gpu.py [--sizes 512 1024] [--groups 4] [--group-size 8] [--tiny] [--json runs/bench-gpu.json]
+    python -m tests.bench.gpu [--sizes 512 1024] [--groups 4] [--group-size 8] [--tiny] [--json runs/bench-gpu.json]
 
 `--groups 48 --group-size 32` is the online iteration of arXiv 2505.11070. `--tiny` is a few narrow layers and small
 pictures, on any machine: it shows that the benchmark runs, its figures mean nothing.
@@ -30,10 +30,7 @@ from typing import Any
 
 import diffusers
 import torch
-from bench_gpu_step import measure_steps
-from bench_gpu_table import show
 from rich.console import Console
-from sd35m import FULL, T5_TOKENS, TINY, build
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpo_data import models, recipe
@@ -41,6 +38,9 @@ from gpo_data.errors import UsageError
 from gpo_data.models import repeat
 from gpo_train.fit import fit
 from gpo_train.online.iterations import Iteration
+from tests.bench.gpu_step import measure_steps
+from tests.bench.gpu_table import show
+from tests.parts.sd35m import FULL, T5_TOKENS, TINY, build
 
 # Dense bfloat16 with float32 accumulation, TFLOP/s, from NVIDIA's data sheets; by what the card's name contains.
 DATA_SHEET = {"H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
@@ -105,18 +105,37 @@ def recipe_of(options: argparse.Namespace, model: Path, lake: Path, size: int, d
     """Rewards by the pictures' entropy too: random weights write no words, and a group needs a better half."""
     lake.mkdir()
     content = {
-        "name": "bench", "model": str(model), "lake": str(lake), "group_size": options.group_size,
-        "groups_per_shard": min(8, options.groups), "task": {"kind": "text", "num_prompts": options.groups},
-        "sampler": {"num_inference_steps": options.steps, "guidance_scale": 4.5, "height": size, "width": size,
-                    "max_sequence_length": T5_TOKENS, "dtype": "bfloat16", "device": device},
-        "evaluators": ["ocr"], "ocr": {"mode": "scene", "workers": 0 if options.tiny else 4},
+        "name": "bench",
+        "model": str(model),
+        "lake": str(lake),
+        "group_size": options.group_size,
+        "groups_per_shard": min(8, options.groups),
+        "task": {"kind": "text", "num_prompts": options.groups},
+        "sampler": {
+            "num_inference_steps": options.steps,
+            "guidance_scale": 4.5,
+            "height": size,
+            "width": size,
+            "max_sequence_length": T5_TOKENS,
+            "dtype": "bfloat16",
+            "device": device,
+        },
+        "evaluators": ["ocr"],
+        "ocr": {"mode": "scene", "workers": 0 if options.tiny else 4},
         "reward": "0.5 * text_edit(target, ocr_text) + entropy / 16",
-        "train": {"tuning": "lora", "precision": "bfloat16", "gradient_checkpointing": True, "loggers": ["csv"],
-                  "micro_batch_size": options.group_size, "timesteps_per_image": 2 if options.tiny else 5,
-                  "num_inner_epochs": 3,
-                  "learning_rate": 1e-6, "trainer": {"enable_progress_bar": False}},
+        "train": {
+            "tuning": "lora",
+            "precision": "bfloat16",
+            "gradient_checkpointing": True,
+            "loggers": ["csv"],
+            "micro_batch_size": options.group_size,
+            "timesteps_per_image": 2 if options.tiny else 5,
+            "num_inner_epochs": 3,
+            "learning_rate": 1e-6,
+            "trainer": {"enable_progress_bar": False},
+        },
         "online": {"iterations": 2, "grid_every": 0},
-    }  # fmt: skip
+    }
     path = lake / "bench.yaml"
     path.write_text(json.dumps(content))  # JSON is YAML
     return recipe.load(path)
@@ -129,8 +148,14 @@ def card(device: str) -> dict[str, Any]:
     a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16)
     rates = [2 * n**3 / seconds(lambda: a @ b, device) / 1e12 for _ in range(20)]
     sheet = next((value for key, value in DATA_SHEET.items() if key in name), None) if device == "cuda" else None
-    return {"name": name, "torch": torch.__version__, "diffusers": diffusers.__version__, "cuda": torch.version.cuda,
-            "matmul_tflops": statistics.median(rates[5:]), "data_sheet_tflops": sheet}  # fmt: skip
+    return {
+        "name": name,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "cuda": torch.version.cuda,
+        "matmul_tflops": statistics.median(rates[5:]),
+        "data_sheet_tflops": sheet,
+    }
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
@@ -148,8 +173,12 @@ def drawing(
 ) -> dict[str, Any]:
     """images/s of the plain call and of ours at every batch size that fits, and the work of a picture."""
     model: Any = models.load(folder, made.sampler)
-    common = {"height": made.sampler.height, "width": made.sampler.width, "guidance_scale": 4.5,
-              "max_sequence_length": T5_TOKENS}  # fmt: skip
+    common = {
+        "height": made.sampler.height,
+        "width": made.sampler.width,
+        "guidance_scale": 4.5,
+        "max_sequence_length": T5_TOKENS,
+    }
 
     def plain(batch: int, steps: int = options.steps) -> Any:
         generator = [torch.Generator().manual_seed(seed) for seed in range(batch)]
@@ -177,13 +206,16 @@ def drawing(
     sheet = card["data_sheet_tflops"]
     return {
         "images_per_s": rates,
-        "best_plain": best["plain"][1], "batch_plain": best["plain"][0],
-        "best_ours": best["ours"][1], "batch": best["ours"][0],
+        "best_plain": best["plain"][1],
+        "batch_plain": best["plain"][0],
+        "best_ours": best["ours"][1],
+        "batch": best["ours"][0],
         "ratio": best["ours"][1] / best["plain"][1],
-        "tflop_per_image": image / 1e12, "tflops": reached,
+        "tflop_per_image": image / 1e12,
+        "tflops": reached,
         "share_of_matmul": reached / card["matmul_tflops"],
         "share_of_data_sheet": reached / sheet if sheet else None,
-    }  # fmt: skip
+    }
 
 
 def flops(call: Callable[[], Any]) -> int:
@@ -202,10 +234,12 @@ def iteration(made: recipe.Recipe, folder: Path) -> tuple[dict[str, Any], str]:
     total = sum(parts.get(k, 0.0) for k in ("draw", "catalog", "train"))
     pictures = made.group_size * (made.task.num_prompts or 0)
     return {
-        "seconds": parts, "total": total, "waiting": waiting,
+        "seconds": parts,
+        "total": total,
+        "waiting": waiting,
         "shares": {k: v / total for k, v in (parts | {"waiting": waiting}).items()},
         "images_per_s": pictures / (parts["draw"] - parts.get("policy", 0.0)),
-    }, last.name  # fmt: skip
+    }, last.name
 
 
 def clear(device: str) -> None:

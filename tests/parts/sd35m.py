@@ -46,11 +46,20 @@ TINY = Size(3, 2, 16, (0, 1), 128, 128, 24, (8, 8, 8, 8))
 def new_transformer(size: Size) -> SD3Transformer2DModel:
     """The denoiser, bfloat16."""
     return SD3Transformer2DModel(
-        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=size.layers,
-        attention_head_dim=size.head_dim, num_attention_heads=size.heads, joint_attention_dim=size.joint,
-        caption_projection_dim=size.heads * size.head_dim, pooled_projection_dim=size.pooled,
-        pos_embed_max_size=size.positions, dual_attention_layers=size.dual, qk_norm="rms_norm",
-    ).to(torch.bfloat16)  # fmt: skip
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=size.layers,
+        attention_head_dim=size.head_dim,
+        num_attention_heads=size.heads,
+        joint_attention_dim=size.joint,
+        caption_projection_dim=size.heads * size.head_dim,
+        pooled_projection_dim=size.pooled,
+        pos_embed_max_size=size.positions,
+        dual_attention_layers=size.dual,
+        qk_norm="rms_norm",
+    ).to(torch.bfloat16)
 
 
 def build(size: Size, folder: Path, device: str) -> Path:
@@ -59,19 +68,34 @@ def build(size: Size, folder: Path, device: str) -> Path:
     tokenizer = new_tokenizer()
     tokenizer.model_max_length = CLIP_TOKENS
     clip = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, projection_dim=size.pooled // 2,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=CLIP_TOKENS,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        projection_dim=size.pooled // 2,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     t5 = T5Config(vocab_size=len(tokenizer), d_model=size.joint, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
     with torch.device(device):
         transformer = new_transformer(size)
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16,
-            block_out_channels=size.channels, layers_per_block=2, norm_num_groups=min(32, size.channels[0]),
-            sample_size=1024, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
-            use_post_quant_conv=False, force_upcast=True,
-        ).to(torch.bfloat16)  # fmt: skip
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=16,
+            block_out_channels=size.channels,
+            layers_per_block=2,
+            norm_num_groups=min(32, size.channels[0]),
+            sample_size=1024,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            force_upcast=True,
+        ).to(torch.bfloat16)
     pipe = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -1,4 +1,4 @@
-"""bench_gpu.py's figures as one table."""
+"""bench/gpu.py's figures as one table."""
 
 from __future__ import annotations
 

@@ -6,23 +6,24 @@ import json
 import math
 from pathlib import Path
 
-import bench_gpu
 import pytest
-import sd35m
 import torch
 from diffusers import SD3Transformer2DModel
+
+from tests.bench import gpu
+from tests.parts import sd35m
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_gpu.main([]) == 2
+    assert gpu.main([]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "no CUDA device" in said.err and "--tiny" in said.err and not said.out
 
 
 @pytest.mark.slow
 def test_every_figure_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench_gpu.main(["--tiny", "--rounds", "1", "--json", str(tmp_path / "new" / "it.json")]) == 0
+    assert gpu.main(["--tiny", "--rounds", "1", "--json", str(tmp_path / "new" / "it.json")]) == 0
     found = json.loads((tmp_path / "new" / "it.json").read_text())
     assert found["card"]["torch"] == torch.__version__ and found["card"]["matmul_tflops"] > 0
     part = found["sizes"]["64"]
@@ -56,7 +57,7 @@ def test_flops_are_those_of_the_layers() -> None:
                 )
             )
     with torch.inference_mode():
-        counted = bench_gpu.flops(lambda: model(**inputs))
+        counted = gpu.flops(lambda: model(**inputs))
     attention = size.layers * 4 * (tokens + text) ** 2 * width + len(size.dual) * 4 * tokens**2 * width
     assert counted == sum(seen) + attention
 

@@ -1,0 +1,1 @@
+"""The suite; `make test`. Small real parts in parts/, measurements in bench/."""

@@ -1,0 +1,1 @@
+"""Small real models and what several tests share."""
