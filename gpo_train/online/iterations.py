@@ -26,6 +26,7 @@ from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe
 from gpo_data.tasks import TASKS, TaskKind
 
+FACTS = {"iteration", "groups", "dead", "images", "reward", "diversity", "seconds"}  # of summary.json
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
 
 
@@ -71,9 +72,15 @@ class Iteration:
         )
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summarise` and the training noted; None before all its groups are committed."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """What `summarise` and the training noted; None before all its groups are committed.
+
+        A damaged one is none: nothing is drawn again, and the lake says the same again.
+        """
+        try:
+            found = json.loads((self.folder / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and found.keys() >= FACTS else None
 
     def note(self, **facts: Any) -> None:
         content = json.dumps((self.summary() or {}) | facts, indent=2, ensure_ascii=False)
