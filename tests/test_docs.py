@@ -218,6 +218,17 @@ def test_pages_name_files_that_exist() -> None:
     assert [name for name in named if name not in examples and not (ROOT / name).is_file()] == []
 
 
+def test_the_house_has_the_files_that_the_page_names() -> None:
+    """The tree of docs/design.md: folders by indentation, each with names of files in it."""
+    folders = [Path()]
+    for line in block("design.md", "gpo_data/  ", "").splitlines():
+        if found := re.match(r"( *)([a-z_]+)/ ", line):
+            folders = [*folders[: 1 + len(found[1]) // 2], folders[len(found[1]) // 2] / found[2]]
+            assert (ROOT / folders[-1]).is_dir(), line
+        for name in re.findall(r"(?<!/)\b[\w.]+\.(?:py|sql|j2)\b", line):
+            assert (ROOT / folders[-1] / name).is_file(), f"{folders[-1]}: {name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_keys_that_a_recipe_has(page: Path) -> None:
     sections = "|".join(recipe.SECTIONS)
