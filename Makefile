@@ -73,8 +73,8 @@ test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-docs: $(READY) ## these pages as a site: docs/_build/html; a broken link is an error
-	@$(BIN)/python -m sphinx -E -W --keep-going -q docs docs/_build/html
+docs: $(READY) ## docs/ as a site, docs/_build/html; a broken link is an error
+	@$(BIN)/python -m sphinx -E -W --keep-going -q docs docs/_build/html && echo docs/_build/html/index.html
 
 bench: $(READY) ## shares of the machine's own product; drawing and training against hand-written loops; SQL over 10 million members
 	@$(BIN)/python -m tests.bench.machine && $(BIN)/python -m tests.bench.draw && $(BIN)/python -m tests.bench.train && $(BIN)/python -m tests.bench.catalog
