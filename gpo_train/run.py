@@ -29,7 +29,7 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.manifest import drawn_in, with_dtype
-from gpo_data.lake.shard import write_atomic
+from gpo_data.lake.shard import TEMPORARY, write_atomic
 from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
@@ -92,6 +92,8 @@ class Run:
                 raise UsageError(
                     f"run {self.folder}: another process trains it; wait for it, or train under another --run NAME"
                 ) from None
+            for left in self.folder.rglob(f"*{TEMPORARY}"):  # by a process that was killed
+                left.unlink(missing_ok=True)
             yield
 
     def expect_online(self, otherwise: str) -> None:
