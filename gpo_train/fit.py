@@ -35,7 +35,7 @@ from gpo_train.online.callback import OnlineRegeneration
 from gpo_train.online.iterations import history
 from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
-from gpo_train.run import RUNS, Run, open_run, settle
+from gpo_train.run import RUNS, Run, named, open_run, settle
 from gpo_train.settings import train_settings, trial_options
 from gpo_train.sharded import ShardedGPOModule
 from gpo_train.snapshot import dataset_names, frozen_groups
@@ -48,10 +48,11 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     name = name or f"{recipe.name}-{mode}"
     if trial := trial_options(recipe):
         name = f"{name}-trial"
-        console.print(f"a trial ({', '.join(trial)}): run {runs / name}, begun anew, and no policy", soft_wrap=True)
-        shutil.rmtree(runs / name, ignore_errors=True)
-    begun = (runs / name / "run.json").is_file()
-    recipe = settle(recipe, runs / name, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
+        console.print(f"a trial ({', '.join(trial)}): run {name}, begun anew, and no policy", soft_wrap=True)
+        shutil.rmtree(named(runs, name).folder, ignore_errors=True)
+    folder = named(runs, name).folder
+    begun = (folder / "run.json").is_file()
+    recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
     model_folder = models.resolve(recipe.model, recipe.revision)
     run = open_run(name, recipe, mode, model_folder, runs)

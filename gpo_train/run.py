@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import fcntl
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ FREE_TRAIN = (
 )
 
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 FACTS = {"mode", "recipe", "model_digest", "created", "state"}  # of run.json
 
 
@@ -127,6 +129,13 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
         f"`gpo-train fit recipes/{recipe_name}.yaml --mode {mode}`; "
         f"runs: {known}"
     )
+
+
+def named(runs: Path, name: str) -> Run:
+    """The run of that name. Raises UsageError for what is no name: a run lies in its folder and nowhere else."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--run: expected letters, digits, '.', '-' and '_', found {name!r}")
+    return Run(runs / name)
 
 
 def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
