@@ -92,7 +92,8 @@ class GroupDataModule(L.LightningDataModule):
                 f"train.groups_per_step: {per_step} groups a step do not divide among {world} ranks; "
                 f"use a multiple of {world}"
             )
-        reader = self.prepare(epoch)
+        # Lightning asks before it looks whether an epoch is left: after its last step a killed run has none.
+        reader = self.prepare(epoch) if epoch < (self.trainer.max_epochs or 0) else None
         if reader is None:
             return GroupLoader(None, [], 0)
         start = at.step if at.epoch == epoch else 0

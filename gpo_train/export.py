@@ -21,6 +21,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models
 from gpo_data.errors import UsageError
+from gpo_data.lake.shard import TEMPORARY
 from gpo_train.policy import Policy
 from gpo_train.run import Run
 from gpo_train.sharded import class_name, whole_state
@@ -38,10 +39,13 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = 
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     model: Any = policy.model
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=TEMPORARY) as temporary:
         out = Path(temporary) / "policy"
         if policy.settings.tuning == "lora":
             layers = get_peft_model_state_dict(policy.denoiser, state)
+            # Into the matrix: whoever reads the file takes alpha to be the rank.
+            scale = (policy.settings.lora_alpha or policy.settings.lora_rank) / policy.settings.lora_rank
+            layers = {name: v * scale if "lora_B" in name else v for name, v in layers.items()}
             save: Any = model.pipe.save_lora_weights
             save(out, **{f"{model.denoiser_name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
         else:

@@ -202,10 +202,13 @@ class GPOModule(L.LightningModule):
         return found
 
     def _clip(self, optimizer: Any) -> float:
-        """Clip the gradient norm at `max_grad_norm` (0: only measure it); the norm before."""
-        largest = self.settings.max_grad_norm or math.inf
+        """Clip the gradient norm at `max_grad_norm` (0: only measure it); the norm before. In units of the error."""
+        s = self.settings
+        unit = objective.units(s.loss, s.beta) if s.objective == "gpo" else 1.0
+        largest = s.max_grad_norm * unit or math.inf
         norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of sharded weights: over all ranks
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights: over all ranks
+        return float(whole) / unit
 
 
 def learning_rate_share(step: int, settings: Train) -> float:

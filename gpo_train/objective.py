@@ -11,7 +11,8 @@ same (t, e),
 
     zscore:      w_i = A_i                                                     Group Preference Optimization
     sign:        w_i = sign(A_i)                                               its hard version
-    pairs:       L = mean over pairs (b better than w) of loss(s_b - s_w)      Diffusion-DPO, the baseline
+    pairs:       L = mean over pairs (b better than w) of loss of              Diffusion-DPO, the baseline
+                 z = (s_b - s_w) / 2, a group of those two
                  all: every pair of unequal members; max: best and worst; min: the smallest non-zero margin
 
     kl > 0:                  L + kl b (1/G) sum_i ||f_theta - f_ref||^2        b = beta of logsigmoid, 1 of linear
@@ -21,6 +22,10 @@ same (t, e),
 and where z alone is noise it keeps the policy there. The mean-shift penalty sees what z cannot: s_i of all members may
 grow together. They do where the errors of worse members grow faster, which z rewards, though the policy's own pictures
 then become less likely as a whole; on pictures of the reference itself mean s should stay near 0.
+
+beta means one thing: z is a mean over members with weights of size one, for pairs too, whose half is the one of
+Diffusion-DPO's loss, -log sigmoid(-beta/2 (s_b - s_w)). Gradients are clipped in the units of the error, that is of
+L / beta: the gate multiplies them, and a threshold that every step exceeds would take it back.
 
 The identity sum_{i<j} (A_i - A_j)(s_i - s_j) = G sum_i A_i s_i says that `zscore` with `linear` is every pair at once,
 weighted by its margin. A dead group has nothing to say, and none reaches this file.
@@ -71,7 +76,7 @@ def loss_of(z: Tensor, loss: Loss, beta: float) -> Tensor:
 
 
 def units(loss: Loss, beta: float) -> float:
-    """What the penalties multiply errors with, as the loss does."""
+    """What the loss multiplies errors with, and so the penalties too."""
     return beta if loss == "logsigmoid" else 1.0
 
 
@@ -100,7 +105,7 @@ def group_loss(
     together = mean_shift_penalty / 2 * (units(loss, beta) * s.mean()) ** 2
     if weighting in PAIRS:
         better, worse = pairs(advantages, weighting)
-        return loss_of(s[better] - s[worse], loss, beta).mean() + together
+        return loss_of((s[better] - s[worse]) / 2, loss, beta).mean() + together
     return loss_of((weights(advantages, weighting) * s).mean(), loss, beta) + together
 
 

@@ -1,4 +1,4 @@
-"""Policy and reference: what trains, what it is compared with, and the draws at which both are asked.
+"""Policy and reference: what trains, what it is compared with, and the noise samples at which both are asked.
 
 For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the error of a denoiser f is
 
@@ -59,7 +59,7 @@ class Policy(nn.Module):
             denoiser.add_adapter(
                 LoraConfig(
                     r=settings.lora_rank,
-                    lora_alpha=settings.lora_rank,
+                    lora_alpha=settings.lora_alpha or settings.lora_rank,
                     target_modules=list(model.lora_targets),
                     init_lora_weights="gaussian",
                 )
@@ -117,30 +117,30 @@ class Policy(nn.Module):
         return [p for p in self.denoiser.parameters() if p.requires_grad]
 
     def errors(
-        self, group: TrainGroup, draws: NoiseSamples, rows: slice = slice(None), denoiser: nn.Module | None = None
+        self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
-        """err of the flattened (draw, member) `rows`: [k * n][rows], float32."""
-        target, x_t, t, conditioning = self._noised(group, draws, rows)
-        return _mean_square(target - self._said(denoiser or self.denoiser, x_t, t, conditioning))
+        """err of the flattened (noise sample, member) `rows`: [k * n][rows], float32."""
+        target, x_t, t, conditioning = self._noised(group, noise, rows)
+        return _mean_square(target - self._predict(denoiser or self.denoiser, x_t, t, conditioning))
 
-    def compared(self, group: TrainGroup, draws: NoiseSamples, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    def compared(self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """(s, ||f_theta - f_ref||^2) of `rows`, float32 each; the reference is asked now, without gradients."""
-        target, x_t, t, conditioning = self._noised(group, draws, rows)
+        target, x_t, t, conditioning = self._noised(group, noise, rows)
         with torch.no_grad(), self.as_reference() as reference:
-            theirs = self._said(reference, x_t, t, conditioning)
-        ours = self._said(self.denoiser, x_t, t, conditioning)
+            theirs = self._predict(reference, x_t, t, conditioning)
+        ours = self._predict(self.denoiser, x_t, t, conditioning)
         return _mean_square(target - ours) - _mean_square(target - theirs), _mean_square(ours - theirs)
 
     def _noised(
-        self, group: TrainGroup, draws: NoiseSamples, rows: slice
+        self, group: TrainGroup, noise: NoiseSamples, rows: slice
     ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
         """(y, x_t, t, c) of `rows`, on the denoiser's device."""
         device = next(self.denoiser.parameters()).device
-        k, members = draws.u.shape
+        k, members = noise.u.shape
         index = torch.arange(k * members)[rows]
         which = index % members
-        t = self.model.time(draws.u).flatten()[index].to(device)
-        e = draws.e.flatten(0, 1)[index].to(device)
+        t = self.model.time(noise.u).flatten()[index].to(device)
+        e = noise.e.flatten(0, 1)[index].to(device)
         x_0 = group.latents.float()[which].to(device)
         conditioning: Conditioning = {
             name: value.to(device).float().expand(len(index), *value.shape)
@@ -148,18 +148,18 @@ class Policy(nn.Module):
         }
         return self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning
 
-    def _said(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """f(x_t, t, c), [., C, h, w], float32."""
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             return self.model.predict(x_t, t, conditioning, denoiser).float()
 
     @torch.no_grad()
-    def reference_errors(self, group: TrainGroup, draws: NoiseSamples) -> Tensor:
+    def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
         """The reference's errors, [k, n], on the CPU."""
-        size, (k, members) = self.settings.micro_batch_size, draws.u.shape
+        size, (k, members) = self.settings.micro_batch_size, noise.u.shape
         with self.as_reference() as reference:
             parts = [
-                self.errors(group, draws, slice(start, start + size), reference)
+                self.errors(group, noise, slice(start, start + size), reference)
                 for start in range(0, k * members, size)
             ]
         return torch.cat(parts).view(k, members).cpu()

@@ -20,6 +20,7 @@ import datetime
 import fcntl
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ class Run:
                 raise UsageError(
                     f"run {self.folder}: another process trains it; wait for it, or train under another --run NAME"
                 ) from None
-            for left in self.folder.rglob(f"*{TEMPORARY}"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+            for left in list(self.folder.rglob(f"*{TEMPORARY}")):  # by a process that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
 
     def expect_online(self, otherwise: str) -> None:

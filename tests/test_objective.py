@@ -36,7 +36,7 @@ def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str, hold: fl
         chosen = [(int(np.argmax(r)), int(np.argmin(r)))]
     if weighting == "min":
         chosen = [min(chosen, key=lambda p: (r[p[0]] - r[p[1]], p))]
-    return float(np.mean([link(s[i] - s[j]) for i, j in chosen]))
+    return float(np.mean([link((s[i] - s[j]) / 2) for i, j in chosen]))
 
 
 @pytest.mark.parametrize("hold", [0.0, 0.3])

@@ -24,6 +24,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Online
 from gpo_train import cli
+from gpo_train import fit as fit_module
 from gpo_train.evaluation.compare import tables
 from gpo_train.fit import Stopped, fit
 from gpo_train.online.guards import reason_to_stop
@@ -170,6 +171,21 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
     for i in range(3):
         assert tars(f"broken-it{i:04d}") == tars(f"whole-it{i:04d}")
     assert equal(weights_of(broken), weights_of(whole))
+
+
+def test_killed_after_the_last_step_nothing_more_is_drawn(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = ["--train.ema_decay", "0.5", "--online.iterations", "2"]
+    whole = online(here, *extra, name="whole")
+
+    def killed(*rest: Any, **named: Any) -> None:
+        raise ValueError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="killed"):
+        patch.setattr(fit_module, "save_policy", killed)
+        online(here, *extra, name="broken")
+    broken = online(here, *extra, name="broken")
+    assert equal(weights_of(broken), weights_of(whole)) and len(history(broken.folder)) == 2
+    assert not dataset_folder("lake", "broken-it0002").exists()
 
 
 def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:

@@ -18,7 +18,7 @@ from gpo_train.module import GPOModule, learning_rate_share
 from gpo_train.noise import epoch_noise
 from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
-from tests.parts.training import reader_of, train, weights_of
+from tests.parts.training import newest_of, reader_of, train, weights_of
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -152,12 +152,40 @@ def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
 def test_lora_exports_what_diffusers_loads(here: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusion3Pipeline
 
-    run = train(here, "--train.tuning", "lora", "--train.reference", "adapters", name="lora")
+    alpha = ["--train.lora_rank", "4", "--train.lora_alpha", "8"]
+    run = train(here, "--train.tuning", "lora", "--train.reference", "adapters", *alpha, name="lora")
     assert cli.main(["export", str(here), "--run", "lora", "--out", str(tmp_path / "out")]) == 0
     pipe = StableDiffusion3Pipeline.from_pretrained(recipe.load(here).model, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path / "out")
     moved = [p for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
     assert moved and any(p.abs().max() > 0 for p in moved) and run.card()["state"] == "finished"
+    path = newest_of(run)
+    assert path is not None
+    trained, exported = torch.load(path, weights_only=True)["state_dict"], weights_of(run)
+    for name in [name for name in exported if "lora_B" in name]:
+        inner = name.removeprefix("transformer.").removesuffix("weight")
+        assert torch.equal(exported[name], 2 * trained[f"policy.denoiser.{inner}default.weight"])  # alpha / rank
+
+
+def test_the_gradient_is_clipped_in_units_of_the_error(here: Path, tmp_path: Path) -> None:
+    """At the reference the gate is one half: `logsigmoid` pulls half as hard as `linear`, whatever beta is."""
+    group, norms = reader_of(here)[0], {}
+    for name, extra in {
+        "linear": ["--train.loss", "linear"],
+        "10": ["--train.beta", "10"],
+        "1000": ["--train.beta", "1000"],
+        "cut": ["--train.beta", "1000", "--train.max_grad_norm", "1e-4"],
+    }.items():
+        module = module_of(here, tmp_path, "--train.reference", "frozen", *extra)
+        module.policy.denoiser.load_state_dict(module.policy.frozen.state_dict())  # type: ignore[union-attr]
+        module.group_backward(group)
+        norms[name] = module._clip(None)
+        after = torch.stack([p.grad.norm() for p in module.policy.trainable() if p.grad is not None]).norm().item()
+        unit = 1 if name == "linear" else float(extra[1])
+        assert after / unit == pytest.approx(1e-4 if name == "cut" else norms[name], rel=1e-3)
+    assert 1e-4 < norms["linear"] < 1  # not clipped by the default
+    for name in ("10", "1000", "cut"):
+        assert norms[name] == pytest.approx(norms["linear"] / 2, rel=1e-3)
 
 
 def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Train:
         objective: `gpo`, or `sft` (plain denoising loss on members at or above `sft_reward`).
         loss: `logsigmoid` (gated) or `linear`.
         weighting: `zscore`, `sign`, or Diffusion-DPO pairs `all`, `max`, `min`.
-        beta: scale of `logsigmoid`, on mean-over-elements errors.
+        beta: scale of `logsigmoid`, on mean-over-elements errors; the beta of Diffusion-DPO and of DGPO.
         timesteps_per_image: k, samples of (t, noise) a member.
         shared_noise: one (t, noise) for all members of a group; lowers variance.
         noise: `random`, or each member's `own`, the starting noise that it was drawn from, which
@@ -61,9 +61,10 @@ class Train:
         weight_decay: of AdamW.
         warmup_steps: linear warm-up.
         decay_steps: the learning rate falls as 1 / sqrt(1 + step / decay_steps), whenever the run ends; 0: it does not.
-        max_grad_norm: largest gradient norm; 0 is off.
+        max_grad_norm: largest gradient norm, in units of the error (of the loss divided by `beta`); 0 is off.
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
+        lora_alpha: of LoRA, whose scale is lora_alpha / lora_rank; null is the rank, a scale of 1.
         reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch by the
             policy itself, before it moves: no second copy of the model on any device).
         reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
@@ -108,6 +109,7 @@ class Train:
     max_grad_norm: NotNegative = 1.0
     tuning: Literal["full", "lora"] = "lora"
     lora_rank: Count = 16
+    lora_alpha: Count | None = None
     reference: Literal["frozen", "adapters", "stored"] = "stored"
     reference_update: Literal["never", "iteration", "ema"] | None = None
     reference_decay: Share = 0.99

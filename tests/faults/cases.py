@@ -118,6 +118,6 @@ def leftovers(folder: Path) -> list[str]:
     """What a kill may leave and a finished command may not."""
     return [
         str(p.relative_to(folder))
-        for pattern in ("**/*.tmp", "**/.stage/*.sample", "**/tmp*")
+        for pattern in ("**/*.tmp", "**/.stage/*.sample", "**/tmp[!.]*")
         for p in folder.glob(pattern)
     ]
