@@ -19,9 +19,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers as logging_to
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from gpo_data import hardware, models
@@ -175,7 +176,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
     }
     try:
         return L.Trainer(**(options | settings.trainer))
-    except (TypeError, ValueError, L.pytorch.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"train.trainer: lightning.Trainer refuses: {' '.join(str(error).split())}") from None
 
 

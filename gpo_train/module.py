@@ -155,7 +155,7 @@ class GPOModule(L.LightningModule):
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         """Ranks exchange gradients once a step, at its last chunk."""
-        waits: AbstractContextManager = nullcontext()
+        waits: AbstractContextManager[None] = nullcontext()
         if not self._trainer:
             loss.backward()
             return

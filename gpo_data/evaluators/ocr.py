@@ -140,7 +140,7 @@ def _recognise(reader: Any, images: list[np.ndarray], prepared: Any) -> list[dic
 
 def border_color(image: np.ndarray) -> np.ndarray:
     """The median of the first and the last row, float [3]."""
-    return np.median(np.concatenate([image[0], image[-1]]), axis=0)
+    return np.asarray(np.median(np.concatenate([image[0], image[-1]]), axis=0))
 
 
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:

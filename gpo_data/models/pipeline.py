@@ -143,7 +143,7 @@ class Pipeline:
     def draw(
         self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
     ) -> torch.Tensor:
-        def step_end(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
+        def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step:
                 on_step()
             return tensors

@@ -114,7 +114,7 @@ class OnlineRegeneration(Callback):
         self._read = number, reader
         return reader
 
-    def train_dataloader(self) -> torch.utils.data.DataLoader:
+    def train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
         """The epoch's groups in the order of `lake.reader.batches`, one a batch, this rank's share of them."""
         epoch, trainer = self.trainer.current_epoch, self.trainer
         reader = self.groups_of(epoch)
