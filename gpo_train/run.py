@@ -95,9 +95,7 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(
-        f"{folder}: no {mode} run of {recipe_name}; train one: "
-        f"`gpo-train fit recipes/{recipe_name}.yaml --mode {mode}`; "
-        f"runs: {known}"
+        f"{folder}: no {mode} run of {recipe_name}; train one: `gpo-train fit RECIPE --mode {mode}`; runs: {known}"
     )
 
 

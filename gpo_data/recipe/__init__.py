@@ -1,6 +1,7 @@
 """The YAML language: typed sections that check themselves, overrides, fingerprint."""
 
-from gpo_data.recipe.parse import RENAMED, key_names, load, nearest, split_overrides
+from gpo_data.recipe.files import nearest
+from gpo_data.recipe.parse import RENAMED, key_names, load, split_overrides
 from gpo_data.recipe.recipe import (
     CLIP_SCORERS,
     EVALUATORS,

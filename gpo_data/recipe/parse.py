@@ -1,4 +1,4 @@
-"""Recipe files: YAML 1.2, one file an experiment, and `--key value` overrides of any key in it.
+"""From a recipe's file and `--key value` overrides of any key in it to a Recipe.
 
 Strict: an unknown key (with the nearest known one), a key that is there twice, a value of another type or out of range
 is a `UsageError` that names file and key.
@@ -7,17 +7,16 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe.checks import adapters, expect_valid
+from gpo_data.recipe.files import find, nearest, read, yaml_value
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
 # Keys of version 0.1 -> what they are now.
@@ -42,8 +41,8 @@ OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, wh
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, apply the overrides, check it. Raises UsageError."""
-    path = Path(path)
+    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError."""
+    path = find(path)
     content = read(path)
     try:
         if isinstance(content.get("yolo"), str):
@@ -62,22 +61,6 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         raise UsageError(f"recipe {path}: {error}") from None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UsageError."""
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*-*.yaml"))) or "none here"
-        raise UsageError(f"recipe {path}: no such file; the recipes in recipes/ are: {known}")
-    try:
-        content = _yaml(path.read_text(encoding="utf-8-sig"))
-    except (YAMLError, RecursionError) as error:
-        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())[:300]}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from None
-    if not isinstance(content, dict | None):
-        raise UsageError(f"recipe {path}: expected keys and values, found {type(content).__name__}")
-    return content or {}
-
-
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
     known, overrides, rest = set(key_names(Recipe)), [], []
@@ -91,11 +74,6 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
-def nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
-
-
 def key_names(kind: type, prefix: str = "") -> list[str]:
     """Every dotted key of a (nested) dataclass."""
     names = []
@@ -104,10 +82,6 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
         if nested := SECTIONS.get(f.name if kind is Recipe else ""):
             names += key_names(nested, f"{prefix}{f.name}.")
     return names
-
-
-def _yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
 
 
 def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
@@ -157,7 +131,7 @@ def _take_open(arguments: list[str], content: dict[str, Any]) -> list[str]:
             inner = inner[part]
         value = value if equals else next(waiting, "")
         try:
-            inner[last] = _yaml(value)
+            inner[last] = yaml_value(value)
         except YAMLError as error:
             raise UsageError(f"--{key}: not YAML: {value!r}: {' '.join(str(error).split())}") from None
     return rest
@@ -178,7 +152,7 @@ def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
             continue
         section, _, field = name.rpartition(".")
         try:
-            expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, _yaml(value))
+            expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, yaml_value(value))
         except (UsageError, YAMLError) as found:
             return UsageError(str(found))
     return UsageError(" ".join(str(error).split()))

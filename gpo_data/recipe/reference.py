@@ -26,7 +26,8 @@ INTRO = """# The recipe
 <!-- Written by `python -m gpo_data.recipe.reference > docs/recipe.md`; change the docstrings in gpo_data/recipe/. -->
 
 A recipe is one YAML file (YAML 1.2) and describes one experiment for every verb: drawing, measuring, training and
-evaluating. [recipes/](../recipes) has examples. A small one:
+evaluating. [recipes/](../recipes) has examples, which go by their names in any folder: `gpo-data shards text-tiny`.
+A small one:
 
 ```yaml
 task: {kind: text, num_prompts: 64}

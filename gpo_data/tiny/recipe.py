@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from gpo_data.errors import UsageError
-from gpo_data.recipe import nearest
+from gpo_data.recipe.files import nearest, read
 from gpo_data.tiny.render import World
 
 
@@ -95,19 +93,13 @@ LIMITS = {  # what is allowed: in words and as a test; World has its own
     "ema": ("0 or more, below 1", lambda v: 0 <= v < 1),
     "letter": ("one letter A-Z", lambda v: len(v) == 1 and "A" <= v <= "Z"),
 }
-NAMES = {int: "a whole number", float: "a number (1.0e-3, not 1e-3)", str: "text"}
+NAMES = {int: "a whole number", float: "a number", str: "text"}
 
 
 def load(path: Path) -> TinyRecipe:
     """Read and check a recipe file. Raises UsageError."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"recipe {path}: cannot read it: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return _section(TinyRecipe, content, "")
+        return _section(TinyRecipe, read(path), "")
     except ValueError as error:
         raise UsageError(f"recipe {path}: {error}") from None
 
