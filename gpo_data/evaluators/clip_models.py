@@ -35,7 +35,7 @@ from PIL import Image
 
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.pool import Batch, Measure, Pool
-from gpo_data.recipe import Clip
+from gpo_data.recipe import Clip, Recipe
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has
 # transformers 5 writes processor_config.json where earlier ones wrote preprocessor_config.json
@@ -70,6 +70,10 @@ class Settings:
 
 
 class ClipEvaluator:
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> ClipEvaluator:
+        return cls(name, getattr(recipe, name))
+
     def __init__(self, name: str, clip: Clip) -> None:
         """Finds the files, or raises UsageError. The model loads at the first picture.
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import ocr_models
 from gpo_data.evaluators.pool import Measure, Pool
-from gpo_data.recipe import Ocr
+from gpo_data.recipe import Ocr, Recipe
 
 LINE_HEIGHT = 48  # pixels; what recognition models are built for
 WIDTH_STEP = 16  # pixels at that height; crops are padded to a few widths, so that they share batches
@@ -56,6 +56,11 @@ COLUMNS: dict[str, pa.DataType] = {
 class OcrEvaluator:
     name = "ocr"
     columns = COLUMNS
+    needs = ("ocr", "paddleocr", "rapidocr", "onnxruntime")
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> OcrEvaluator:
+        return cls(recipe.ocr, threads)
 
     def __init__(self, ocr: Ocr, threads: int | None = None) -> None:
         """Finds the model files, or raises UsageError. The models load at the first picture, with so many threads."""

@@ -26,7 +26,8 @@ from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.ocr import import_cv2
 from gpo_data.evaluators.pool import Batch, Measure, Pool
-from gpo_data.recipe import Yolo
+from gpo_data.recipe import Recipe, Yolo
+from gpo_data.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ COLUMNS: dict[str, pa.DataType] = {
 class YoloEvaluator:
     name = "yolo"
     columns = COLUMNS
+    needs = ("yolo", "ultralytics")
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> YoloEvaluator:
+        if "target_class" not in TASKS[recipe.task.kind].columns:
+            kinds = " or ".join(kind for kind, task in TASKS.items() if "target_class" in task.columns)
+            raise UsageError(
+                f"evaluators: yolo counts the class of task.kind {kinds}, found task.kind {recipe.task.kind}"
+            )
+        return cls(recipe.yolo)
 
     def __init__(self, yolo: Yolo) -> None:
         """Finds the weights file, or raises UsageError. The detector loads at the first picture."""

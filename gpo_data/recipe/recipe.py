@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_type_hints
 
 from pydantic import Field
 
@@ -109,12 +109,20 @@ class Recipe:
         return fingerprint_of(self.fingerprint_fields())
 
 
-CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
-EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/build.py
+# Name in a recipe: the module and the class that measure (evaluators/build.py says what such a class has).
+EVALUATORS = {
+    "ocr": ("gpo_data.evaluators.ocr", "OcrEvaluator"),
+    "yolo": ("gpo_data.evaluators.yolo", "YoloEvaluator"),
+    "color": ("gpo_data.evaluators.color", "ColorEvaluator"),
+    "boxes": ("gpo_data.evaluators.boxes", "BoxesEvaluator"),
+    "clip_score": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "pickscore": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "hpsv2": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "aesthetic": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+}
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 NAME = re.compile(r"[a-z0-9_-]{1,100}")  # of a dataset: part of a folder's name
-SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
-SECTIONS |= {**dict.fromkeys(CLIP_SCORERS, Clip), "train": Train, "online": Online, "eval": Eval}
+SECTIONS: dict[str, type] = {k: t for k, t in get_type_hints(Recipe).items() if dataclasses.is_dataclass(cast(Any, t))}
 # What a recipe says of training where it only draws: two that draw the same are then equal.
 NO_TRAINING: dict[str, Any] = {"train": Train(), "online": Online(), "eval": Eval()}
 PLACES = ("device", "text_encoders")  # where it is computed, not what
