@@ -15,6 +15,9 @@ from pydantic import Field
 
 from gpo_data.recipe.checks import Count, Decay, NotNegative, Number, Positive, Seed, Share, Whole, check, expect
 
+Loss = Literal["linear", "logsigmoid"]  # gpo_train/objective.py has what they mean
+Weighting = Literal["zscore", "sign", "all", "max", "min"]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -72,8 +75,8 @@ class Train:
     """
 
     objective: Literal["gpo", "sft"] = "gpo"
-    loss: Literal["linear", "logsigmoid"] = "logsigmoid"
-    weighting: Literal["zscore", "sign", "all", "max", "min"] = "zscore"
+    loss: Loss = "logsigmoid"
+    weighting: Weighting = "zscore"
     beta: Positive = 1000.0
     timesteps_per_image: Count = 5
     shared_noise: bool = True
