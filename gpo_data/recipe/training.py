@@ -15,7 +15,7 @@ from pydantic import Field
 
 from gpo_data.recipe.checks import Count, Decay, NotNegative, Number, Positive, Seed, Share, Whole, check, expect
 
-Loss = Literal["linear", "logsigmoid"]  # gpo_train/objective.py has what they mean
+Loss = Literal["linear", "logsigmoid"]  # objective.py has what they mean
 Weighting = Literal["zscore", "sign", "all", "max", "min"]
 
 
