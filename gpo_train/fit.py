@@ -47,15 +47,15 @@ class Stopped(Exception):
     """Ctrl-C or SIGTERM: a checkpoint is on disk."""
 
 
-def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline") -> Run:
+def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline", runs: Path = RUNS) -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
     name = name or f"{recipe.name}-{mode}"
-    begun = (RUNS / name / "run.json").is_file()
-    recipe = settle(recipe, RUNS / name, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
+    begun = (runs / name / "run.json").is_file()
+    recipe = settle(recipe, runs / name, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
     iterations = recipe.online.iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
-    run = open_run(name, recipe, mode, model_folder)
+    run = open_run(name, recipe, mode, model_folder, runs)
     card = run.card()
     if len(history(run.folder)) < iterations and "stopped_by" not in card:
         run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer

@@ -29,14 +29,26 @@ Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 def check(section: Any, prefix: str = "") -> None:
-    """Raise UsageError for the first field of a dataclass that does not hold what its type says."""
+    """Raise UsageError for the first field of a dataclass that does not hold what its type says.
+
+    A whole number where any number may be becomes a float: 2 and 2.0 are one fingerprint.
+    """
     for name, adapter in adapters(cast(Any, type(section))).items():
-        expect_valid(adapter, f"{prefix}{name}", getattr(section, name))
+        object.__setattr__(section, name, expect_valid(adapter, f"{prefix}{name}", getattr(section, name)))
 
 
-def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> None:
+def holds(adapter: TypeAdapter[Any], value: Any) -> bool:
     try:
         adapter.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> Any:
+    """The value. Raises UsageError."""
+    try:
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         wanted = dict.fromkeys(_plain(one["msg"]) for one in error.errors())
         raise UsageError(f"{key}: expected {' or '.join(wanted)}, found {value!r}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,23 @@ def read(path: Path) -> dict[str, Any]:
         content = yaml_value(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"recipe {path}: expected a file that can be read, found: {error.strerror}") from None
-    except (YAMLError, RecursionError) as error:
-        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())[:300]}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from None
+    except ValueError as error:
+        raise UsageError(f"recipe {path}: not YAML: {error}") from None
     if not isinstance(content, dict | None):
         raise UsageError(f"recipe {path}: expected keys and values, found {type(content).__name__}")
     return content or {}
 
 
 def yaml_value(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+    """Raises ValueError, in one line."""
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+        json.dumps(value, default=str, skipkeys=True)  # refuses what holds itself, as an alias can
+    except (YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that there is not
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+    return value
 
 
 def nearest(key: str, known: list[str]) -> str:

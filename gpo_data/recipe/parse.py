@@ -7,15 +7,11 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from ruamel.yaml.error import YAMLError
-
 from gpo_data.errors import UsageError
-from gpo_data.recipe.checks import adapters, expect_valid
+from gpo_data.recipe.checks import adapters, expect_valid, holds
 from gpo_data.recipe.files import find, nearest, read, yaml_value
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
@@ -45,18 +41,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     path = find(path)
     content = read(path)
     try:
+        _override(content, list(overrides))
         if isinstance(content.get("yolo"), str):
             content["yolo"] = {"weights": content["yolo"]}
-        rest = _take_open(list(overrides), content)
         _check_keys(content, Recipe)
-        _check_overrides(rest)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(Recipe, as_group=False)
-        try:
-            base = parser.parse_object(content, defaults=True)
-            return _build(parser.parse_args(rest, namespace=base) if rest else base, path)
-        except ArgumentError as error:
-            raise _explained(error, rest) from None
+        return _build(content, path)
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from None
 
@@ -68,7 +57,9 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and (key in known or key.split(".")[0] in SECTIONS):
-            overrides += [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value)]
+            overrides += (
+                [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value is not None)]
+            )
         else:
             rest.append(argument)
     return overrides, rest
@@ -98,61 +89,46 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
             expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
 
 
-def _check_overrides(arguments: list[str]) -> None:
-    known = key_names(Recipe)
-    for argument in arguments:
-        key = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and key not in known:
-            raise _unknown(key, known)
-
-
 def _unknown(key: str, known: list[str]) -> UsageError:
     if key in RENAMED:
         return UsageError(f"unknown key {key!r}: it is {RENAMED[key]!r} now")
     return UsageError(f"unknown key {key!r}{nearest(key, known)}")
 
 
-def _take_open(arguments: list[str], content: dict[str, Any]) -> list[str]:
-    """Put `--train.trainer.devices 2` into `content`; the other arguments.
-
-    jsonargparse would replace the whole of `train.trainer` by its last key.
-    """
-    rest, waiting = [], iter(arguments)
+def _override(content: dict[str, Any], arguments: list[str]) -> None:
+    """Put `--sampler.height 64`, `--seed=1` and `--train.trainer.devices 2` into `content`."""
+    known, waiting = key_names(Recipe), iter(arguments)
     for argument in waiting:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key.startswith(OPEN):
-            rest.append(argument)
-            continue
-        inner = content
-        *parts, last = key.split(".")
-        for part in parts:
-            if not isinstance(inner.get(part), dict):
-                inner[part] = {}
-            inner = inner[part]
-        value = value if equals else next(waiting, "")
-        try:
-            inner[last] = yaml_value(value)
-        except YAMLError as error:
-            raise UsageError(f"--{key}: not YAML: {value!r}: {' '.join(str(error).split())}") from None
-    return rest
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise UsageError(f"expected --key value, found {argument!r}")
+        if key not in known and not key.startswith(OPEN):
+            raise _unknown(key, known)
+        if not equals and (text := next(waiting, "--")) == "--":
+            raise UsageError(f"--{key}: expected a value after it, found nothing")
+        inner, (*sections, last) = content, key.split(".")
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{section}: expected keys and values, found {inner!r}")
+        value, old = _value(key, text), inner.get(last)
+        inner[last] = old | value if key in SECTIONS and isinstance(old, dict) and isinstance(value, dict) else value
 
 
-def _build(namespace: Namespace, path: Path) -> Recipe:
-    values = namespace.as_dict()
-    sections = {key: kind(**values[key]) for key, kind in SECTIONS.items() if isinstance(values[key], dict)}
-    return Recipe(**(values | {"name": values["name"] or path.stem} | sections))
+def _value(key: str, text: str) -> Any:
+    """What the command line says: text where the key takes text, else YAML."""
+    section, _, name = key.rpartition(".")
+    adapter = None if key in SECTIONS or key.startswith(OPEN) else adapters(SECTIONS.get(section, Recipe))[name]
+    if adapter and text != "null" and holds(adapter, text):
+        return text
+    try:
+        return yaml_value(text)
+    except ValueError as error:
+        raise UsageError(f"--{key}: not YAML: {text!r}: {error}") from None
 
 
-def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
-    """What is wrong with the overrides: by our own check of each, else in the parser's words."""
-    pairs = [a for argument in arguments for a in argument.split("=", 1)]
-    for key, value in itertools.pairwise(pairs):
-        name = key.removeprefix("--")
-        if not key.startswith("--") or name in SECTIONS:
-            continue
-        section, _, field = name.rpartition(".")
-        try:
-            expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, yaml_value(value))
-        except (UsageError, YAMLError) as found:
-            return UsageError(str(found))
-    return UsageError(" ".join(str(error).split()))
+def _build(content: dict[str, Any], path: Path) -> Recipe:
+    plain = Recipe(evaluators=["ocr"], reward="1")  # whose sections have the defaults
+    sections = {key: dataclasses.replace(getattr(plain, key), **content[key]) for key in SECTIONS if key in content}
+    name = content.get("name")
+    return Recipe(**(content | sections | {"name": path.stem if name is None else name}))

@@ -1,4 +1,4 @@
-"""docs/recipe.md, from the dataclasses and their docstrings: every key of a recipe with its type, default and meaning.
+"""Every key of a recipe with its type, default and meaning, out of the dataclasses: docs/recipe.md, and help.
 
     python -m gpo_data.recipe.reference > docs/recipe.md
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 import sys
+import textwrap
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -58,21 +60,47 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def for_terminal(sections: list[str]) -> str:
+    """The keys of these sections for a command's help; `` is the top level."""
+    made, width = Recipe(evaluators=["ocr"], reward="1"), shutil.get_terminal_size().columns - 2
+    lines = ["keys of the recipe, any of which can be overridden:"]
+    for section in sections:
+        kind, one = (SECTIONS[section], getattr(made, section)) if section else (Recipe, made)
+        heading, rows = _rows(kind)
+        lines += ["", textwrap.fill(f"{section}: {heading}", width)] if section else []
+        for name, type_, meaning in rows:
+            if not section and name in SECTIONS:
+                continue
+            needed = not section and name in REQUIRED
+            default = "required" if needed else "default " + _default(name, {section: one}).strip("`")
+            lines.append(f"  --{section}{'.' if section else ''}{name} ({type_.replace('`', '')}; {default})")
+            lines.append(textwrap.fill(meaning, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(lines) + "\n"
+
+
 def _table(heading: str, kind: type, made: dict[str, Any], headings: dict[str, str]) -> str:
     """A section's heading, sentence and keys. `made`: by name, the section as it is when the recipe leaves it out."""
-    doc = docstring_parser.parse(inspect.getdoc(kind) or "", docstring_parser.DocstringStyle.GOOGLE)
-    meaning = {one.arg_name: _cell(one.description or "") for one in doc.params}
-    hints = get_type_hints(kind, include_extras=True)
-    said = _joined(f"{doc.short_description or ''} {doc.long_description or ''}")
+    said, rows = _rows(kind)
     lines = [f"## {heading}", "", said, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    for one in dataclasses.fields(kind):
-        if one.name in SECTIONS and kind is Recipe:
-            type_, default = f"[section](#{anchor(headings[one.name])})", ""
+    for name, type_, meaning in rows:
+        if name in SECTIONS and kind is Recipe:
+            type_, default = f"[section](#{anchor(headings[name])})", ""
         else:
-            type_ = _cell(spell(hints[one.name]))
-            default = "required" if kind is Recipe and one.name in REQUIRED else _default(one.name, made)
-        lines.append(f"| `{one.name}` | {type_} | {default} | {meaning[one.name]} |")
+            default = "required" if kind is Recipe and name in REQUIRED else _default(name, made)
+        lines.append(f"| `{name}` | {_cell(type_)} | {default} | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
+
+
+def _rows(kind: type) -> tuple[str, list[tuple[str, str, str]]]:
+    """A section's sentence, and of each key name, type and meaning, out of the docstring."""
+    doc = docstring_parser.parse(inspect.getdoc(kind) or "", docstring_parser.DocstringStyle.GOOGLE)
+    meaning = {one.arg_name: _joined(one.description or "") for one in doc.params}
+    hints = get_type_hints(kind, include_extras=True)
+    rows = [
+        (f.name, "" if f.name in SECTIONS and kind is Recipe else spell(hints[f.name]), meaning[f.name])
+        for f in dataclasses.fields(kind)
+    ]
+    return _joined(f"{doc.short_description or ''} {doc.long_description or ''}"), rows
 
 
 def spell(hint: Any) -> str:
@@ -130,7 +158,7 @@ def _joined(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return _joined(text).replace("|", "\\|")
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":
