@@ -112,7 +112,7 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
         drawn = [drawn_in(recipe.lake, name) for name in datasets[:1]]
         dtype = begun["sampler"]["dtype"] if begun else next((one for one in drawn if one), "auto")
     if precision == "auto" and begun:
-        precision = begun["train"]["precision"]
+        precision = begun["train"].get("precision", "auto")  # runs of 0.1 have none
     made = with_dtype(recipe, hardware.dtype_for(dtype, device))
     settled: Any = hardware.dtype_for(precision, device, "train.precision")
     return dataclasses.replace(made, train=dataclasses.replace(recipe.train, precision=settled))
