@@ -63,7 +63,7 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
         console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
         return run
     seed = recipe.seed if settings.seed is None else settings.seed
-    L.seed_everything(seed, verbose=False)
+    L.seed_everything(seed % 2**32, verbose=False)
     _quiet()
     try:
         return _fit(recipe, settings, run, seed, model_folder, console)
@@ -131,7 +131,7 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
 
 def processes_of(settings: Train) -> int:
     """Ranks on this machine that compute on its CPU at once."""
-    devices = settings.trainer.get("devices", 1)
+    devices: Any = settings.trainer.get("devices", 1)
     return len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
 
 

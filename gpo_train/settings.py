@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
+
+import lightning as L
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError
-from gpo_data.recipe import Recipe, Train
+from gpo_data.recipe import Recipe, Train, nearest
 
 
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     """`recipe.train` with nothing left open. Raises UsageError."""
     made, online = recipe.train, recipe.online
+    known = [*inspect.signature(L.Trainer).parameters]
+    for key in made.trainer:
+        if key not in known:
+            raise UsageError(f"recipe {recipe.name}: train.trainer: unknown option {key!r}{nearest(key, known)}")
     device = hardware.device_of(recipe.sampler.device)
     precision: Any = hardware.dtype_for(made.precision, device, "train.precision")
     made = dataclasses.replace(made, precision=precision)

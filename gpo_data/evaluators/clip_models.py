@@ -33,6 +33,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.pool import Batch, Measure, Pool
 from gpo_data.recipe import Clip, Recipe
@@ -80,8 +81,7 @@ class ClipEvaluator:
         Args:
             name: `clip_score`, `pickscore`, `hpsv2` or `aesthetic`.
         """
-        if clip.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"{name}.device: {clip.device}: torch sees no CUDA device; use cpu")
+        hardware.device_of(clip.device, f"{name}.device")
         if name == "aesthetic" and not clip.weights:
             raise UsageError(f"aesthetic.weights: expected the file of the predictor, {LAION_HEAD}, found nothing")
         if clip.weights and not Path(clip.weights).is_file():

@@ -65,6 +65,7 @@ class OcrEvaluator:
     def __init__(self, ocr: Ocr, threads: int | None = None) -> None:
         """Finds the model files, or raises UsageError. The models load at the first picture, with so many threads."""
         import_cv2()
+        _expect_device(ocr.device)
         recognition = ocr_models.resolve(ocr.recognition_model, "ocr.recognition_model", "rec", ocr.mode)
         detection = None
         if ocr.mode == "scene":
@@ -78,6 +79,15 @@ class OcrEvaluator:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _expect_device(setting: str) -> None:
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if setting != "cpu" and not (gpu and re.fullmatch(r"gpu(:\d+)?", setting)):
+        there = "cpu, gpu or gpu:0" if gpu else "cpu (this onnxruntime has no CUDA; that of onnxruntime-gpu has)"
+        raise UsageError(f"ocr.device: expected {there}, found {setting!r}")
 
 
 def import_cv2() -> Any:

@@ -63,6 +63,7 @@ class YoloEvaluator:
     def __init__(self, yolo: Yolo) -> None:
         """Finds the weights file, or raises UsageError. The detector loads at the first picture."""
         import_cv2()
+        device_of(yolo)
         weights = find_weights(yolo.weights)
         self.version = _version(yolo, weights)
         self._pool = Pool(load, Settings(yolo, weights), yolo.workers, yolo.batch_size)
@@ -76,6 +77,10 @@ class YoloEvaluator:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def device_of(yolo: Yolo) -> str:
+    return hardware.device_of(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device, "yolo.device")
 
 
 def find_weights(setting: str) -> Path:
@@ -124,7 +129,7 @@ def load(settings: Settings, threads: int) -> Measure:
         ) from None
     classes = dict(detector.names)
     # A torch.device, not a string: for "cpu" ultralytics would hide every GPU from this process.
-    device = torch.device(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device)
+    device = torch.device(device_of(yolo))
 
     def measure(batch: Batch) -> list[dict[str, Any]]:
         asked = {str(target["target_class"]) for _, target in batch if target.get("target_class")}

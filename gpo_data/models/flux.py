@@ -49,6 +49,7 @@ def lora_targets(single_layers: int) -> tuple[str, ...]:
 
 class Flux(Flow):
     pipeline_class = FluxPipeline
+    multiple_of = 16
     large_text_encoder = "text_encoder_2"
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:

@@ -23,6 +23,7 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 
 class Sana(Flow):
     pipeline_class = SanaPipeline
+    multiple_of = 32
     large_text_encoder = "text_encoder"
     # Both attentions. The MLP is made of convolutions.
     starting_dtype = torch.float32

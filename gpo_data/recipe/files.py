@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from pathlib import Path
@@ -22,13 +23,16 @@ def find(name: str | Path) -> Path:
     then those that came with the package.
     """
     path = Path(name)
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):  # a name too long for the system
+        if path.is_file():
+            return path
     known = known_names()
     if str(path) in known:
         return known[str(path)]
     listed = ", ".join(sorted(known)) or "none"
-    raise UsageError(f"recipe {name}: no such file{did_you_mean(path.stem, [*known])}; known by name: {listed}")
+    raise UsageError(
+        f"recipe {name!s:.200}: no such file{did_you_mean(path.stem, [*known])}; known by name: {listed}"
+    )
 
 
 def known_names() -> dict[str, Path]:

@@ -11,12 +11,10 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast, get_type_hints
-
-from pydantic import Field
+from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
-from gpo_data.recipe.checks import Count, Seed, check, expect
+from gpo_data.recipe.checks import Count, Members, PathText, Seed, check, expect
 from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
@@ -56,12 +54,12 @@ class Recipe:
     """
 
     name: str | None = None
-    model: str = "tiny"
-    revision: str | None = None
-    policy: str | None = None
-    lake: str = "lake"
+    model: PathText = "tiny"
+    revision: PathText | None = None
+    policy: PathText | None = None
+    lake: PathText = "lake"
     seed: Seed = 0
-    group_size: Annotated[int, Field(ge=2)] = 32
+    group_size: Members = 32
     groups_per_shard: Count = 8
     task: Task = field(default_factory=Task)
     sampler: Sampler = field(default_factory=Sampler)
@@ -82,7 +80,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self)
         named = self.name is None or NAME.fullmatch(self.name) is not None
-        expect(named, "name", "letters a-z, digits, '-' and '_'", self.name)
+        expect(named, "name", "1 to 100 letters a-z, digits, '-' and '_'", self.name)
         one_of = f"{', '.join(EVALUATORS)} or module:function"
         expect(bool(self.evaluators), "evaluators", f"at least one of {one_of}, as in [ocr]", self.evaluators)
         for name in self.evaluators:

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import docstring_parser
 
+from gpo_data.recipe.checks import MOST_FLOAT, MOST_INT
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
 REQUIRED = ("evaluators", "reward")  # their empty defaults are refused
-PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "keys and values"}
+PLAIN: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "keys and values"}
 
 INTRO = """# The recipe
 
@@ -39,11 +40,12 @@ ocr: {mode: recognition}
 reward: text_edit(target, ocr_text)
 ```
 
-Recipes are strict: a key that is not listed here, a key that is there twice or a value of another type is an error that
-names the key. Every key can be overridden on the command line, with a dot after a section: `--group_size 16
---sampler.guidance_scale 3`. In Python the sections are the dataclasses `Recipe`, `Task`, `Sampler`, `Train`, `Online`,
-`Eval`, `Ocr`, `Yolo` and `Clip` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of
-version 0.1 that have other names now are in [CHANGELOG.md](../CHANGELOG.md).
+Recipes are strict: a key that is not listed here, a key that is there twice or a value of another type is an error
+that names the key; so is a whole number above a million (seeds aside) or another number above a billion. Every key
+can be overridden on the command line, with a dot after a section: `--group_size 16 --sampler.guidance_scale 3`. In
+Python the sections are the dataclasses `Recipe`, `Task`, `Sampler`, `Train`, `Online`, `Eval`, `Ocr`, `Yolo` and
+`Clip` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of version 0.1 that have other
+names now are in [CHANGELOG.md](../CHANGELOG.md).
 """
 
 
@@ -107,7 +109,7 @@ def spell(hint: Any) -> str:
     """A field's type in words: `integer, 1 or more`, `a` or `b`, `text or null`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{spell(arguments[0])}{_bounds(arguments[1].metadata)}"
+        return f"{spell(arguments[0])}{_bounds(getattr(arguments[1], 'metadata', []))}"
     if origin is Literal:
         return _alternatives([f"`{value}`" for value in arguments])
     if origin in (Union, types.UnionType):
@@ -129,7 +131,8 @@ def _bounds(metadata: list[Any]) -> str:
     found = {name: value for one in metadata for name in words if (value := getattr(one, name, None)) is not None}
     if found.get("lt") == 2**63:
         found["lt"] = "2^63"
-    return "".join(f", {words[name].format(value)}" for name, value in found.items())
+    ours = (MOST_INT, MOST_FLOAT, -MOST_FLOAT)  # which the page says once
+    return "".join(f", {words[name].format(value)}" for name, value in found.items() if value not in ours)
 
 
 def _default(name: str, made: dict[str, Any]) -> str:
