@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpo_data.command import Command, Options, argument
+from gpo_data.command import Command, Options, argument, at_least
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe
 
 console = Console(highlight=False)
@@ -37,7 +37,7 @@ def shards(recipe: Recipe, options: Options) -> int:
 
 
 @command.verb()
-def audit(recipe: Recipe, options: Options) -> int:
+def audit(recipe: Recipe, options: Options) -> None:
     """what is in a dataset: a table here, an HTML page beside the shards"""
     from gpo_data.audit import run
     from gpo_data.lake.manifest import read_manifest
@@ -45,7 +45,6 @@ def audit(recipe: Recipe, options: Options) -> int:
     stored = read_manifest(_folder(recipe))["measured"]["reward"]
     path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
     console.print(f"page: {path}", soft_wrap=True)
-    return 0
 
 
 @command.verb(
@@ -53,12 +52,11 @@ def audit(recipe: Recipe, options: Options) -> int:
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
 )
-def sql(recipe: Recipe, options: Options) -> int:
+def sql(recipe: Recipe, options: Options) -> None:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
     from gpo_data.lake import shell
 
     shell.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
-    return 0
 
 
 @command.verb(
@@ -66,16 +64,15 @@ def sql(recipe: Recipe, options: Options) -> int:
         "--evaluator", action="append", metavar="NAME", help=f"{', '.join(EVALUATORS)}; default: those of the recipe"
     ),
 )
-def measure(recipe: Recipe, options: Options) -> int:
+def measure(recipe: Recipe, options: Options) -> None:
     """add an evaluator's measurements to shards that are already drawn"""
     from gpo_data.generation.measure import measure
 
     measure(recipe, options.evaluator)
-    return 0
 
 
 @command.verb(
-    argument("--redraw", type=int, default=0, metavar="N", help="draw N members again and compare"),
+    argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
 )
 def verify(recipe: Recipe, options: Options) -> int:
@@ -108,10 +105,10 @@ def verify(recipe: Recipe, options: Options) -> int:
 
 @command.verb(
     argument("--group", action="append", metavar="KEY", help="a group, for example text-00000003"),
-    argument("--limit", type=int, default=4, help="without --group: how many groups"),
+    argument("--limit", type=at_least(1), default=4, help="without --group: how many groups"),
     argument("--out", type=Path, help="PNG file; default: show.png beside the shards"),
 )
-def show(recipe: Recipe, options: Options) -> int:
+def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""
     from gpo_data.audit.show import grid, load_groups
 
@@ -119,7 +116,6 @@ def show(recipe: Recipe, options: Options) -> int:
     out = options.out or _folder(recipe) / "show.png"
     grid(groups).save(out)
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
-    return 0
 
 
 def _folder(recipe: Recipe) -> Path:

@@ -3,7 +3,7 @@
     command = Command("gpo-data", __doc__)
 
     @command.verb(argument("--limit", type=int, default=4, help="how many"))
-    def show(recipe: Recipe, options: Options) -> int:
+    def show(recipe: Recipe, options: Options) -> None:
         \"\"\"what the verb does, in the words of its help\"\"\"
 
 Any key of the recipe can be overridden on the command line of any verb. What went wrong is one line and an exit code:
@@ -20,15 +20,27 @@ from typing import Any
 from gpo_data import recipe as recipes
 from gpo_data.errors import RunError, UsageError
 from gpo_data.recipe import Recipe
+from gpo_data.recipe.checks import MOST_INT
 
 Options = argparse.Namespace
-Verb = Callable[[Recipe, Options], int]
+Verb = Callable[[Recipe, Options], int | None]
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def argument(*names: str, **options: Any) -> Argument:
     """As `argparse.ArgumentParser.add_argument` takes it."""
     return names, options
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text[:20]) <= MOST_INT:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {lowest} or more, found {text:.200}")
+        return int(text)
+
+    return whole
 
 
 class Command:
@@ -52,7 +64,7 @@ class Command:
             parser.add_argument("recipe", help="a name such as text-tiny, or a file")
             for names, options in arguments:
                 parser.add_argument(*names, **options)
-            parser.sections = list(self._keys if keys is None else keys)
+            parser.sections = self._keys if keys is None else keys
             self._verbs[named] = function, parser
             return function
 
@@ -69,7 +81,7 @@ class Command:
         options, unknown = parser.parse_known_intermixed_args(rest)
         options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
         try:
-            return function(recipes.load(options.recipe, overrides + unknown), options)
+            return function(recipes.load(options.recipe, overrides + unknown), options) or 0
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
@@ -84,11 +96,9 @@ class Command:
 class _VerbParser(argparse.ArgumentParser):
     """Its help ends with keys of the recipe, which are put together when help is asked for."""
 
-    sections: list[str] = []  # noqa: RUF012
+    sections: Sequence[str] = ()
 
     def format_help(self) -> str:
-        if not self.sections:
-            return super().format_help()
         from gpo_data.recipe.reference import for_terminal
 
-        return f"{super().format_help()}\n{for_terminal(self.sections)}"
+        return super().format_help() + (for_terminal(self.sections) if self.sections else "")

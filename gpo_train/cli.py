@@ -14,34 +14,40 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 
 from __future__ import annotations
 
+import re
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from gpo_data.command import Argument, Command, Options, argument
+from gpo_data.command import Argument, Command, Options, argument, at_least
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
 command = Command("gpo-train", __doc__)
-RUNS = argument(
-    "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="the folder of all runs; default: runs"
-)
-RUN = argument("--run", metavar="NAME", help="a run there; default: the newest of this recipe and mode")
 
 
-def mode(default: str) -> Argument:
-    who = "who draws the groups: `gpo-data shards`, before, or the policy itself"
-    return argument("--mode", choices=("offline", "online"), default=default, help=f"{who}; default: {default}")
+def run_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
+        raise ArgumentTypeError(f"expected 1 to 100 letters, digits, '-', '_' and '.', found {text:.200}")
+    return text
 
 
-@command.verb(
-    argument("--run", metavar="NAME", help="a run there, new or not; default: <recipe>-<mode>"),
-    mode("offline"),
-    RUNS,
-    keys=("train", "online"),
-)
+RUNS = argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
+
+
+def one_run(mode: str, default: str = "the newest of this recipe and mode") -> list[Argument]:
+    who = f"who draws the groups: `gpo-data shards`, before, or the policy itself; default: {mode}"
+    return [
+        RUNS,
+        argument("--run", type=run_name, metavar="NAME", help=f"a run there; default: {default}"),
+        argument("--mode", choices=("offline", "online"), default=mode, help=who),
+    ]
+
+
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"))
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.fit import Stopped, fit
@@ -54,62 +60,54 @@ def fit(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb(RUN, mode("offline"), RUNS, name="eval", keys=("eval",))
-def evaluate(recipe: Recipe, options: Options) -> int:
+@command.verb(*one_run("offline"), name="eval", keys=("eval",))
+def evaluate(recipe: Recipe, options: Options) -> None:
     """compare a run's policy with its base on held-out prompts, same seeds"""
     from gpo_train.evaluation.evaluate import evaluate
 
     evaluate(recipe, _run(recipe, options), console)
-    return 0
 
 
 @command.verb(
-    argument("--run", nargs="+", required=True, metavar="NAME", help="runs there"),
-    argument("--every", type=int, default=1, metavar="N", help="a point every N iterations"),
-    argument("--out", type=Path, help="folder of the table and the curves; default: compare in that of all runs"),
     RUNS,
+    argument("--run", type=run_name, nargs="+", required=True, metavar="NAME", help="runs there"),
+    argument("--every", type=at_least(1), default=1, metavar="N", help="a point every N iterations"),
+    argument("--out", type=Path, help="folder of the table and the curves; default: compare in that of all runs"),
 )
-def compare(recipe: Recipe, options: Options) -> int:
+def compare(recipe: Recipe, options: Options) -> None:
     """held-out accuracy of several online runs, iteration by iteration: a table, and compare.png"""
     from gpo_train.evaluation.compare import compare
     from gpo_train.run import Run
 
     runs = [Run(options.runs / name) for name in options.run]
     compare(recipe, runs, options.out or options.runs / "compare", options.every, console)
-    return 0
 
 
 @command.verb(
-    RUN,
-    mode("online"),
-    RUNS,
+    *one_run("online"),
     argument("--follow", action="store_true", help="again every ten seconds until the run has finished"),
 )
-def watch(recipe: Recipe, options: Options) -> int:
+def watch(recipe: Recipe, options: Options) -> None:
     """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
     from gpo_train.online.watch import watch
 
     watch(recipe, _run(recipe, options), console, options.follow)
-    return 0
 
 
 @command.verb(
-    RUN,
-    mode("online"),
-    RUNS,
-    argument("--last", type=int, required=True, metavar="N", help="how many iterations"),
-    argument("--out", metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
+    *one_run("online"),
+    argument("--last", type=at_least(2), required=True, metavar="N", help="how many iterations"),
+    argument("--out", type=run_name, metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
 )
-def average(recipe: Recipe, options: Options) -> int:
+def average(recipe: Recipe, options: Options) -> None:
     """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
     from gpo_train.online.average import average
 
     made = average(_run(recipe, options), options.last, options.out)
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
-    return 0
 
 
-@command.verb(RUN, mode("offline"), RUNS, argument("--out", type=Path, required=True, help="a new folder"))
+@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"))
 def export(recipe: Recipe, options: Options) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export

@@ -60,3 +60,28 @@ def test_runs_lie_where_the_command_line_says(here: Path, capsys: pytest.Capture
     assert "run elsewhere/small-offline: expected an online run" in capsys.readouterr().err
     assert gpo_train.cli.main(["eval", str(here)]) == 2
     assert "runs: no offline run of small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (gpo_data.cli.main, ["show", "x", "--limit", "0"], "--limit: expected a whole number, 1 or more, found 0"),
+        (
+            gpo_data.cli.main,
+            ["verify", "x", "--redraw", "-1"],
+            "--redraw: expected a whole number, 0 or more, found -1",
+        ),
+        (gpo_data.cli.main, ["verify", "x", "--redraw", "9" * 99], "--redraw: expected a whole number, 0 or more"),
+        (gpo_train.cli.main, ["compare", "x", "--run", "a", "--every", "0"], "--every: expected a whole number"),
+        (gpo_train.cli.main, ["fit", "x", "--run", ""], "--run: expected 1 to 100 letters"),
+        (gpo_train.cli.main, ["eval", "x", "--run", "a" * 300], "--run: expected 1 to 100 letters"),
+        (gpo_train.cli.main, ["average", "x", "--last", "2", "--out", "../b"], "--out: expected 1 to 100 letters"),
+        (gpo_train.cli.main, ["watch", "x", "--mode", "on"], "--mode: invalid choice: 'on'"),
+    ],
+)
+def test_arguments_of_a_verb_are_checked(
+    main: Callable[[list[str]], int], arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert done.value.code == 2 and f"error: argument {says}" in capsys.readouterr().err

@@ -30,9 +30,7 @@ def find(name: str | Path) -> Path:
     if str(path) in known:
         return known[str(path)]
     listed = ", ".join(sorted(known)) or "none"
-    raise UsageError(
-        f"recipe {name!s:.200}: no such file{did_you_mean(path.stem, [*known])}; known by name: {listed}"
-    )
+    raise UsageError(f"recipe {name!s:.200}: no such file{did_you_mean(path.stem, [*known])}; known by name: {listed}")
 
 
 def known_names() -> dict[str, Path]:

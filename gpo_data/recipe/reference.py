@@ -14,6 +14,7 @@ import shutil
 import sys
 import textwrap
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
@@ -62,10 +63,10 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def for_terminal(sections: list[str]) -> str:
+def for_terminal(sections: Sequence[str]) -> str:
     """The keys of these sections for a command's help; `` is the top level."""
     made, width = Recipe(evaluators=["ocr"], reward="1"), shutil.get_terminal_size().columns - 2
-    lines = ["keys of the recipe, any of which can be overridden:"]
+    lines = ["", "keys of the recipe, any of which can be overridden:"]
     for section in sections:
         kind, one = (SECTIONS[section], getattr(made, section)) if section else (Recipe, made)
         heading, rows = _rows(kind)
