@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from gpo_data.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
+MOST_VALUES = 100_000  # of a recipe
 
 
 def find(name: str | Path) -> Path:
@@ -60,10 +61,22 @@ def yaml_value(text: str) -> Any:
     """Raises ValueError, in one line."""
     try:
         value = YAML(typ="safe", pure=True).load(text)
-        json.dumps(value, default=str, skipkeys=True)  # refuses what holds itself, as an alias can
+        if _size(value, {}) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values, or an alias that holds itself")
     except (YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that there is not
         raise ValueError(" ".join(str(error).split())[:300]) from None
     return value
+
+
+def _size(value: Any, sizes: dict[int, float]) -> float:
+    """Values in it when aliases are written out, which a few lines can make millions of."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf  # until it is counted: only what holds itself is met again before
+        inner = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(one, sizes) for one in inner)
+    return sizes[id(value)]
 
 
 def nearest(key: str, known: list[str]) -> str:
