@@ -12,7 +12,7 @@ READY  = .venv/.ready
 # Bytecode is kept even where the environment says otherwise: every command imports thousands of modules.
 unexport PYTHONDONTWRITEBYTECODE
 RUN   ?=
-.PHONY: help setup shards audit sql measure verify show train watch eval export demo test test-slow lint bench bench-gpu tiny clean
+.PHONY: help setup shards audit sql measure verify show train watch eval export demo test test-slow lint docs bench bench-gpu tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: $(READY) ## docs/ as a site, docs/_build/html; a broken link is an error
+	@$(BIN)/python -m sphinx -E -W --keep-going -q docs docs/_build/html && echo docs/_build/html/index.html
+
 bench: $(READY) ## shares of the machine's own product; drawing and training against hand-written loops; SQL over 10 million members
 	@$(BIN)/python -m tests.bench.machine && $(BIN)/python -m tests.bench.draw && $(BIN)/python -m tests.bench.train && $(BIN)/python -m tests.bench.catalog
 
@@ -83,4 +86,4 @@ tiny: $(READY) ## train the tiny world's models from nothing (hours on 2 cores)
 	@$(BIN)/python -m gpo_data.tiny recipes/tiny.yaml --out runs/tiny $(ARGS)
 
 clean: ## remove .venv and caches; datasets stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache docs/_build *.egg-info

@@ -14,9 +14,7 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 
 from __future__ import annotations
 
-import re
 import sys
-from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,6 @@ from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
 command = Command("gpo-train", __doc__)
-
-
-def run_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
-        raise ArgumentTypeError(f"expected 1 to 100 letters, digits, '-', '_' and '.', found {text:.200}")
-    return text
-
-
 RUNS = argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
 
 
@@ -42,7 +32,7 @@ def one_run(mode: str, default: str = "the newest of this recipe and mode") -> l
     who = f"who draws the groups: `gpo-data shards`, before, or the policy itself; default: {mode}"
     return [
         RUNS,
-        argument("--run", type=run_name, metavar="NAME", help=f"a run there; default: {default}"),
+        argument("--run", metavar="NAME", help=f"a run there; default: {default}"),
         argument("--mode", choices=("offline", "online"), default=mode, help=who),
     ]
 
@@ -50,7 +40,8 @@ def one_run(mode: str, default: str = "the newest of this recipe and mode") -> l
 @command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"))
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
-    from gpo_train.fit import Stopped, fit
+    from gpo_train.checkpoint import Stopped
+    from gpo_train.fit import fit
 
     try:
         fit(recipe, options.run, console, options.mode, options.runs)
@@ -70,16 +61,16 @@ def evaluate(recipe: Recipe, options: Options) -> None:
 
 @command.verb(
     RUNS,
-    argument("--run", type=run_name, nargs="+", required=True, metavar="NAME", help="runs there"),
+    argument("--run", nargs="+", required=True, metavar="NAME", help="runs there"),
     argument("--every", type=at_least(1), default=1, metavar="N", help="a point every N iterations"),
     argument("--out", type=Path, help="folder of the table and the curves; default: compare in that of all runs"),
 )
 def compare(recipe: Recipe, options: Options) -> None:
     """held-out accuracy of several online runs, iteration by iteration: a table, and compare.png"""
     from gpo_train.evaluation.compare import compare
-    from gpo_train.run import Run
+    from gpo_train.run import named
 
-    runs = [Run(options.runs / name) for name in options.run]
+    runs = [named(options.runs, name) for name in options.run]
     compare(recipe, runs, options.out or options.runs / "compare", options.every, console)
 
 
@@ -97,13 +88,15 @@ def watch(recipe: Recipe, options: Options) -> None:
 @command.verb(
     *one_run("online"),
     argument("--last", type=at_least(2), required=True, metavar="N", help="how many iterations"),
-    argument("--out", type=run_name, metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
+    argument("--out", metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
 )
 def average(recipe: Recipe, options: Options) -> None:
     """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
     from gpo_train.online.average import average
+    from gpo_train.run import named
 
-    made = average(_run(recipe, options), options.last, options.out)
+    out = None if options.out is None else named(options.runs, options.out).name
+    made = average(_run(recipe, options), options.last, out)
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 
 
@@ -117,10 +110,11 @@ def export(recipe: Recipe, options: Options) -> int:
 
 
 def _run(recipe: Recipe, options: Options) -> Any:
-    from gpo_train.run import Run, newest
+    from gpo_train.run import named, newest
 
-    runs: Path = options.runs
-    return Run(runs / options.run) if options.run else newest(str(recipe.name), options.mode, runs)
+    if options.run is not None:
+        return named(options.runs, options.run)
+    return newest(str(recipe.name), options.mode, options.runs)
 
 
 main = command.main

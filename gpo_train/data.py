@@ -1,14 +1,15 @@
-"""Groups for Lightning: a loader whose order and place are functions of the trainer's own progress.
+"""Groups for Lightning: what an epoch reads, from which of its steps on.
 
     epoch e, step s  ->  the B groups of reader.batches(...)[s], of which this rank gets [rank::world]
 
 What always holds: nothing but (seed, epoch, step) decides what is read, so a run killed and resumed sees the batches of
-one never killed, and prefetching processes cannot run ahead of what a checkpoint says. `len` is the whole epoch's,
-because Lightning counts done batches against it. A checkpoint of another snapshot is refused.
+one never killed, and prefetching processes cannot run ahead of what a checkpoint says. The place in the run is kept
+here and not in Lightning's loops, which a resumed run finds at the beginning of an epoch as long as what is left of it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup, batches
+from gpo_data.lifeline import Lifeline
 from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import TASKS
 
-GroupsOf = Callable[[int], Reader]  # the reader of an epoch
+Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups are there; None: the run is to end
 
 
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
@@ -39,61 +41,79 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
     )
 
 
-class GroupLoader:
-    """An iterable of lists of TrainGroup, one list a step of this rank."""
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """The step that comes next; `digest` of the snapshot that the steps before it in the epoch were taken on."""
 
-    def __init__(self, trainer: L.Trainer, reader: Reader, settings: Train, seed: int) -> None:
-        self.trainer, self.reader, self.settings, self.seed = trainer, reader, settings, seed
-        self.world, self.rank = trainer.world_size, trainer.global_rank
-        if settings.groups_per_step % self.world:
-            raise UsageError(
-                f"train.groups_per_step: {settings.groups_per_step} groups a step do not divide among {self.world} "
-                f"ranks; use a multiple of {self.world}"
-            )
-        # Raises where there are too few groups, before anything is loaded.
-        self._steps = len(batches(len(reader), settings.groups_per_step, seed, 0, settings.num_inner_epochs))
+    epoch: int = 0
+    step: int = 0
+    digest: str = ""
+
+
+class GroupLoader:
+    """An iterable of lists of TrainGroup: the groups at `steps`, one list a step."""
+
+    def __init__(self, reader: Reader | None, steps: list[list[int]], workers: int) -> None:
+        self.reader, self.steps, self.workers = reader, steps, workers
 
     def __len__(self) -> int:
-        return self._steps
+        return len(self.steps)
 
     def __iter__(self) -> Iterator[list[TrainGroup]]:
-        # A generator: all this is looked up at the first batch, when Lightning has settled where a resumed run is.
-        epoch = self.trainer.current_epoch
-        start = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        planned = batches(
-            len(self.reader), self.settings.groups_per_step, self.seed, epoch, self.settings.num_inner_epochs
-        )
-        mine = [step[self.rank :: self.world] for step in planned[start:]]
-        workers = self.settings.workers
+        # A generator: Lightning asks for an iterator twice, and worker processes start at the first batch.
+        if self.reader is None:
+            return
         yield from torch.utils.data.DataLoader(
             self.reader,
-            batch_sampler=mine,
+            batch_sampler=self.steps,
             collate_fn=list,
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
             # `fork` would copy the threads' locks of torch and OpenMP.
-            multiprocessing_context="forkserver" if workers else None,
+            multiprocessing_context="forkserver" if self.workers else None,
+            worker_init_fn=Lifeline() if self.workers else None,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "digest": self.reader.digest}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state != self.state_dict():
-            raise RunError(
-                f"the checkpoint was made on the snapshot {state['digest']} with seed {state['seed']}; expected "
-                f"{self.reader.digest} and {self.seed}: the groups, the reward or the condition changed; "
-                f"start another run with --run NAME"
-            )
 
 
 class GroupDataModule(L.LightningDataModule):
-    """`groups_of(epoch)` gives the epoch's reader: the same one for all, where the shards are frozen."""
+    """Asks `prepare` for an epoch's groups at its beginning, and keeps the place in the run."""
 
-    def __init__(self, groups_of: GroupsOf, settings: Train, seed: int) -> None:
+    def __init__(self, prepare: Prepare, settings: Train, seed: int) -> None:
         super().__init__()
-        self.groups_of, self.settings, self.seed = groups_of, settings, seed
+        self.prepare, self.settings, self.seed = prepare, settings, seed
+        self.position, self.steps = Position(), 0  # steps of the epoch, those done before a resumption too
 
     def train_dataloader(self) -> GroupLoader:
         assert self.trainer is not None
-        return GroupLoader(self.trainer, self.groups_of(self.trainer.current_epoch), self.settings, self.seed)
+        epoch, at, world = self.trainer.current_epoch, self.position, self.trainer.world_size
+        per_step = self.settings.groups_per_step
+        if per_step % world:
+            raise UsageError(
+                f"train.groups_per_step: {per_step} groups a step do not divide among {world} ranks; "
+                f"use a multiple of {world}"
+            )
+        reader = self.prepare(epoch)
+        if reader is None:
+            return GroupLoader(None, [], 0)
+        start = at.step if at.epoch == epoch else 0
+        if start and reader.digest != at.digest:
+            raise RunError(
+                f"the first {start} steps of epoch {epoch} were taken on the snapshot {at.digest}; expected it, found "
+                f"{reader.digest}: the groups, the reward or the condition changed; start another run with --run NAME"
+            )
+        planned = batches(len(reader), per_step, self.seed, epoch, self.settings.num_inner_epochs)
+        self.position, self.steps = Position(epoch, start, reader.digest), len(planned)
+        mine = [step[self.trainer.global_rank :: world] for step in planned[start:]]
+        return GroupLoader(reader, mine, self.settings.workers)
+
+    def step_done(self) -> None:
+        """Move on by an optimiser step."""
+        at = self.position
+        after = dataclasses.replace(at, step=at.step + 1)
+        self.position = Position(at.epoch + 1) if after.step == self.steps else after
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = Position(**state)

@@ -9,11 +9,7 @@ Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
-import signal
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers as logging_to
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
@@ -30,70 +26,72 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Recipe, Train
-from gpo_train.data import GroupDataModule, GroupsOf
+from gpo_train.checkpoint import Checkpoints, Stopped, newest
+from gpo_train.data import GroupDataModule, Prepare
 from gpo_train.export import save_policy
+from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
 from gpo_train.online.iterations import history
 from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
-from gpo_train.run import RUNS, Run, open_run, settle
-from gpo_train.settings import train_settings
+from gpo_train.run import RUNS, Run, named, open_run, settle
+from gpo_train.settings import train_settings, trial_options
 from gpo_train.sharded import ShardedGPOModule
 from gpo_train.snapshot import dataset_names, frozen_groups
 
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM: a checkpoint is on disk."""
+BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
 
 
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline", runs: Path = RUNS) -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
     name = name or f"{recipe.name}-{mode}"
-    begun = (runs / name / "run.json").is_file()
-    recipe = settle(recipe, runs / name, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
+    if trial := trial_options(recipe):
+        name = f"{name}-trial"
+        console.print(f"a trial ({', '.join(trial)}): run {name}, begun anew, and no policy", soft_wrap=True)
+        shutil.rmtree(named(runs, name).folder, ignore_errors=True)
+    folder = named(runs, name).folder
+    begun = (folder / "run.json").is_file()
+    recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
-    iterations = recipe.online.iterations if mode == "online" else 0
     model_folder = models.resolve(recipe.model, recipe.revision)
     run = open_run(name, recipe, mode, model_folder, runs)
-    card = run.card()
-    if len(history(run.folder)) < iterations and "stopped_by" not in card:
-        run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
-    if run.card()["state"] == "finished":
-        console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
-        return run
-    seed = recipe.seed if settings.seed is None else settings.seed
-    L.seed_everything(seed % 2**32, verbose=False)
-    _quiet()
-    try:
-        return _fit(recipe, settings, run, seed, model_folder, console)
-    except UsageError:
-        if not any(path for part in BEGUN for path in run.folder.glob(part)):  # nothing began: the name stays free
-            shutil.rmtree(run.folder)
-        raise
+    with run.claim(_rank() == 0):
+        iterations = recipe.online.iterations if mode == "online" else 0
+        if len(history(run.folder)) < iterations and "stopped_by" not in run.card():
+            run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
+        if run.card()["state"] == "finished":
+            console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
+            return run
+        seed = recipe.seed if settings.seed is None else settings.seed
+        L.seed_everything(seed % 2**32, verbose=False)
+        quiet()
+        try:
+            return _fit(recipe, settings, run, seed, model_folder, console, bool(trial))
+        except UsageError:
+            if not any(path for part in BEGUN for path in run.folder.glob(part)):  # nothing began: the name stays free
+                shutil.rmtree(run.folder)
+            raise
 
 
-BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/last.ckpt")
-
-
-def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console) -> Run:
-    stop = _StopOnSignals()
-    callbacks: list[Callback] = [stop]
-    regeneration = None
-    groups_of: GroupsOf
-    if run.card()["mode"] == "online":
-        regeneration = OnlineRegeneration(recipe, folder=run.folder, console=console)
-        callbacks.insert(0, regeneration)  # what it counts is in the checkpoint that `stop` writes
-        groups_of = regeneration.groups_of
-    else:
-        groups_of = frozen_groups(recipe, settings, run, console)
+def _fit(
+    recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console, trial: bool
+) -> Run:
+    dtype = getattr(torch, recipe.sampler.dtype)
+    online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.card()["mode"] == "online" else None
+    prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
+    data = GroupDataModule(prepare, settings, seed)
+    checkpoints = Checkpoints(run.folder / "checkpoints", settings.checkpoint_steps, data)
+    average = Average(settings.ema_decay) if settings.ema_decay is not None else None
+    # Each sees what the one before it did; a checkpoint is written when all have seen a step.
+    callbacks: list[Callback] = [c for c in (average, online, checkpoints) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
-    module = kind(policy, settings, seed, run.folder, getattr(torch, recipe.sampler.dtype))
-    data = GroupDataModule(groups_of, settings, seed)
+    interval = recipe.online.epochs_per_iteration if online else 1
+    module = kind(policy, settings, seed, run.folder, dtype, interval, lambda: checkpoints.stopped)
     hardware.take_threads(processes_of(settings))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
-    resume = run.last if run.last.is_file() else None
+    resume = newest(checkpoints.folder, console)
     if trainer.is_global_zero:
         size = sum(p.numel() for p in policy.trainable())
         console.print(
@@ -106,27 +104,40 @@ def _fit(recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Pat
             console.print(warning, soft_wrap=True)
     try:
         with same_signals():
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=False)
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except Interrupted:
         raise Stopped from None
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
             f"{settings.micro_batch_size}; the gradient stays the same), set train.gradient_checkpointing: "
-            f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is {run.last}"
+            f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is in {checkpoints.folder}"
         ) from None
-    if stop.stopped or trainer.interrupted:
+    if trainer.interrupted:
         raise Stopped
-    save_policy(policy, run.policy, getattr(torch, recipe.sampler.dtype), write=trainer.is_global_zero)
+    if trial:
+        run.note(state="trial", steps=trainer.global_step)
+        console.print(f"trial: {trainer.global_step} steps in {checkpoints.seconds:.0f} s", soft_wrap=True)
+        return run
+    stopped_by = online.stopped_by if online else None
+    if data.position.epoch < settings.epochs and not stopped_by:
+        raise RunError(
+            f"run {run.folder}: training ended in epoch {data.position.epoch} of {settings.epochs}, at step "
+            f"{trainer.global_step}; the same command goes on from the last checkpoint"
+        )
+    save_policy(average.policy if average else policy, run.policy, dtype, write=trainer.is_global_zero)
     if trainer.is_global_zero:
-        facts: dict[str, Any] = {"ranks": trainer.world_size}
-        if regeneration and regeneration.stopped_by:
-            facts["stopped_by"] = regeneration.stopped_by
-        run.note(state="finished", steps=trainer.global_step, train_seconds=round(stop.seconds, 1), **facts)
+        facts: dict[str, Any] = {"ranks": trainer.world_size} | ({"stopped_by": stopped_by} if stopped_by else {})
+        run.note(state="finished", steps=trainer.global_step, train_seconds=round(checkpoints.seconds, 1), **facts)
         console.print(
-            f"trained {trainer.global_step} steps in {stop.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
+            f"trained {trainer.global_step} steps in {checkpoints.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
     return run
+
+
+def _rank() -> int:
+    """Of this process among all, before there is a trainer."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def processes_of(settings: Train) -> int:
@@ -151,28 +162,21 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "tensorboard": lambda: logging_to.TensorBoardLogger(logs, name="tensorboard", version=""),
         "wandb": lambda: logging_to.WandbLogger(name=run.name, save_dir=logs, id=run.name, resume="allow"),
     }
-    checkpoint = ModelCheckpoint(
-        run.folder / "checkpoints",
-        filename="epoch",
-        save_last=True,
-        every_n_train_steps=settings.checkpoint_steps,
-        enable_version_counter=False,
-    )
-    if settings.ema_decay is not None:  # before the others, one of which may save a checkpoint and stop
-        callbacks = [EMAWeightAveraging(decay=settings.ema_decay), *callbacks]
     bar = [progress(console)] if settings.trainer.get("enable_progress_bar", True) else []
     options: dict[str, Any] = {
         "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
         "devices": 1,
         "max_epochs": settings.epochs,
-        "callbacks": [checkpoint, *bar, *callbacks],
+        "callbacks": [*bar, *callbacks],
+        "plugins": [WholeFiles()],
+        "enable_checkpointing": False,  # Checkpoints writes them
         "logger": [_logger(name, makers[name]) for name in settings.loggers] or False,
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "default_root_dir": run.folder,
-        "reload_dataloaders_every_n_epochs": int(settings.sequential),
+        "reload_dataloaders_every_n_epochs": 1,  # a resumed epoch is what is left of it
     }
     try:
         return L.Trainer(**(options | settings.trainer))
@@ -183,7 +187,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
 def _csv_logger(logs: Path) -> logging_to.CSVLogger:
     """metrics.csv; that of a run that was stopped and goes on becomes metrics-1.csv, -2 and so on."""
     before = logs / "csv" / "metrics.csv"
-    if before.is_file() and getattr(rank_zero_only, "rank", 0) == 0:  # Lightning would delete it
+    if before.is_file() and _rank() == 0:  # Lightning would delete it
         before.rename(before.with_name(f"metrics-{len(list(before.parent.glob('*.csv')))}.csv"))
     return logging_to.CSVLogger(logs, name="csv", version="", flush_logs_every_n_steps=10)
 
@@ -193,67 +197,3 @@ def _logger(name: str, make: Any) -> Any:
         return make()
     except ModuleNotFoundError as error:
         raise UsageError(f"train.loggers: {name}: its package is missing: {' '.join(str(error).split())}") from None
-
-
-class _StopOnSignals(Callback):
-    """The first Ctrl-C or SIGTERM ends the step in flight and writes a checkpoint; also counts the seconds trained.
-
-    It also writes one after an epoch's last step: ModelCheckpoint counts either steps or epochs, and online a run that
-    is killed while it draws should not train the iteration before once more.
-    """
-
-    def __init__(self) -> None:
-        self.stopped, self.seconds, self._started = False, 0.0, 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.monotonic()
-        module: Any = pl_module
-        module.stopping = lambda: self.stopped
-
-        def handle(number: int, frame: object) -> None:
-            self.stopped = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        self.seconds += time.monotonic() - self._started
-        self._started = time.monotonic()
-        if self.stopped or trainer.is_last_batch:
-            checkpoint: Any = trainer.checkpoint_callback
-            trainer.save_checkpoint(Path(checkpoint.dirpath) / "last.ckpt", weights_only=False)
-        if self.stopped:
-            raise Stopped
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Going on from an epoch's last step, Lightning does not count the next epoch as begun, and would take a
-        # checkpoint in the middle of it for one at its end: it would train its first batches twice.
-        fit_loop = checkpoint["loops"]["fit_loop"]
-        batch = fit_loop["epoch_loop.batch_progress"]["current"]
-        if batch["completed"] < batch["processed"]:  # saved by a hook of a batch: inside an epoch
-            for count in (fit_loop["epoch_progress"]["total"], fit_loop["epoch_progress"]["current"]):
-                count["ready"] = count["started"] = count["processed"] + 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds = state["seconds"]
-
-
-def _quiet() -> None:
-    """Lightning's advice on what this loop does on purpose."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*in eval mode at the start of training.*",
-        ".*exists and is not empty.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*is smaller than the logging interval.*",
-        ".*overridden `transfer_batch_to_device`.*",
-        ".*ModelCheckpoint with manual optimization.*",
-        ".*FSDP2-wrapped module .* returned a view tensor.*",  # what the denoiser says is never changed in place
-    ):
-        warnings.filterwarnings("ignore", text)

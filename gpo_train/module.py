@@ -1,6 +1,6 @@
-"""The LightningModule: draws, errors, objective and optimiser wired together, and what is worth watching logged.
+"""The LightningModule: noise, errors, objective and optimiser wired together, and what is worth watching logged.
 
-    L = mean over the step's groups, mean over the k draws of group_loss(s[draw], A)      (objective.py)
+    L = mean over the step's groups, mean over the k noise samples of group_loss(s[sample], A)      (objective.py)
 
 Optimisation is manual, because a step is many backward passes, a micro-batch each (gradcache.py).
 """
@@ -22,6 +22,7 @@ from gpo_data.errors import RunError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.recipe import Train
 from gpo_train import gradcache, objective
+from gpo_train.data import GroupDataModule
 from gpo_train.noise import NoiseSamples, epoch_noise
 from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
@@ -31,15 +32,26 @@ class GPOModule(L.LightningModule):
     """Group Preference Optimization of `policy` (or, with `objective: sft`, plain denoising of chosen members)."""
 
     def __init__(
-        self, policy: Policy, settings: Train, seed: int, folder: Path, drawn_in: torch.dtype = torch.float32
+        self,
+        policy: Policy,
+        settings: Train,
+        seed: int,
+        folder: Path,
+        drawn_in: torch.dtype = torch.float32,
+        interval: int = 1,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Args:
+        folder: of the run.
+        drawn_in: precision of the sampler that drew the groups.
+        interval: epochs that read the same groups and compare with the same reference.
+        stopping: whether the user asked for it.
+        """
         super().__init__()
-        self.drawn_in = drawn_in  # precision of the sampler that drew the groups
+        self.drawn_in, self.interval, self.stopping = drawn_in, interval, stopping
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
-        self.interval = 1  # epochs that read the same groups and compare with the same reference; the callback sets it
-        self.stopping: Callable[[], bool] = lambda: False  # whether the user asked for it
         self._clock = time.monotonic()
 
     def configure_optimizers(self) -> Any:
@@ -54,37 +66,51 @@ class GPOModule(L.LightningModule):
     def noise_of(self, epoch: int, group: TrainGroup) -> NoiseSamples:
         return epoch_noise(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
 
-    def _begin_epoch(self) -> None:
-        """Before an epoch's first step. Not `on_train_epoch_start`: Lightning leaves that out where a run resumes from
-        a checkpoint of an epoch's last step."""
-        follows = self.settings.reference_update == "iteration" and self.current_epoch % self.interval == 0
-        if self.policy.frozen is not None and follows:
-            self.policy.follow(0.0)
-        self._store_reference_errors()
+    def on_train_epoch_start(self) -> None:
+        if self.data.position.step == 0 and not self.trainer.should_stop:  # not where it is resumed in the middle
+            self._begin_epoch()
 
-    def _store_reference_errors(self) -> None:
-        """Ask the reference while the policy still is it: for the iteration, or, if it never moves, for all epochs."""
-        if self.stored is None or self.settings.objective == "sft":
-            return
+    def _begin_epoch(self) -> None:
+        """Settle the reference: all that an epoch's steps compare with is decided, and on disk, before the first."""
         epoch, last = self.current_epoch, self.trainer.max_epochs or 1
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        together = self.interval if self.settings.reference_update == "iteration" else last
-        if epoch % together:
+        if self.policy.frozen is not None and self._follows and epoch % self.interval == 0:
+            self.policy.follow(0.0)
+        # The policy still is the reference: for the iteration, or, if that never moves, for all epochs.
+        together = self.interval if self._follows else last
+        if self.stored is None or self.settings.objective == "sft" or epoch % together:
             return
         self.policy.denoiser.eval()
         for asked in range(epoch, min(epoch + together, last)):
-            self.stored.compute(asked, data.groups_of(asked), self)
+            reader = self.data.prepare(asked)
+            assert reader is not None
+            self.stored.compute(
+                asked,
+                reader,
+                lambda group, asked=asked: self.policy.reference_errors(group, self.noise_of(asked, group)),  # type: ignore[misc]
+                self.global_rank,
+                self.trainer.world_size,
+                self.stopping,
+                lambda: self.trainer.strategy.barrier("reference errors"),
+            )
         self.policy.denoiser.train()
 
-    def reference_errors(self, group: TrainGroup, draws: NoiseSamples) -> Tensor:
+    @property
+    def data(self) -> GroupDataModule:
+        found: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(found, GroupDataModule)
+        return found
+
+    @property
+    def _follows(self) -> bool:
+        return self.settings.reference_update == "iteration"
+
+    def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
         """[k, n]: looked up, or asked now."""
         if self.stored is not None:
-            return self.stored.look_up(self.current_epoch, group)
-        return self.policy.reference_errors(group, draws)
+            return self.stored.look_up(self.current_epoch, self.data.position.digest, group)
+        return self.policy.reference_errors(group, noise)
 
     def training_step(self, batch: list[TrainGroup], batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._begin_epoch()
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
@@ -114,18 +140,18 @@ class GPOModule(L.LightningModule):
 
     def group_backward(self, group: TrainGroup, scale: float = 1.0, last: bool = True) -> dict[str, float]:
         """Add scale * dL/dtheta of one group to the gradients; what is worth logging."""
-        draws = self.noise_of(self.current_epoch, group)
+        noise = self.noise_of(self.current_epoch, group)
         if self.settings.objective == "sft":
-            return self._sft_backward(group, draws, scale, last)
+            return self._sft_backward(group, noise, scale, last)
         advantages = group.advantages.to(self.device)
-        reference = None if self.settings.kl else self.reference_errors(group, draws).flatten().to(self.device)
-        (k, n), s = draws.u.shape, self.settings
+        reference = None if self.settings.kl else self.reference_errors(group, noise).flatten().to(self.device)
+        (k, n), s = noise.u.shape, self.settings
         of = gradcache.GroupLoss(
             lambda one: objective.group_loss(one, advantages, s.weighting, s.loss, s.beta, s.mean_shift_penalty),
             lambda apart: objective.penalty(apart, s.kl, s.loss, s.beta),
         )
         losses, differences, distances = gradcache.backward(
-            lambda rows: self._compared(group, draws, rows, reference),
+            lambda rows: self._compared(group, noise, rows, reference),
             of,
             k,
             n,
@@ -136,19 +162,19 @@ class GPOModule(L.LightningModule):
         return found | ({"kl": distances.mean().item()} if s.kl else {})
 
     def _compared(
-        self, group: TrainGroup, draws: NoiseSamples, rows: slice, reference: Tensor | None
+        self, group: TrainGroup, noise: NoiseSamples, rows: slice, reference: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(s, ||f_theta - f_ref||^2) of `rows`; the latter 0 where the reference's errors [k * n] are all there is."""
         if reference is None:
-            return self.policy.compared(group, draws, rows)
-        s = self.policy.errors(group, draws, rows) - reference[rows]
+            return self.policy.compared(group, noise, rows)
+        s = self.policy.errors(group, noise, rows) - reference[rows]
         return s, torch.zeros_like(s)
 
-    def _sft_backward(self, group: TrainGroup, draws: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
-        rows, size = draws.u.numel(), self.settings.micro_batch_size
+    def _sft_backward(self, group: TrainGroup, noise: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
+        rows, size = noise.u.numel(), self.settings.micro_batch_size
         total = 0.0
         for first in range(0, rows, size):
-            errors = self.policy.errors(group, draws, slice(first, min(rows, first + size)))
+            errors = self.policy.errors(group, noise, slice(first, min(rows, first + size)))
             self._backward(errors.sum() * scale / rows, last and first + size >= rows)
             total += errors.sum().item() / rows
         return {"loss": total}

@@ -53,7 +53,8 @@ class _Left(ProgressBar):
         """Of the whole run, all epochs taken to be as long as this one."""
         epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
         ends = [steps] if steps >= 0 else []
-        return min([*ends, epochs * int(self.total_train_batches)] if epochs >= 0 else ends, default=0)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return min([*ends, epochs * int(data.steps)] if epochs >= 0 else ends, default=0)
 
 
 class TrainBar(_Left, TQDMProgressBar):

@@ -3,7 +3,7 @@
     runs/<run>/run.json          recipe, mode, model, snapshot digest, versions, created, state
     runs/<run>/snapshot.parquet  offline: the groups, rewards and advantages that it trains on
     runs/<run>/iterations/       online: see iterations.py
-    runs/<run>/checkpoints/      last.ckpt, exact to resume from
+    runs/<run>/checkpoints/      exact to resume from; see checkpoint.py
     runs/<run>/reference/        stored errors of the reference
     runs/<run>/logs/             csv, tensorboard
     runs/<run>/policy/           the trained weights: LoRA safetensors, or the denoiser's own diffusers sub-folder
@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import fcntl
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,7 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.manifest import drawn_in, with_dtype
-from gpo_data.lake.shard import write_atomic
+from gpo_data.lake.shard import TEMPORARY, write_atomic
 from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
@@ -44,6 +48,10 @@ FREE_TRAIN = (
 )
 
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+FACTS = {"mode", "recipe", "model_digest", "created", "state"}  # of run.json
+
+
 @dataclass(frozen=True)
 class Run:
     folder: Path
@@ -51,10 +59,6 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def last(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def policy(self) -> Path:
@@ -69,7 +73,30 @@ class Run:
             raise UsageError(f"run {self.folder}: no {path.name} there; runs: {known}") from None
         except json.JSONDecodeError as error:
             raise UsageError(f"{path}: not JSON ({error}); restore it, or train under another --run NAME") from None
+        lacking = ", ".join(sorted(FACTS - found.keys())) if isinstance(found, dict) else "everything"
+        if lacking:
+            raise UsageError(f"{path}: damaged, it lacks {lacking}; restore it, or train under another --run NAME")
         return found
+
+    @contextmanager
+    def claim(self, wanted: bool = True) -> Iterator[None]:
+        """Hold the run for this process, if it is `wanted` (of several ranks one holds it). Raises UsageError.
+
+        The kernel lets go of it when the process ends.
+        """
+        if not wanted:
+            yield
+            return
+        with (self.folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"run {self.folder}: another process trains it; wait for it, or train under another --run NAME"
+                ) from None
+            for left in self.folder.rglob(f"*{TEMPORARY}"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+            yield
 
     def expect_online(self, otherwise: str) -> None:
         """Raise UsageError unless it is an online run; `otherwise`: what to do, or why."""
@@ -83,8 +110,11 @@ class Run:
 
 def all_runs(folder: Path = RUNS) -> list[Run]:
     """Oldest first."""
-    found = [Run(path.parent) for path in folder.glob("*/run.json")]
-    return sorted(found, key=lambda run: (run.card()["created"], run.name))
+    found = []
+    for path in folder.glob("*/run.json"):
+        with suppress(UsageError):  # a damaged one is told where it is asked for
+            found.append((Run(path.parent).card()["created"], path.parent))
+    return [Run(folder) for _, folder in sorted(found)]
 
 
 def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
@@ -97,6 +127,13 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
     raise UsageError(
         f"{folder}: no {mode} run of {recipe_name}; train one: `gpo-train fit RECIPE --mode {mode}`; runs: {known}"
     )
+
+
+def named(runs: Path, name: str) -> Run:
+    """The run of that name. Raises UsageError for what is no name: a run lies in its folder and nowhere else."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--run: expected letters, digits, '.', '-' and '_', found {name!r}")
+    return Run(runs / name)
 
 
 def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:

@@ -12,6 +12,13 @@ from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe, Train, nearest
 
+TRIALS = ("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overfit_batches")
+
+
+def trial_options(recipe: Recipe) -> list[str]:
+    """Options of lightning.Trainer that end a run before its recipe does: it is a trial, and finishes nothing."""
+    return [name for name in TRIALS if recipe.train.trainer.get(name)]
+
 
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     """`recipe.train` with nothing left open. Raises UsageError."""

@@ -1,5 +1,7 @@
 """Offline: what a run trains on, chosen and scored once by SQL and frozen in runs/<run>/snapshot.parquet.
 
+A snapshot that is gone, cut or changed is made again from the lake, and has to be the same.
+
     the recipe's dataset, or every dataset that `train.datasets` matches
     together   an epoch reads them all
     in turn    epoch e reads dataset e modulo their number, in the order of their names
@@ -11,37 +13,81 @@ without drawing.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe, Train
-from gpo_train.data import GroupsOf, snapshot_of
+from gpo_train.data import Prepare, snapshot_of
 from gpo_train.run import Run
 
 
-def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> GroupsOf:
-    """The reader of an epoch. Raises UsageError."""
+def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> Prepare:
+    """What gives an epoch's reader. Raises UsageError, RunError."""
     frozen = run.folder / "snapshot.parquet"
-    if frozen.is_file():
-        table = pq.read_table(frozen)
-    else:
+    noted = run.card().get("snapshot")
+    table = _whole(frozen, noted)
+    if table is None:
+        if frozen.exists() or noted:
+            console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
         here = run.card()["model_digest"]
-        table = merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
+        table = _sealed(
+            merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
+        )
+        if noted and facts_of(table)["digest"] != noted["digest"]:
+            raise RunError(
+                f"{frozen}: damaged, and the lake does not give the same again: expected the digest {noted['digest']}, "
+                f"found {facts_of(table)['digest']}; restore one of them, or start another run with --run NAME"
+            )
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         write_atomic(frozen, buffer.getvalue())
-        run.note(snapshot={k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()})
+    if noted is None:
+        run.note(snapshot=facts_of(table))
     readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.sequential else [table])]
     return lambda epoch: readers[epoch % len(readers)]
+
+
+def facts_of(table: pa.Table) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+
+
+def _whole(path: Path, noted: dict[str, str] | None) -> pa.Table | None:
+    """The snapshot in a file, if it is what was written there."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return None
+    facts = facts_of(table)
+    good = facts.get("checksum") == _checksum(table) and (noted is None or facts == noted)
+    return table if good else None
+
+
+def _sealed(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(facts_of(table) | {"checksum": _checksum(table)})
+
+
+def _checksum(table: pa.Table) -> str:
+    """Of all that the table holds; the digest says what was chosen, and does not cover advantages."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in table.column_names:
+        state.update(name.encode())
+        column = table[name]
+        if pa.types.is_string(column.type):
+            state.update("\0".join(column.to_pylist()).encode())
+        else:
+            state.update(column.to_numpy().tobytes())
+    return state.hexdigest()
 
 
 def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
@@ -66,7 +112,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: str, console: Cons
     if settings.objective == "sft":
         where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
     table = snapshot_of(recipe, name, where, keep_dead=settings.objective == "sft")
-    facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    facts = facts_of(table)
     console.print(
         f"dataset {name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "
         f"(every reward the same; skipped), {facts['failed_members']} failed members",

@@ -73,9 +73,6 @@ def test_runs_lie_where_the_command_line_says(here: Path, capsys: pytest.Capture
         ),
         (gpo_data.cli.main, ["verify", "x", "--redraw", "9" * 99], "--redraw: expected a whole number, 0 or more"),
         (gpo_train.cli.main, ["compare", "x", "--run", "a", "--every", "0"], "--every: expected a whole number"),
-        (gpo_train.cli.main, ["fit", "x", "--run", ""], "--run: expected 1 to 100 letters"),
-        (gpo_train.cli.main, ["eval", "x", "--run", "a" * 300], "--run: expected 1 to 100 letters"),
-        (gpo_train.cli.main, ["average", "x", "--last", "2", "--out", "../b"], "--out: expected 1 to 100 letters"),
         (gpo_train.cli.main, ["watch", "x", "--mode", "on"], "--mode: invalid choice: 'on'"),
     ],
 )
@@ -85,3 +82,19 @@ def test_arguments_of_a_verb_are_checked(
     with pytest.raises(SystemExit) as done:
         main(arguments)
     assert done.value.code == 2 and f"error: argument {says}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit", "--run", "a/b"],
+        ["eval", "--run", ""],
+        ["compare", "--run", "a" * 300],
+        ["watch", "--run", ".."],
+        ["average", "--last", "2", "--out", "../b"],
+    ],
+)
+def test_a_run_has_a_name_and_lies_in_its_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpo_train.cli.main([arguments[0], "text-tiny", *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --run: expected letters") and error.count("\n") == 1

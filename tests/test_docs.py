@@ -18,6 +18,7 @@ from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.recipe import Ocr, Recipe, Sampler, Task, reference
 from gpo_data.tasks import TASKS
+from gpo_train.settings import train_settings
 from tests.parts.pages import DOCS, FENCED, ROOT, block, blocks, run, table
 
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -217,12 +218,30 @@ def test_pages_name_files_that_exist() -> None:
     assert [name for name in named if name not in examples and not (ROOT / name).is_file()] == []
 
 
+def test_the_house_has_the_files_that_the_page_names() -> None:
+    """The tree of docs/design.md: folders by indentation, each with names of files in it."""
+    folders = [Path()]
+    for line in block("design.md", "gpo_data/  ", "").splitlines():
+        if found := re.match(r"( *)([a-z_]+)/ ", line):
+            folders = [*folders[: 1 + len(found[1]) // 2], folders[len(found[1]) // 2] / found[2]]
+            assert (ROOT / folders[-1]).is_dir(), line
+        for name in re.findall(r"(?<!/)\b[\w.]+\.(?:py|sql|j2)\b", line):
+            assert (ROOT / folders[-1] / name).is_file(), f"{folders[-1]}: {name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_name_keys_that_a_recipe_has(page: Path) -> None:
     sections = "|".join(recipe.SECTIONS)
     named = set(re.findall(rf"[` ](?:--)?((?:{sections})\.\w+)", page.read_text()))
     files = {name for name in named if name.endswith((".py", ".png", ".md"))}
     assert named - files - set(recipe.key_names(Recipe)) == set()
+
+
+def test_a_recipe_of_another_trainer_loads(tmp_path: Path) -> None:
+    for number, text in enumerate(blocks("coming-from.md", "yaml")):
+        path = tmp_path / f"recipe-{number}.yaml"
+        path.write_text(text)
+        assert train_settings(recipe.load(path), "online").reference_update == "never"
 
 
 def test_the_views_have_the_columns_that_the_page_names(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from gpo_data.lake.advantage import extremes, is_dead, standardise
 from gpo_train.gradcache import coefficients
 from gpo_train.objective import group_loss, pairs, penalty, weights
+from tests.parts.pages import table
 
 RNG = np.random.default_rng(0)
 R = RNG.choice([0.0, 0.25, 0.5, 1.0], 12)
@@ -108,6 +109,48 @@ def test_a_group_can_be_trained_on_its_best_and_worst_alone() -> None:
     assert np.flatnonzero(extremes(group, a, 4)).tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
     assert np.flatnonzero(extremes(group, a, 3)).tolist() == [1, 2, 5, 6, 7, 8, 9, 10]
     assert np.flatnonzero(extremes(group, a, 2)).tolist() == [1, 2, 6, 7, 8, 10]
+
+
+def sigmoid(x: np.ndarray | float) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.asarray(x)))
+
+
+def of_pair(s: np.ndarray, a: np.ndarray, beta: float) -> np.ndarray:
+    """d/ds of -log sigmoid(-beta (s_w - s_l)), by hand."""
+    better, worse = np.argmax(a), np.argmin(a)
+    sides = (np.arange(len(s)) == better).astype(float) - (np.arange(len(s)) == worse)
+    return beta * sigmoid(beta * (s[better] - s[worse])) * sides
+
+
+# By the loss as the page writes it: d loss / ds of one group.
+THEIRS = {
+    "-log sigmoid(-beta (s_w - s_l))": of_pair,
+    "-log sigmoid(-beta/2 (s_w - s_l))": lambda s, a, beta: of_pair(s, a, beta / 2),
+    "mean_i gate A_i err_i": lambda s, a, beta: sigmoid(beta / len(s) * (a * s).sum()) * a / len(s),
+}
+
+
+@pytest.mark.parametrize("row", table("coming-from.md", "code", "its setting"), ids=lambda row: f"{row[0]} {row[1]}")
+def test_the_beta_of_another_trainer_is_what_the_page_says(row: list[str]) -> None:
+    """Gradients for the predictions, of squared errors that are means over elements, averaged over groups."""
+    code, setting, loss, weighting, beta, times = row
+    groups, size = 3, 2 if "groups of two" in code else 6
+    rng = np.random.default_rng(1)
+    y, noise, step = rng.normal(size=(3, groups, size, 4, 3, 3))
+    reference, f = y + 0.3 * noise, y + 0.3 * noise + 0.02 * step
+    s = ((f - y) ** 2).mean((2, 3, 4)) - ((reference - y) ** 2).mean((2, 3, 4))
+    rewards = rng.normal(size=(groups, size))
+    a = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
+    by_s = np.stack([THEIRS[loss](s[g], a[g], float(setting.split()[-1])) for g in range(groups)]) / groups
+    theirs = by_s[..., None, None, None] * 2 * (f - y) / (4 * 3 * 3)
+
+    asked = torch.tensor(f, requires_grad=True)
+    ours = (asked - torch.tensor(y)).pow(2).mean((2, 3, 4)) - torch.tensor(((reference - y) ** 2).mean((2, 3, 4)))
+    torch.stack(
+        [group_loss(ours[g], torch.tensor(a[g]), weighting, "logsigmoid", float(beta)) for g in range(groups)]
+    ).mean().backward()
+    assert asked.grad is not None
+    np.testing.assert_allclose(asked.grad.numpy(), float(times) * theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_training_data_half_never_imports_the_training_half() -> None:

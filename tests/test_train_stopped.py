@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from gpo_train.module import GPOModule
 from gpo_train.policy import Policy
 from gpo_train.run import Run
 from tests.conftest import killed_at
-from tests.parts.training import equal, reader_of, train, weights_of
+from tests.parts.training import equal, newest_of, reader_of, steps_of, train, weights_of
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -70,7 +69,7 @@ def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[st
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     run = Run(tmp_path / "runs" / "two")
     with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as process:
-        while process.poll() is None and not run.last.is_file():
+        while process.poll() is None and newest_of(run) is None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
     assert run.card()["state"] == "training"
@@ -91,18 +90,9 @@ def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.
             train(here, name="nan")
 
 
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Puts back what handled the signals before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
-    here: Path, handlers: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     step = GPOModule.training_step
 
@@ -117,7 +107,7 @@ def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
         assert cli.main(command) == 130
     assert "the same command goes on from here" in capsys.readouterr().out
     run = Run(Path("runs/signal"))
-    assert torch.load(run.last, weights_only=False)["global_step"] == 4
+    assert steps_of(run) == 4
     assert cli.main(command) == 0
     assert equal(weights_of(run), weights_of(train(here, "--train.reference", "frozen", name="whole")))
 
@@ -138,15 +128,14 @@ def test_a_process_that_gets_a_signal_leaves_a_checkpoint(here: Path, tmp_path: 
         "frozen",
     ]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        checkpoint = tmp_path / "runs/signal/checkpoints/last.ckpt"
-        while not checkpoint.is_file():
+        run = Run(tmp_path / "runs/signal")
+        while newest_of(run) is None:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
         said = process.communicate(timeout=120)[0]
     assert process.returncode == 130 and "the same command goes on from here" in said
-    step = torch.load(checkpoint, weights_only=False)["global_step"]
-    assert 0 < step < 400  # and it is a whole checkpoint
+    assert 0 < steps_of(run) < 400  # and it is a whole checkpoint
 
 
 def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

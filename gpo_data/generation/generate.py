@@ -148,7 +148,7 @@ def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
         yield stop
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

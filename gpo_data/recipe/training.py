@@ -32,6 +32,21 @@ from gpo_data.recipe.checks import (
 Loss = Literal["linear", "logsigmoid"]  # objective.py has what they mean
 Weighting = Literal["zscore", "sign", "all", "max", "min"]
 
+# Options of lightning.Trainer that would undo what this toolkit does.
+OURS = {
+    "accumulate_grad_batches": "train.groups_per_step (and train.micro_batch_size, which keeps the gradient)",
+    "callbacks": "none; use GPOModule in a Trainer of your own (docs/notebook.md)",
+    "enable_checkpointing": "train.checkpoint_steps",
+    "gradient_clip_algorithm": "train.max_grad_norm",
+    "gradient_clip_val": "train.max_grad_norm",
+    "logger": "train.loggers",
+    "max_epochs": "train.epochs (online: online.iterations)",
+    "plugins": "none; use GPOModule in a Trainer of your own (docs/notebook.md)",
+    "precision": "train.precision",
+    "reload_dataloaders_every_n_epochs": "none: every epoch asks for its groups",
+    "use_distributed_sampler": "none: ranks share a step's groups",
+}
+
 
 @dataclass(frozen=True)
 class Train:
@@ -167,6 +182,8 @@ class Train:
             bounds = self.timestep_range
             within = len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 1
             expect(within, "train.timestep_range", "[lowest, highest] with 0 <= lowest < highest <= 1", bounds)
+        for name, ours in OURS.items():
+            expect(name not in self.trainer, f"train.trainer.{name}", ours, self.trainer.get(name))
         strategy = str(self.trainer.get("strategy", ""))
         expect(
             strategy == "fsdp2" or not strategy.startswith(("fsdp", "deepspeed")),

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
@@ -26,6 +29,7 @@ from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe
 from gpo_data.tasks import TASKS, TaskKind
 
+FACTS = {"iteration", "groups", "dead", "images", "reward", "diversity", "seconds"}  # of summary.json
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
 
 
@@ -71,9 +75,15 @@ class Iteration:
         )
 
     def summary(self) -> dict[str, Any] | None:
-        """What `summarise` and the training noted; None before all its groups are committed."""
-        path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """What `summarise` and the training noted; None before all its groups are committed.
+
+        A damaged one is none: nothing is drawn again, and the lake says the same again.
+        """
+        try:
+            found = json.loads((self.folder / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and found.keys() >= FACTS else None
 
     def note(self, **facts: Any) -> None:
         content = json.dumps((self.summary() or {}) | facts, indent=2, ensure_ascii=False)
@@ -134,20 +144,26 @@ def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
     """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
     con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
     columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
-    wanted = {"images": "count(*)", "reward": "avg(reward)"}
-    wanted |= {column: f"avg({column})" for column in IMAGE_STATISTICS if column in columns}
-    wanted["exact"] = "avg(exact::DOUBLE)"
-    values = con.execute(
-        f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok'", [name]
-    ).fetchall()[0]
+    wanted = {"reward": "reward", "exact": "exact::DOUBLE"} | {c: c for c in IMAGE_STATISTICS if c in columns}
+    table = con.sql(
+        f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok' "
+        f"ORDER BY group_key, member",
+        params=[name],
+    ).to_arrow_table()
+    # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run, and rules read these.
+    means = {key: _mean(table.column(i)) for i, key in enumerate(wanted)}
     groups, dead = con.execute(
         "SELECT count(*), count(*) FILTER (dead) FROM groups WHERE dataset = ?", [name]
     ).fetchall()[0]
     return (
-        {"groups": groups, "dead": dead}
-        | dict(zip(wanted, values, strict=True))
-        | {"diversity": diversity(recipe.lake, name)}
+        {"groups": groups, "dead": dead, "images": table.num_rows} | means | {"diversity": diversity(recipe.lake, name)}
     )
+
+
+def _mean(column: pa.ChunkedArray) -> float | None:
+    """Of the values that are there; None of none."""
+    values = column.drop_null().to_numpy()
+    return float(np.mean(values)) if len(values) else None
 
 
 def prune(recipe: Recipe, iteration: Iteration) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from gpo_data import recipe
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
+from gpo_train.checkpoint import newest
 from gpo_train.fit import fit
 from gpo_train.run import Run
 
@@ -21,6 +22,18 @@ def train(path: Path, *overrides: str, name: str = "a") -> Run:
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return load_file(next(run.policy.rglob("*.safetensors")))
+
+
+def newest_of(run: Run) -> Path | None:
+    """The newest whole checkpoint."""
+    return newest(run.folder / "checkpoints", Console(quiet=True))
+
+
+def steps_of(run: Run) -> int:
+    """Optimiser steps in the newest checkpoint, which holds plain values and tensors alone."""
+    path = newest_of(run)
+    assert path is not None
+    return int(torch.load(path, weights_only=True)["global_step"])
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,140 @@
+"""An iteration drawn: prompts and weights written down, groups drawn with them and committed, what came of it noted.
+
+    prompts.jsonl, policy/  ->  dataset <run>-it<i>  ->  grid.png, summary.json
+
+What always holds: the weights are those that begin the iteration's first epoch, which its checkpoint holds, so they are
+written again by whoever goes on and are the same; an iteration with a summary is never drawn again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from gpo_data import evaluators, models
+from gpo_data.audit.show import grid
+from gpo_data.errors import RunError
+from gpo_data.generation.generate import draw
+from gpo_data.generation.plan import PlannedGroup, plan
+from gpo_data.generation.progress import Clock
+from gpo_data.generation.worker import finish_group
+from gpo_data.lake.shard import dataset_folder, sidecar_path
+from gpo_data.models import Model, repeat
+from gpo_data.recipe import Online, Recipe
+from gpo_data.tasks import TASKS
+from gpo_train.export import save_policy
+from gpo_train.online.iterations import Iteration, choose, summarise, write_prompts
+from gpo_train.policy import Policy
+
+GRID_PROMPTS, GRID_MEMBERS = 4, 8
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that draw together: which one this is, and how they wait for each other."""
+
+    rank: int = 0
+    world: int = 1
+    barrier: Callable[[str], object] = lambda name: None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+class Rollout:
+    """Draws iterations of `recipe` with weights that change; the model stays open between them."""
+
+    def __init__(self, recipe: Recipe, online: Online, console: Console, loggers: Callable[[], list[Any]]) -> None:
+        self.recipe, self.online, self.console, self.loggers = recipe, online, console, loggers
+        self._model: Model | None = None
+
+    def draw(self, iteration: Iteration, writer: Policy, ranks: Ranks, step: int) -> None:
+        """Draw what the iteration lacks, with the weights of `writer`. Raises Interrupted, RunError.
+
+        Args:
+            step: optimiser step, for the loggers.
+        """
+        started, clock = time.monotonic(), Clock()
+        with clock.time("policy"):
+            if ranks.first and not (iteration.folder / "prompts.jsonl").is_file():
+                chosen = choose(self.recipe, self.online, iteration)
+                write_prompts(chosen, TASKS[self.recipe.task.kind], iteration.folder / "prompts.jsonl")
+            # Also where the base draws: to compare.
+            save_policy(writer, iteration.policy, getattr(torch, self.recipe.sampler.dtype), write=ranks.first)
+            ranks.barrier("policy")
+            recipe = iteration.recipe(self.recipe, self.online.rollout_policy)
+            model = self._open(recipe)
+        self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
+        draw(recipe, self.console, model, (ranks.rank, ranks.world), clock)
+        ranks.barrier("drawn")
+        folder = dataset_folder(recipe.lake, iteration.name)
+        missing = [shard for shard in plan(recipe) if not sidecar_path(folder, shard.shard_id).is_file()]
+        if missing:
+            raise RunError(
+                f"dataset {iteration.name}: {len(missing)} shards are being drawn by another process; run the same "
+                f"command again when it has finished"
+            )
+        if ranks.first:
+            self._picture(iteration, model)
+            seconds = {"draw": time.monotonic() - started} | clock.seconds
+            facts = summarise(self.recipe, iteration.name)
+            shown = {f"online/{k}": v for k, v in facts.items()} | {f"seconds/{k}": v for k, v in seconds.items()}
+            for logger in self.loggers():
+                logger.log_metrics(shown, step=step)
+            self.console.print(f"iteration {iteration.number}: " + line(facts), soft_wrap=True)
+            iteration.note(iteration=iteration.number, **facts, seconds=seconds)
+        self._offload(model)
+        ranks.barrier("summary")
+
+    def _open(self, recipe: Recipe) -> Model:
+        """The model that draws, in the sampler's precision, with the recipe's policy in it, on the device."""
+        if self._model is None:
+            self._model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
+        model: Any = self._model
+        model.place(model.device)
+        if recipe.policy:
+            models.load_policy_weights(model, models.policy_folder(recipe.policy))
+        return self._model
+
+    def _offload(self, model: Any) -> None:
+        """Off the GPU while the policy trains."""
+        if model.device.type != "cpu":
+            model.place(torch.device("cpu"))
+            torch.cuda.empty_cache()
+
+    def _picture(self, iteration: Iteration, model: Model) -> None:
+        """Fixed prompts and seeds, drawn by this iteration's policy: on disk and in TensorBoard."""
+        every = self.online.grid_every
+        if not every or iteration.number % every:
+            return
+        measuring = evaluators.build(self.recipe)
+        groups = []
+        for planned in [g for shard in plan(self.recipe) for g in shard.groups][:GRID_PROMPTS]:
+            seeds = planned.seeds[:GRID_MEMBERS]
+            conditioning = model.encode([planned.prompt.text])
+            latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)
+            one = {k: v[0] for k, v in conditioning.items()}
+            few = PlannedGroup(planned.key, planned.prompt, seeds)
+            groups.append(finish_group(self.recipe, model, measuring, few, latents, one))
+        sheet = grid(groups)
+        sheet.save(iteration.folder / "grid.png")
+        for logger in self.loggers():
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_image"):
+                experiment.add_image("grid", np.asarray(sheet), iteration.number, dataformats="HWC")
+
+
+def line(facts: dict[str, Any]) -> str:
+    """A summary for people and for grep."""
+    exact = f"  exact {100 * facts['exact']:.1f}%" if facts.get("exact") is not None else ""
+    return (
+        f"reward {facts['reward']:.3f}{exact}  dead {facts['dead']}/{facts['groups']}  "
+        f"diversity {facts['diversity']:.3f}"
+    )

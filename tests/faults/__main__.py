@@ -1,0 +1,145 @@
+"""Kill campaigns: `python -m tests.faults [--kills 1000] [--calls] [--only online] [--json runs/faults.json]`.
+
+A series runs a command again and again, killing it, until it ends by itself, and compares what is there with a series
+that nothing killed. `--calls` kills it before every single change of the file system instead.
+
+    tries    kills
+    stuck    series whose command failed, or did not end, though nothing killed it
+    changed  series that ended with other weights, tars or facts; lost and doubled groups are among them
+    left     series that left temporary files behind
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+from tests.faults.cases import CASES, RECIPE, Case, content, leftovers, main
+from tests.faults.child import Ended, run
+
+
+def prepared(case: Case, model: Path, folder: Path) -> None:
+    """The folder in which the case's command is run, as it is before it."""
+    folder.mkdir()
+    (folder / "r.yaml").write_text(RECIPE.format(model=model, reward=case.reward))
+    os.chdir(folder)
+    for arguments in case.before:
+        ended = run(lambda arguments=arguments: main(list(arguments)), folder / "log.txt")  # type: ignore[misc]
+        if ended.code:
+            sys.exit(f"{case.name}: {arguments} failed:\n{ended.output}")
+
+
+def series(case: Case, start: Path, folder: Path, kills: Iterator[dict]) -> tuple[int, Ended]:
+    """(kills, how it ended) of the command in a copy of `start`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(start, folder)
+    os.chdir(folder)
+    killed = 0
+    while True:
+        ended = run(case.command(), folder / "log.txt", **next(kills, {}))
+        if ended.code is not None:
+            return killed, ended
+        killed += 1
+
+
+def campaign(case: Case, model: Path, root: Path, wanted: int, calls: bool, rng: random.Random) -> dict:
+    start, folder = root / "start", root / "series"
+    prepared(case, model, start)
+    _, whole = series(case, start, folder, iter([{"at_call": 0}]))
+    if whole.code:
+        sys.exit(f"{case.name}: failed without a kill:\n{whole.output}")
+    expected, found = content(folder), {"case": case.name, "tries": 0, "series": 0, "stuck": 0, "changed": 0, "left": 0}
+    found |= {"seconds": round(whole.seconds, 1), "calls": whole.calls}
+    number = 0
+    while found["tries"] < wanted and (not calls or number < whole.calls):
+        number += 1
+        if calls:
+            kills = iter([{"at_call": number}])
+        else:
+            kills = ({"after": rng.uniform(0, whole.seconds)} for _ in range(rng.randint(1, 4)))
+        killed, ended = series(case, start, folder, kills)
+        found["tries"] += killed
+        found["series"] += 1
+        wrong = []
+        if ended.code:
+            found["stuck"] += 1
+            wrong.append(f"stuck: exit {ended.code}: {ended.output.strip()[-600:]}")
+        elif (got := content(folder)) != expected:
+            found["changed"] += 1
+            differing = [k for k in sorted(got.keys() | expected.keys()) if got.get(k) != expected.get(k)]
+            wrong.append(f"changed: {differing[:6]}")
+        if left := leftovers(folder):
+            found["left"] += 1
+            wrong.append(f"left: {left[:4]}")
+        if wrong:
+            print(f"  {case.name}, series {number}, {killed} kills: {'; '.join(wrong)}", flush=True)
+            shutil.copytree(folder, root.parent / f"wrong-{case.name.replace(' ', '_')}-{number}", dirs_exist_ok=True)
+    shutil.rmtree(start)
+    return found
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("tests.faults", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000, help="over all cases")
+    parser.add_argument("--calls", action="store_true", help="before every change of the file system, all of them")
+    parser.add_argument("--only", default="", help="cases whose name contains it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=Path("runs/faults.json"))
+    return parser.parse_args()
+
+
+def make_model(folder: Path) -> Path:
+    from tests import conftest
+
+    class Factory:
+        def mktemp(self, name: str) -> Path:
+            (folder / name).mkdir()
+            return folder / name
+
+    made = conftest.random_sd3
+    return getattr(made, "__wrapped__", None)(Factory())  # type: ignore[misc]
+
+
+def all_imports() -> None:
+    """What a command would import, once."""
+    import diffusers
+    import lightning
+
+    import gpo_train.fit  # noqa: F401
+    from gpo_data.evaluators.color import ColorEvaluator  # noqa: F401
+
+    assert diffusers.StableDiffusion3Pipeline and lightning.Trainer
+
+
+if __name__ == "__main__":
+    options, began = parse(), time.monotonic()
+    out = options.json.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    all_imports()
+    chosen = [case for case in CASES if options.only in case.name]
+    table = []
+    with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
+        model = make_model(Path(temporary))
+        for index, case in enumerate(chosen):
+            wanted = 10**9 if options.calls else -(-options.kills // len(chosen))
+            root = Path(temporary) / f"case-{index}"
+            root.mkdir()
+            row = campaign(case, model, root, wanted, options.calls, random.Random(options.seed * 1000 + index))
+            table.append(row)
+            print("  ".join(f"{k} {v}" for k, v in row.items()), f" {time.monotonic() - began:.0f} s", flush=True)
+            out.write_text(json.dumps(table, indent=2))
+            os.chdir(temporary)
+            shutil.rmtree(root)
+        for wrong in Path(temporary).glob("wrong-*"):
+            shutil.copytree(wrong, out.parent / wrong.name, dirs_exist_ok=True)
+    sys.exit(any(row[k] for row in table for k in ("stuck", "changed", "left")))
