@@ -28,8 +28,8 @@ WITH_BFLOAT16 = ("ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX5
 SLOW = 1.5  # times float32's seconds: worth a word
 
 
-def device_of(setting: str) -> str:
-    """The device of `sampler.device`. Raises UsageError where it is not there."""
+def device_of(setting: str, key: str = "sampler.device") -> str:
+    """The device of a setting. Raises UsageError where it is not there."""
     import torch
 
     if setting == "auto":
@@ -43,7 +43,7 @@ def device_of(setting: str) -> str:
     if setting == "mps" and torch.backends.mps.is_available():
         return setting
     present = ["cpu", *(f"cuda:{i}" for i in range(there)), *(["mps"] if torch.backends.mps.is_available() else [])]
-    raise UsageError(f"sampler.device: {setting}: not on this machine; there is {', '.join(present)}, or auto")
+    raise UsageError(f"{key}: {setting}: not on this machine; there is {', '.join(present)}, or auto")
 
 
 def bfloat16_units(device: str) -> str:

@@ -50,7 +50,7 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = 
             save(out, **{f"{model.denoiser_name}_lora_layers": {k: v.detach().cpu() for k, v in layers.items()}})
         else:
             config = out / model.denoiser_name / "config.json"
-            policy.denoiser.save_config(config.parent)  # type: ignore[operator]
+            policy.denoiser.save_config(config.parent)
             named = json.loads(config.read_text()) | {"_class_name": class_name(policy.denoiser)}
             config.write_text(json.dumps(named, indent=2) + "\n")
             save_torch_state_dict(

@@ -15,10 +15,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers as logging_to
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from gpo_data import hardware, models
@@ -64,7 +64,7 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
             console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
             return run
         seed = recipe.seed if settings.seed is None else settings.seed
-        L.seed_everything(seed, verbose=False)
+        L.seed_everything(seed % 2**32, verbose=False)
         quiet()
         try:
             return _fit(recipe, settings, run, seed, model_folder, console, bool(trial))
@@ -142,7 +142,7 @@ def _rank() -> int:
 
 def processes_of(settings: Train) -> int:
     """Ranks on this machine that compute on its CPU at once."""
-    devices = settings.trainer.get("devices", 1)
+    devices: Any = settings.trainer.get("devices", 1)
     return len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
 
 

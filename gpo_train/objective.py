@@ -1,4 +1,4 @@
-"""The GPO objective: (error differences, advantages) -> loss. Pure tensors; imports only torch.
+"""The GPO objective: (error differences, advantages) -> loss. Pure tensors.
 
 For a group of G members with advantages A_i (lake/advantage.py) and the denoising errors of policy and reference at the
 same (t, e),
@@ -35,14 +35,12 @@ Sources: GPO, arXiv 2505.11070; Diffusion-DPO, arXiv 2311.12908.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-Loss = Literal["linear", "logsigmoid"]
-Weighting = Literal["zscore", "sign", "all", "max", "min"]
+from gpo_data.recipe.training import Loss, Weighting
+
 PAIRS = ("all", "max", "min")
 ROUNDING = 1e-9  # advantages that differ by no more are of one reward
 

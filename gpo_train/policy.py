@@ -74,8 +74,8 @@ class Policy(nn.Module):
         if settings.compile:
             denoiser.compile(dynamic=False)
         self.denoiser = denoiser.train()
-        self.register_state_dict_post_hook(_drop_what_never_changes)
-        self.register_load_state_dict_post_hook(_allow_what_was_dropped)
+        nn.Module.register_state_dict_post_hook(self, _drop_what_never_changes)
+        nn.Module.register_load_state_dict_post_hook(self, _allow_what_was_dropped)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Policy:
         # The average of weights copies the module; the pipeline around it is shared, not copied.
@@ -175,11 +175,11 @@ class Policy(nn.Module):
         elif self.frozen is not None:
             yield self.frozen
         elif self.settings.reference == "adapters":
-            self.denoiser.disable_adapters()  # type: ignore[operator]
+            self.denoiser.disable_adapters()
             try:
                 yield self.denoiser
             finally:
-                self.denoiser.enable_adapters()  # type: ignore[operator]
+                self.denoiser.enable_adapters()
         else:
             yield self.denoiser
 

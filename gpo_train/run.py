@@ -126,9 +126,7 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(
-        f"{folder}: no {mode} run of {recipe_name}; train one: "
-        f"`gpo-train fit recipes/{recipe_name}.yaml --mode {mode}`; "
-        f"runs: {known}"
+        f"{folder}: no {mode} run of {recipe_name}; train one: `gpo-train fit RECIPE --mode {mode}`; runs: {known}"
     )
 
 
@@ -152,7 +150,7 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
         drawn = [drawn_in(recipe.lake, name) for name in datasets[:1]]
         dtype = begun["sampler"]["dtype"] if begun else next((one for one in drawn if one), "auto")
     if precision == "auto" and begun:
-        precision = begun["train"]["precision"]
+        precision = begun["train"].get("precision", "auto")  # runs of 0.1 have none
     made = with_dtype(recipe, hardware.dtype_for(dtype, device))
     settled: Any = hardware.dtype_for(precision, device, "train.precision")
     return dataclasses.replace(made, train=dataclasses.replace(recipe.train, precision=settled))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
+
+import lightning as L
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError
-from gpo_data.recipe import Recipe, Train
+from gpo_data.recipe import Recipe, Train, nearest
 
 TRIALS = ("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overfit_batches")
 
@@ -20,6 +23,10 @@ def trial_options(recipe: Recipe) -> list[str]:
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
     """`recipe.train` with nothing left open. Raises UsageError."""
     made, online = recipe.train, recipe.online
+    known = [*inspect.signature(L.Trainer).parameters]
+    for key in made.trainer:
+        if key not in known:
+            raise UsageError(f"recipe {recipe.name}: train.trainer: unknown option {key!r}{nearest(key, known)}")
     device = hardware.device_of(recipe.sampler.device)
     precision: Any = hardware.dtype_for(made.precision, device, "train.precision")
     made = dataclasses.replace(made, precision=precision)

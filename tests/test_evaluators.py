@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from dataclasses import replace
 
 import matplotlib
@@ -10,12 +11,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from gpo_data import cli
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build, columns_of, ocr_models
 from gpo_data.evaluators.ocr import OcrEvaluator, content_box
 from gpo_data.evaluators.pool import Pool
 from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Ocr, Recipe, Task, Yolo
+from gpo_data.tasks import TASKS
 from gpo_data.tiny.render import render_count, render_text
 
 WORDS = ("KITE", "UP", "ROBOT", "SKY", "HOTEL", "EXIT")
@@ -193,6 +196,52 @@ def test_build_puts_image_stats_first():
     assert len(columns_of(evaluators)) == 8
     with pytest.raises(UsageError, match=r"evaluators: yolo counts .*task\.kind"):
         build(Recipe(evaluators=["yolo"], reward="1", yolo=YOLO))
+
+
+class Hidden:
+    """An import hook: these packages are not installed."""
+
+    def __init__(self, *names):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "package", "extra"),
+    [
+        ("ocr", "paddleocr", "ocr"),
+        ("ocr", "onnxruntime", "ocr"),
+        ("yolo", "ultralytics", "yolo"),
+        ("boxes", "ultralytics", "yolo"),
+    ],
+)
+def test_a_missing_package_is_said_before_anything_is_drawn(evaluator, package, extra, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(package), *sys.meta_path])
+    monkeypatch.chdir(tmp_path)
+    overrides = ["--evaluators", f"[{evaluator}]", "--reward", "1"]
+    assert cli.main(["shards", "count-tiny", *overrides]) == 2
+    wanted = f"error: evaluators: {evaluator} needs {package}, not installed here: pip install 'gpo[{extra}]'\n"
+    assert capsys.readouterr().err == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_two_columns_of_a_row_have_one_name(monkeypatch):
+    for kind in TASKS:  # nor has a task one that is taken
+        build(Recipe(evaluators=["color"], reward="1", task=Task(kind=kind)))
+    taken = {"Seed": "every dataset", "std": "every dataset", "entropy": "image_stats"}
+    for name, owner in taken.items():
+        monkeypatch.setitem(TASKS, "sums", replace(TASKS["text"], columns={name: pa.string()}))
+        said = f"^task.kind: sums: the column '{name}' is one of {owner} already"
+        with pytest.raises(UsageError, match=said):
+            build(Recipe(evaluators=["color"], reward="1", task=Task(kind="sums")))
+    monkeypatch.setitem(TASKS, "sums", replace(TASKS["text"], columns={"color_seen": pa.string()}))
+    with pytest.raises(UsageError, match="^evaluators: color: the column 'color_seen' is one of sums already"):
+        build(Recipe(evaluators=["color"], reward="1", task=Task(kind="sums")))
 
 
 def _fragile(settings, threads):

@@ -106,6 +106,15 @@ def test_guidance_draws_what_the_plain_pipelines_does(family: Family) -> None:
     torch.testing.assert_close(latents, theirs, rtol=0, atol=1e-5)
 
 
+def test_sizes_are_those_that_the_denoiser_draws(family: Family) -> None:
+    with pytest.raises(UsageError, match=r"sampler\.height: expected a multiple of \d+.* found 63") as refused:
+        models.expect_size(family.folder, dataclasses.replace(SAMPLER, height=63))
+    step = int(re.search(r"multiple of (\d+)", str(refused.value))[1])
+    models.expect_size(family.folder, dataclasses.replace(SAMPLER, height=64 - step))
+    model = family.model(guidance_scale=1.0, height=64 - step)
+    assert {image.shape for image in model.decode(model.draw(model.encode(PROMPTS), [1, 2]))} == {(64 - step, 64, 3)}
+
+
 def test_starting_noise_is_what_drawing_starts_from(family: Family) -> None:
     model = family.model(guidance_scale=1.0)
     calls = recorded(model.denoiser)

@@ -94,7 +94,8 @@ def test_a_run_keeps_the_precision_it_was_begun_in(
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     begun = {"sampler": {"dtype": "bfloat16"}, "train": {"precision": "bfloat16"}}
-    (run.folder / "run.json").write_text(json.dumps({"recipe": begun}))
+    facts = dict.fromkeys(("mode", "model_digest", "created", "state"), "")
+    (run.folder / "run.json").write_text(json.dumps({"recipe": begun, **facts}))
     for environment in ({}, HIDDEN):
         with pytest.MonkeyPatch.context() as one:
             for name, value in environment.items():

@@ -320,7 +320,7 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     online(here, *short, name="fresh")
     online(here, *short, "--online.rollout_policy", "base", name="frozen")
     small = ["--eval.prompts", "2", "--eval.group_size", "2", "--eval.bootstrap", "100"]
-    assert cli.main(["compare", str(here), "--runs", "fresh", "frozen", *small]) == 0
+    assert cli.main(["compare", str(here), "--run", "fresh", "frozen", *small]) == 0
     found = json.loads(Path("runs/compare/compare.json").read_text())
     assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
     assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
@@ -329,7 +329,7 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
         "online.rollout_policy base",
     }
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
-    assert cli.main(["compare", str(here), "--runs", "nothing"]) == 2
+    assert cli.main(["compare", str(here), "--run", "nothing"]) == 2
 
     assert cli.main(["average", str(here), "--run", "fresh", "--last", "2"]) == 0
     of = [load_file(next(Iteration(Path("runs/fresh"), i).policy.rglob("*.safetensors"))) for i in (0, 1)]

@@ -55,7 +55,8 @@ class Members:
     def row(self, group: int, member: int) -> dict[str, Any]:
         """A measured member's columns: key, prompt, what was read, place in the tar."""
         index = int(self.row_of[group, member])
-        return self.table.slice(index, 1).to_pylist()[0]
+        row: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        return row
 
 
 def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Members:
@@ -129,9 +130,10 @@ def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
         )
     path = folder / "dataset.json"
     try:
-        return json.loads(path.read_text())
+        head: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: expected the dataset's recipe, found {error}; run `{command(dataset)}`") from None
+    return head
 
 
 def _query(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
@@ -20,7 +21,7 @@ COLUMNS, LABEL, GAP = 8, 14, 4
 def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
     read_manifest(folder)
-    places: dict[str, dict] = {}
+    places: dict[str, dict[str, Any]] = {}
     for sidecar in sidecars(folder):
         for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():
             places.setdefault(row["group_key"], row)

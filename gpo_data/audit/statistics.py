@@ -73,7 +73,7 @@ class Figures:
 
     @property
     def dead(self) -> np.ndarray:
-        return self.dead_low | self.dead_high
+        return np.asarray(self.dead_low | self.dead_high)
 
 
 def summarise(data: Members) -> Figures:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from gpo_data.evaluators import color
 from gpo_data.evaluators.ocr import border_color
 from gpo_data.evaluators.yolo import YoloEvaluator
-from gpo_data.recipe import Yolo
+from gpo_data.recipe import Recipe, Yolo
 
 COLUMNS: dict[str, pa.DataType] = {
     "class_seen": pa.string(),
@@ -48,6 +48,11 @@ COLUMNS: dict[str, pa.DataType] = {
 class BoxesEvaluator:
     name = "boxes"
     columns = COLUMNS
+    needs = YoloEvaluator.needs
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> BoxesEvaluator:
+        return cls(recipe.yolo)
 
     def __init__(self, yolo: Yolo) -> None:
         """Finds the weights file, or raises UsageError. The detector loads at the first picture."""

@@ -5,6 +5,9 @@ An evaluator has
     columns          {measurement column: Arrow type}
     measure(images, targets) -> one dict an image with exactly these columns, plain Python values;
                      images are uint8 [H, W, 3] RGB, targets are the prompts' target columns and `prompt`, the text
+and its class, which is named in EVALUATORS of gpo_data/recipe/recipe.py, has
+    of(name, recipe, threads) -> the evaluator, with its settings out of the recipe; raises UsageError
+    needs            (extra of this package, packages that have to be there, ...), if any
 
 What always holds: the order is kept, and the result for a picture depends neither on the pictures beside it nor on
 the number of workers. What the version names covers all that changes what is seen. The heavy packages are imported
@@ -13,6 +16,8 @@ when the first picture is measured; a missing model file is an error when the ev
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +27,12 @@ from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.shard import sidecar_schema
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import CLIP_SCORERS, EVALUATORS, Recipe, Sampler
+from gpo_data.recipe import EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS
 
-VIEW_COLUMNS = ("dataset", "shard", "filename", "exact", "level")  # that the catalog adds to a shard's own
+# That the catalog adds to a shard's own, for members and for groups.
+VIEW_COLUMNS = ["dataset", "shard", "filename", "exact", "level"]
+VIEW_COLUMNS += ["n", "failed", "mean", "std", "min", "max", "best_of_n", "best_member", "dead"]
 
 
 class Evaluator(Protocol):
@@ -70,58 +77,39 @@ def build(recipe: Recipe, alone: bool = False) -> list[Evaluator]:
     shared = not alone and hardware.device_of(recipe.sampler.device) == "cpu"
     threads = 1 if shared else None
     evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in recipe.evaluators)]
-    _refuse_same_columns(evaluators, TASKS[recipe.task.kind].columns)
+    _refuse_same_columns(recipe.task.kind, evaluators)
     return evaluators
 
 
 def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
-    if name == "ocr":
-        from gpo_data.evaluators.ocr import OcrEvaluator
-
-        return OcrEvaluator(recipe.ocr, threads)
-    if name == "yolo":
-        from gpo_data.evaluators.yolo import YoloEvaluator
-
-        if "target_class" not in TASKS[recipe.task.kind].columns:
-            kinds = " or ".join(kind for kind, task in TASKS.items() if "target_class" in task.columns)
-            raise UsageError(
-                f"evaluators: yolo counts the class of task.kind {kinds}, found task.kind {recipe.task.kind}"
-            )
-        return YoloEvaluator(recipe.yolo)
-    if name == "boxes":
-        from gpo_data.evaluators.boxes import BoxesEvaluator
-
-        return BoxesEvaluator(recipe.yolo)
-    if name == "color":
-        from gpo_data.evaluators.color import ColorEvaluator
-
-        return ColorEvaluator()
-    if name in CLIP_SCORERS:
-        from gpo_data.evaluators.clip_models import ClipEvaluator
-
-        return ClipEvaluator(name, getattr(recipe, name))
-    if ":" in name:
-        from gpo_data.evaluators.function import FunctionEvaluator
-
-        return FunctionEvaluator(name, lambda: _example(recipe))
-    raise UsageError(f"evaluators: expected {' or '.join(EVALUATORS)}, found {name!r}")
+    module, kind = EVALUATORS.get(name, ("gpo_data.evaluators.function", "FunctionEvaluator"))
+    found = getattr(importlib.import_module(module), kind)
+    extra, *packages = getattr(found, "needs", [""])
+    if missing := [package for package in packages if not _installed(package)]:
+        raise UsageError(
+            f"evaluators: {name} needs {' and '.join(missing)}, not installed here: pip install 'gpo[{extra}]'"
+        )
+    made: Evaluator = found.of(name, recipe, threads)
+    return made
 
 
-def _example(recipe: Recipe) -> dict[str, Any]:
-    """What is asked of the recipe's first prompt."""
-    return asked(TASKS[recipe.task.kind].prompts(recipe.task, recipe.seed)[0])
+def _installed(package: str) -> bool:
+    """Without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-def _refuse_same_columns(evaluators: list[Evaluator], target_columns: dict[str, pa.DataType]) -> None:
+def _refuse_same_columns(task: str, evaluators: list[Evaluator]) -> None:
     """A row has one value a name; SQL does not tell upper from lower case."""
-    taken = {name.lower(): "every dataset" for name in [*sidecar_schema(target_columns).names, *VIEW_COLUMNS]}
-    for evaluator in evaluators:
-        for name in evaluator.columns:
-            if owner := taken.get(name.lower()):
-                raise UsageError(
-                    f"evaluators: {evaluator.name}: the column {name!r} is one of {owner} already; rename it"
-                )
-            taken[name.lower()] = evaluator.name
+    taken = {name.lower(): "every dataset" for name in [*sidecar_schema({}).names, *VIEW_COLUMNS]}
+    stats, *others = [(f"evaluators: {evaluator.name}", evaluator.columns) for evaluator in evaluators]
+    for owner, columns in [stats, (f"task.kind: {task}", TASKS[task].columns), *others]:
+        for name in columns:
+            if other := taken.get(name.lower()):
+                raise UsageError(f"{owner}: the column {name!r} is one of {other} already; rename it")
+            taken[name.lower()] = owner.partition(": ")[2]
 
 
 def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:

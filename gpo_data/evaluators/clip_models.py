@@ -33,9 +33,10 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.pool import Batch, Measure, Pool
-from gpo_data.recipe import Clip
+from gpo_data.recipe import Clip, Recipe
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has
 # transformers 5 writes processor_config.json where earlier ones wrote preprocessor_config.json
@@ -70,14 +71,17 @@ class Settings:
 
 
 class ClipEvaluator:
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> ClipEvaluator:
+        return cls(name, getattr(recipe, name))
+
     def __init__(self, name: str, clip: Clip) -> None:
         """Finds the files, or raises UsageError. The model loads at the first picture.
 
         Args:
             name: `clip_score`, `pickscore`, `hpsv2` or `aesthetic`.
         """
-        if clip.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError(f"{name}.device: {clip.device}: torch sees no CUDA device; use cpu")
+        hardware.device_of(clip.device, f"{name}.device")
         if name == "aesthetic" and not clip.weights:
             raise UsageError(f"aesthetic.weights: expected the file of the predictor, {LAION_HEAD}, found nothing")
         if clip.weights and not Path(clip.weights).is_file():

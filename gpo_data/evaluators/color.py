@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data.evaluators.ocr import BORDER_TOLERANCE, border_color
+from gpo_data.recipe import Recipe
 from gpo_data.tiny.words import COLORS
 
 NAMES = tuple(COLORS)
@@ -41,6 +42,10 @@ class ColorEvaluator:
     name = "color"
     version = "2-" + hashlib.blake2b(str(COLORS).encode(), digest_size=4).hexdigest()
     columns = COLUMNS
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> ColorEvaluator:
+        return cls()
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """images: uint8 [H, W, 3] RGB; the targets play no part in what is seen."""

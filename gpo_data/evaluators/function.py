@@ -42,12 +42,19 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
+from gpo_data.evaluators.build import asked
+from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
 
 TYPES: dict[Any, pa.DataType] = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
 GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
 class FunctionEvaluator:
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> FunctionEvaluator:
+        return cls(name, lambda: asked(TASKS[recipe.task.kind].prompts(recipe.task, recipe.seed)[0]))
+
     def __init__(self, setting: str, example: Callable[[], dict[str, Any]]) -> None:
         """Imports the function, or raises UsageError.
 

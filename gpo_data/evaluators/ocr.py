@@ -27,7 +27,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import ocr_models
 from gpo_data.evaluators.pool import Measure, Pool
-from gpo_data.recipe import Ocr
+from gpo_data.recipe import Ocr, Recipe
 
 LINE_HEIGHT = 48  # pixels; what recognition models are built for
 WIDTH_STEP = 16  # pixels at that height; crops are padded to a few widths, so that they share batches
@@ -56,10 +56,16 @@ COLUMNS: dict[str, pa.DataType] = {
 class OcrEvaluator:
     name = "ocr"
     columns = COLUMNS
+    needs = ("ocr", "paddleocr", "rapidocr", "onnxruntime")
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> OcrEvaluator:
+        return cls(recipe.ocr, threads)
 
     def __init__(self, ocr: Ocr, threads: int | None = None) -> None:
         """Finds the model files, or raises UsageError. The models load at the first picture, with so many threads."""
         import_cv2()
+        _expect_device(ocr.device)
         recognition = ocr_models.resolve(ocr.recognition_model, "ocr.recognition_model", "rec", ocr.mode)
         detection = None
         if ocr.mode == "scene":
@@ -73,6 +79,15 @@ class OcrEvaluator:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _expect_device(setting: str) -> None:
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if setting != "cpu" and not (gpu and re.fullmatch(r"gpu(:\d+)?", setting)):
+        there = "cpu, gpu or gpu:0" if gpu else "cpu (this onnxruntime has no CUDA; that of onnxruntime-gpu has)"
+        raise UsageError(f"ocr.device: expected {there}, found {setting!r}")
 
 
 def import_cv2() -> Any:
@@ -140,7 +155,7 @@ def _recognise(reader: Any, images: list[np.ndarray], prepared: Any) -> list[dic
 
 def border_color(image: np.ndarray) -> np.ndarray:
     """The median of the first and the last row, float [3]."""
-    return np.median(np.concatenate([image[0], image[-1]]), axis=0)
+    return np.asarray(np.median(np.concatenate([image[0], image[-1]]), axis=0))
 
 
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:

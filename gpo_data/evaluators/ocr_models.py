@@ -21,8 +21,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpo_data.errors import UsageError
 
 FILES = ("inference.yml", "inference.onnx")
@@ -62,14 +60,14 @@ def _complete(folder: Path, key: str) -> Path:
 
 def model_name(folder: Path) -> str:
     """`Global.model_name` of the folder's inference.yml, as PaddleX wants it beside the folder."""
-    content = yaml.load((folder / "inference.yml").read_text(encoding="utf-8"), Loader=_YAML_LOADER)
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 18 000 characters: seconds without the C loader
+    content = yaml.load((folder / "inference.yml").read_text(encoding="utf-8"), Loader=loader)
     try:
         return str(content["Global"]["model_name"])
     except (KeyError, TypeError):
         raise UsageError(f"{folder / 'inference.yml'}: no Global.model_name in it") from None
-
-
-_YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 18 000 characters: seconds without the C loader
 
 
 def _official(name: str, key: str) -> Path:
@@ -94,9 +92,7 @@ def _official(name: str, key: str) -> Path:
 
 
 def _from_wheel(kind: str, mode: str) -> Path:
-    spec = importlib.util.find_spec("rapidocr")  # not imported: that would load its whole engine
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError("ocr: the package rapidocr, which carries the OCR models, is missing: pip install rapidocr")
+    spec: Any = importlib.util.find_spec("rapidocr")  # not imported: that would load its whole engine
     source = Path(spec.submodule_search_locations[0]) / "models" / f"PP-OCRv6_{kind}_small.onnx"
     version = importlib.metadata.version("rapidocr")
     if not source.is_file():
@@ -108,6 +104,8 @@ def _from_wheel(kind: str, mode: str) -> Path:
     folder = home / f"PP-OCRv6_small_{kind}{width}"
     if all((folder / name).is_file() for name in FILES):
         return folder
+    import yaml
+
     config = _recognition_config(source, WIDTHS[mode]) if kind == "rec" else _detection_config()
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.ocr import import_cv2
 from gpo_data.evaluators.pool import Batch, Measure, Pool
-from gpo_data.recipe import Yolo
+from gpo_data.recipe import Recipe, Yolo
+from gpo_data.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,21 @@ COLUMNS: dict[str, pa.DataType] = {
 class YoloEvaluator:
     name = "yolo"
     columns = COLUMNS
+    needs = ("yolo", "ultralytics")
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe, threads: int | None) -> YoloEvaluator:
+        if "target_class" not in TASKS[recipe.task.kind].columns:
+            kinds = " or ".join(kind for kind, task in TASKS.items() if "target_class" in task.columns)
+            raise UsageError(
+                f"evaluators: yolo counts the class of task.kind {kinds}, found task.kind {recipe.task.kind}"
+            )
+        return cls(recipe.yolo)
 
     def __init__(self, yolo: Yolo) -> None:
         """Finds the weights file, or raises UsageError. The detector loads at the first picture."""
         import_cv2()
+        device_of(yolo)
         weights = find_weights(yolo.weights)
         self.version = _version(yolo, weights)
         self._pool = Pool(load, Settings(yolo, weights), yolo.workers, yolo.batch_size)
@@ -65,6 +77,10 @@ class YoloEvaluator:
 
     def close(self) -> None:
         self._pool.close()
+
+
+def device_of(yolo: Yolo) -> str:
+    return hardware.device_of(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device, "yolo.device")
 
 
 def find_weights(setting: str) -> Path:
@@ -113,7 +129,7 @@ def load(settings: Settings, threads: int) -> Measure:
         ) from None
     classes = dict(detector.names)
     # A torch.device, not a string: for "cpu" ultralytics would hide every GPU from this process.
-    device = torch.device(f"cuda:{yolo.device}" if yolo.device.isdecimal() else yolo.device)
+    device = torch.device(device_of(yolo))
 
     def measure(batch: Batch) -> list[dict[str, Any]]:
         asked = {str(target["target_class"]) for _, target in batch if target.get("target_class")}

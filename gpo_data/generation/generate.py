@@ -49,6 +49,7 @@ def draw(
     judges = evaluators.build(recipe)
     rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(judges))
     model_folder = models.resolve(recipe.model, recipe.revision)
+    models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind

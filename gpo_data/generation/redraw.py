@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
 
 
-def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
+def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
     """Draw `count` members again from their seeds: [{group_key, member, difference, reward, reward_again}].
 
     They are batched differently from the first time, so low bits may differ; `difference` is the largest absolute

@@ -44,7 +44,8 @@ def drawn_in(lake: str, name: str) -> str | None:
     """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
     if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
         return None
-    return read_manifest(dataset_folder(lake, name)).get("fields", {}).get("sampler.dtype")
+    fields: dict[str, str] = read_manifest(dataset_folder(lake, name)).get("fields", {})
+    return fields.get("sampler.dtype")
 
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _refuse_difference(recipe: Recipe, folder: Path, old: dict, new: dict, what: str) -> None:
+def _refuse_difference(recipe: Recipe, folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} in the recipe" for k in differing)

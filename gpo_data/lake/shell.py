@@ -185,7 +185,8 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
 
 
 def columns_of(lake: str) -> list[str]:
-    return ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")["column_name"].to_pylist()
+    found = ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")
+    return [str(name) for name in found["column_name"].to_pylist()]
 
 
 def history_file() -> Path:

@@ -13,6 +13,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -101,7 +102,7 @@ def _verify_shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report
     return problems + _verify_tar(sidecar.with_suffix(".tar"), footer, rows)
 
 
-def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict]) -> list[str]:
+def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
     if not tar.is_file():
         return [f"{tar.name} is missing"]
     data = tar.read_bytes()

@@ -91,7 +91,8 @@ class Lake:
     datasets: str = "dataset=*"
 
     def found(self, name: str) -> list[str]:
-        return self.files.glob(f"{glob.escape(self.folder)}/{self.datasets}/{name}")
+        paths: list[str] = self.files.glob(f"{glob.escape(self.folder)}/{self.datasets}/{name}")
+        return paths
 
     def pattern(self, name: str) -> str:
         return f"{glob.escape(self.prefix)}/{self.datasets}/{name}"

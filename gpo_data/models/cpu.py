@@ -57,7 +57,10 @@ class JointTransformerBlock(attention.JointTransformerBlock):
     ) -> tuple[Tensor | None, Tensor]:
         elsewhere = hidden_states.device.type != "cpu" or torch.compiler.is_compiling()
         if elsewhere or joint_attention_kwargs or self._chunk_size is not None:
-            return super().forward(hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
+            theirs: tuple[Tensor | None, Tensor] = super().forward(
+                hidden_states, encoder_hidden_states, temb, joint_attention_kwargs
+            )
+            return theirs
         picture, words = hidden_states, encoder_hidden_states
         if self.use_dual_attention:
             shift, scale, gate, shift_2, scale_2, gate_2, shift_own, scale_own, gate_own = _linear(self.norm1, temb, 9)
@@ -106,7 +109,8 @@ def _known(block: Any) -> bool:
 
 def _linear(norm: Any, temb: Tensor, parts: int) -> tuple[Tensor, ...]:
     """What an adaptive norm makes of the embedding [B, D] of time and prompt: so many [B, 1, D]."""
-    return norm.linear(norm.silu(temb))[:, None].chunk(parts, dim=2)
+    made: Tensor = norm.linear(norm.silu(temb))
+    return made[:, None].chunk(parts, dim=2)
 
 
 def _attend(attn: Any, picture: Tensor, words: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +150,7 @@ class _Heads(torch.autograd.Function):
         first = parts[0][0]
         size, _, _, width = first.shape
         lengths = [y.shape[1] for y, _ in parts]
-        made = first.new_empty(size, heads, sum(lengths), width)
+        made: Tensor = first.new_empty(size, heads, sum(lengths), width)
         kept: list[Tensor | None] = []
         for (y, w), out in zip(parts, made.transpose(1, 2).split(lengths, dim=1), strict=True):
             if w is None:
@@ -205,9 +209,12 @@ class _ShortAttention(torch.autograd.Function):
 def _feed(feed: Any, x: Tensor) -> Tensor:
     layer, last = feed.net[0].proj, feed.net[2]
     if torch.is_inference_mode_enabled() and _fuses(layer, x):
-        return last(torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh"))
-    hidden = layer(x)
-    return last(_TableGelu.apply(hidden) if hidden.dtype == torch.bfloat16 else _Gelu.apply(hidden))
+        hidden = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "tanh")
+    else:
+        hidden = layer(x)
+        hidden = _TableGelu.apply(hidden) if hidden.dtype == torch.bfloat16 else _Gelu.apply(hidden)
+    made: Tensor = last(hidden)
+    return made
 
 
 def _fuses(layer: nn.Module, x: Tensor) -> bool:

@@ -54,12 +54,13 @@ class DDPM(Pipeline):
 
     def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t for integers t [B]."""
-        return self.process.add_noise(x_0, e, t)
+        x_t: torch.Tensor = self.process.add_noise(x_0, e, t)
+        return x_t
 
     def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return e if self.prediction_type == "epsilon" else self.process.get_velocity(x_0, e, t)
 
     def time(self, u: torch.Tensor) -> torch.Tensor:
         """The training timestep floor(u N), int64; each of the N is as likely as another, as in training."""
-        steps = self.process.config.num_train_timesteps
+        steps: int = self.process.config.num_train_timesteps
         return (u * steps).long().clamp(0, steps - 1)  # a u that was rounded up to 1 is the last step too

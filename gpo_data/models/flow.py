@@ -39,4 +39,5 @@ class Flow(Pipeline):
         """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas."""
         config = self.pipe.scheduler.config
         shift = config.flow_shift if "flow_shift" in config else config.shift  # a DPM-Solver's name for it
-        return shift * u / (1 + (shift - 1) * u)
+        t: torch.Tensor = shift * u / (1 + (shift - 1) * u)
+        return t

@@ -49,6 +49,7 @@ def lora_targets(single_layers: int) -> tuple[str, ...]:
 
 class Flux(Flow):
     pipeline_class = FluxPipeline
+    multiple_of = 16
     large_text_encoder = "text_encoder_2"
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
@@ -78,7 +79,7 @@ class Flux(Flow):
     def unpack(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, (h/2)(w/2), 4 C] -> [B, C, h, w]"""
         sampler = self.sampler
-        return self.pipe._unpack_latents(latents, sampler.height, sampler.width, self.pipe.vae_scale_factor)
+        return self._unpack(latents, sampler.height, sampler.width)
 
     def time(self, u: torch.Tensor) -> torch.Tensor:
         """The scheduler's shift of its sigmas; a dynamic one grows with the number of patches in the picture."""
@@ -93,7 +94,8 @@ class Flux(Flow):
             scheduler.config.base_shift,
             scheduler.config.max_shift,
         )
-        return scheduler.time_shift(mu, 1.0, u)
+        t: torch.Tensor = scheduler.time_shift(mu, 1.0, u)
+        return t
 
     def predict(
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
@@ -103,7 +105,7 @@ class Flux(Flow):
         embeds, guidance = conditioning["prompt_embeds"], None
         if self.pipe.transformer.config.guidance_embeds:
             guidance = torch.full([batch], self.sampler.guidance_scale, device=x_t.device, dtype=torch.float32)
-        said = (denoiser or self.pipe.transformer)(
+        packed = (denoiser or self.pipe.transformer)(
             hidden_states=self.pipe._pack_latents(x_t.contiguous(), batch, channels, height, width),
             timestep=t,
             guidance=guidance,
@@ -114,4 +116,8 @@ class Flux(Flow):
             return_dict=False,
         )[0]
         scale = self.pipe.vae_scale_factor
-        return self.pipe._unpack_latents(said, height * scale, width * scale, scale)
+        return self._unpack(packed, height * scale, width * scale)
+
+    def _unpack(self, packed: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        latents: torch.Tensor = self.pipe._unpack_latents(packed, height, width, self.pipe.vae_scale_factor)
+        return latents

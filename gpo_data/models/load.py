@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,12 +100,37 @@ def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
 
     For training it is the denoiser alone, on the CPU until the trainer moves it; it neither encodes nor draws.
     """
+    model: Model = _family(folder)(folder, sampler, for_training)
+    return model
+
+
+def _family(folder: Path) -> Any:
+    """The class in `folder`'s model_index.json. Raises UsageError."""
     name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if name not in FAMILIES:
         raise UsageError(f"model {folder}: pipeline class {name} is not supported; known: {', '.join(FAMILIES)}")
     module, family = FAMILIES[name]
-    model: Model = getattr(importlib.import_module(module), family)(folder, sampler, for_training)
-    return model
+    return getattr(importlib.import_module(module), family)
+
+
+def expect_size(folder: Path, sampler: Sampler) -> None:
+    """Raise UsageError unless the model in `folder` draws pictures of that height and width."""
+
+    def config(part: str) -> dict[str, Any]:
+        path = folder / part / "config.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    family, vae = _family(folder), config("vae")
+    denoiser = config(family.denoiser_name)
+    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0]
+    step = math.lcm(family.multiple_of, 2 ** (len(levels) - 1) * (denoiser.get("patch_size") or 1))
+    most = step * (denoiser.get("pos_embed_max_size") or 8192)
+    for key in ("height", "width"):
+        value = getattr(sampler, key)
+        if value % step or value > most:
+            limit = f", at most {most}" if most <= 8192 else ""
+            raise UsageError(f"sampler.{key}: expected a multiple of {step}{limit} for this model, found {value}")
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name

@@ -45,6 +45,7 @@ class Pipeline:
         denoiser_name: the pipeline's own name of the denoiser, `transformer` or `unet`.
         open_with: arguments of `from_pretrained` besides the dtype.
         large_text_encoder: the pipeline's own name of the one worth 8 bits.
+        multiple_of: pixels a side, whatever the networks could do, that diffusers insists on.
         starting_dtype: of the noise that `__call__` starts from, where it is not the sampler's.
         lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
     """
@@ -53,6 +54,7 @@ class Pipeline:
     denoiser_name: ClassVar[str] = "transformer"
     open_with: ClassVar[dict[str, Any]] = {}
     large_text_encoder: ClassVar[str | None] = None
+    multiple_of: ClassVar[int] = 8
     starting_dtype: ClassVar[torch.dtype | None] = None
     lora_targets: tuple[str, ...]
 
@@ -143,7 +145,7 @@ class Pipeline:
     def draw(
         self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
     ) -> torch.Tensor:
-        def step_end(pipe: object, step: int, timestep: object, tensors: dict) -> dict:
+        def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step:
                 on_step()
             return tensors

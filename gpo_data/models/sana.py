@@ -23,6 +23,7 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 
 class Sana(Flow):
     pipeline_class = SanaPipeline
+    multiple_of = 32
     large_text_encoder = "text_encoder"
     # Both attentions. The MLP is made of convolutions.
     starting_dtype = torch.float32
@@ -57,11 +58,11 @@ class Sana(Flow):
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
     ) -> torch.Tensor:
         """The velocity e - x_0 at t [B] in [0, 1], by `denoiser` or the pipeline's own."""
-        said = (denoiser or self.pipe.transformer)(
+        predicted: torch.Tensor = (denoiser or self.pipe.transformer)(
             x_t,
             encoder_hidden_states=conditioning["prompt_embeds"],
             encoder_attention_mask=conditioning["prompt_attention_mask"],
             timestep=t * self.pipe.scheduler.config.num_train_timesteps * self.pipe.transformer.config.timestep_scale,
             return_dict=False,
         )[0]
-        return said[:, : x_t.shape[1]]  # what is beyond is a learned variance, which no sampler here reads
+        return predicted[:, : x_t.shape[1]]  # what is beyond is a learned variance, which no sampler here reads

@@ -6,7 +6,7 @@ that are stored, and a blackened picture would be measured as if the model had d
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -17,7 +17,7 @@ from gpo_data.models.ddpm import DDPM
 
 class SD(DDPM):
     pipeline_class = StableDiffusionPipeline
-    open_with: ClassVar[dict] = {"safety_checker": None, "requires_safety_checker": False}
+    open_with: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
@@ -31,6 +31,7 @@ class SD(DDPM):
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
     ) -> torch.Tensor:
         """e or v at integers t [B], by `denoiser` or the pipeline's own."""
-        return (denoiser or self.pipe.unet)(
+        predicted: torch.Tensor = (denoiser or self.pipe.unet)(
             x_t, t, encoder_hidden_states=conditioning["prompt_embeds"], return_dict=False
         )[0]
+        return predicted

@@ -47,10 +47,11 @@ class SD3(Flow):
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, denoiser: torch.nn.Module | None = None
     ) -> torch.Tensor:
         """The velocity e - x_0 at t [B] in [0, 1], by `denoiser` or the pipeline's own."""
-        return (denoiser or self.pipe.transformer)(
+        velocity: torch.Tensor = (denoiser or self.pipe.transformer)(
             hidden_states=x_t,
             timestep=t * self.pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=conditioning["prompt_embeds"],
             pooled_projections=conditioning["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
+        return velocity

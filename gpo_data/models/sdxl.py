@@ -24,7 +24,7 @@ from gpo_data.recipe import Sampler
 class SDXL(DDPM):
     pipeline_class = StableDiffusionXLPipeline
     # A watermark would be drawn or not by whether another package is installed.
-    open_with: ClassVar[dict] = {"add_watermarker": False}
+    open_with: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         super().__init__(folder, sampler, for_training)
@@ -62,10 +62,11 @@ class SDXL(DDPM):
     ) -> torch.Tensor:
         """e or v at integers t [B], by `denoiser` or the pipeline's own."""
         added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["add_time_ids"]}
-        return (denoiser or self.pipe.unet)(
+        predicted: torch.Tensor = (denoiser or self.pipe.unet)(
             x_t,
             t,
             encoder_hidden_states=conditioning["prompt_embeds"],
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
+        return predicted

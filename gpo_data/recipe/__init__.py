@@ -1,8 +1,8 @@
 """The YAML language: typed sections that check themselves, overrides, fingerprint."""
 
-from gpo_data.recipe.parse import RENAMED, key_names, load, nearest, split_overrides
+from gpo_data.recipe.files import nearest
+from gpo_data.recipe.parse import RENAMED, key_names, load, split_overrides
 from gpo_data.recipe.recipe import (
-    CLIP_SCORERS,
     EVALUATORS,
     NO_TRAINING,
     OWN_EVALUATOR,
@@ -14,7 +14,6 @@ from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 __all__ = [
-    "CLIP_SCORERS",
     "EVALUATORS",
     "NO_TRAINING",
     "OWN_EVALUATOR",

@@ -14,43 +14,69 @@ import functools
 import re
 from typing import Annotated, Any, cast, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from gpo_data.errors import UsageError
 
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+
+def _path(text: str) -> str:
+    if not text or "\0" in text or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("a path or a name, each part of 1 to 255 bytes")
+    return text
+
+
+MOST_INT, MOST_FLOAT = 10**6, 10**9  # of anything; beyond lie slips of the keyboard, and what no machine can hold
+Count = Annotated[int, Field(ge=1, le=MOST_INT)]
+Whole = Annotated[int, Field(ge=0, le=MOST_INT)]
+Members = Annotated[int, Field(ge=2, le=10_000)]
+Pixels = Annotated[int, Field(ge=8, le=8192)]
+Workers = Annotated[int, Field(ge=0, le=256)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=MOST_FLOAT, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=MOST_FLOAT, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-MOST_FLOAT, le=MOST_FLOAT, allow_inf_nan=False)]
+PathText = Annotated[str, AfterValidator(_path)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]  # of a whole
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 def check(section: Any, prefix: str = "") -> None:
-    """Raise UsageError for the first field of a dataclass that does not hold what its type says."""
+    """Raise UsageError for the first field of a dataclass that does not hold what its type says.
+
+    A whole number where any number may be becomes a float: 2 and 2.0 are one fingerprint.
+    """
     for name, adapter in adapters(cast(Any, type(section))).items():
-        expect_valid(adapter, f"{prefix}{name}", getattr(section, name))
+        object.__setattr__(section, name, expect_valid(adapter, f"{prefix}{name}", getattr(section, name)))
 
 
-def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> None:
+def holds(adapter: TypeAdapter[Any], value: Any) -> bool:
     try:
         adapter.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> Any:
+    """The value. Raises UsageError."""
+    try:
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         wanted = dict.fromkeys(_plain(one["msg"]) for one in error.errors())
-        raise UsageError(f"{key}: expected {' or '.join(wanted)}, found {value!r}") from None
+        raise UsageError(f"{key}: expected {' or '.join(wanted)}, found {value!r:.200}") from None
 
 
 def _plain(message: str) -> str:
     """pydantic's `Input should be greater than or equal to 1` as `1 or more`."""
-    return re.sub(r"greater than or equal to (\S+)", r"\1 or more", message.removeprefix("Input should be "))
+    message = message.removeprefix("Input should be ").removeprefix("Value error, ")
+    message = re.sub(r"greater than or equal to (\S+)", r"\1 or more", message)
+    return re.sub(r"less than or equal to (\S+)", r"\1 or less", message)
 
 
 def expect(ok: bool, key: str, wanted: str, found: object) -> None:
     """Raise UsageError unless `ok`."""
     if not ok:
-        raise UsageError(f"{key}: expected {wanted}, found {found!r}")
+        raise UsageError(f"{key}: expected {wanted}, found {found!r:.200}")
 
 
 @functools.cache

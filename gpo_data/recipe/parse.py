@@ -1,4 +1,4 @@
-"""Recipe files: YAML 1.2, one file an experiment, and `--key value` overrides of any key in it.
+"""From a recipe's file and `--key value` overrides of any key in it to a Recipe.
 
 Strict: an unknown key (with the nearest known one), a key that is there twice, a value of another type or out of range
 is a `UsageError` that names file and key.
@@ -7,17 +7,12 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import itertools
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from gpo_data.errors import UsageError
-from gpo_data.recipe.checks import adapters, expect_valid
+from gpo_data.recipe.checks import adapters, expect_valid, holds
+from gpo_data.recipe.files import find, nearest, read, yaml_value
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
 # Keys of version 0.1 -> what they are now.
@@ -42,40 +37,17 @@ OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, wh
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, apply the overrides, check it. Raises UsageError."""
-    path = Path(path)
+    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError."""
+    path = find(path)
     content = read(path)
     try:
+        _override(content, list(overrides))
         if isinstance(content.get("yolo"), str):
             content["yolo"] = {"weights": content["yolo"]}
-        rest = _take_open(list(overrides), content)
         _check_keys(content, Recipe)
-        _check_overrides(rest)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(Recipe, as_group=False)
-        try:
-            base = parser.parse_object(content, defaults=True)
-            return _build(parser.parse_args(rest, namespace=base) if rest else base, path)
-        except ArgumentError as error:
-            raise _explained(error, rest) from None
+        return _build(content, path)
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises UsageError."""
-    if not path.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*-*.yaml"))) or "none here"
-        raise UsageError(f"recipe {path}: no such file; the recipes in recipes/ are: {known}")
-    try:
-        content = _yaml(path.read_text(encoding="utf-8-sig"))
-    except (YAMLError, RecursionError) as error:
-        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())[:300]}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path}: expected UTF-8, found byte {error.object[error.start]:#04x}") from None
-    if not isinstance(content, dict | None):
-        raise UsageError(f"recipe {path}: expected keys and values, found {type(content).__name__}")
-    return content or {}
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -85,15 +57,12 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and (key in known or key.split(".")[0] in SECTIONS):
-            overrides += [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value)]
+            overrides += (
+                [argument] if equals else [argument, *(value for value in [next(waiting, None)] if value is not None)]
+            )
         else:
             rest.append(argument)
     return overrides, rest
-
-
-def nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def key_names(kind: type, prefix: str = "") -> list[str]:
@@ -104,10 +73,6 @@ def key_names(kind: type, prefix: str = "") -> list[str]:
         if nested := SECTIONS.get(f.name if kind is Recipe else ""):
             names += key_names(nested, f"{prefix}{f.name}.")
     return names
-
-
-def _yaml(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
 
 
 def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
@@ -124,61 +89,46 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str = "") -> None:
             expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
 
 
-def _check_overrides(arguments: list[str]) -> None:
-    known = key_names(Recipe)
-    for argument in arguments:
-        key = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and key not in known:
-            raise _unknown(key, known)
-
-
 def _unknown(key: str, known: list[str]) -> UsageError:
     if key in RENAMED:
         return UsageError(f"unknown key {key!r}: it is {RENAMED[key]!r} now")
     return UsageError(f"unknown key {key!r}{nearest(key, known)}")
 
 
-def _take_open(arguments: list[str], content: dict[str, Any]) -> list[str]:
-    """Put `--train.trainer.devices 2` into `content`; the other arguments.
-
-    jsonargparse would replace the whole of `train.trainer` by its last key.
-    """
-    rest, waiting = [], iter(arguments)
+def _override(content: dict[str, Any], arguments: list[str]) -> None:
+    """Put `--sampler.height 64`, `--seed=1` and `--train.trainer.devices 2` into `content`."""
+    known, waiting = key_names(Recipe), iter(arguments)
     for argument in waiting:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key.startswith(OPEN):
-            rest.append(argument)
-            continue
-        inner = content
-        *parts, last = key.split(".")
-        for part in parts:
-            if not isinstance(inner.get(part), dict):
-                inner[part] = {}
-            inner = inner[part]
-        value = value if equals else next(waiting, "")
-        try:
-            inner[last] = _yaml(value)
-        except YAMLError as error:
-            raise UsageError(f"--{key}: not YAML: {value!r}: {' '.join(str(error).split())}") from None
-    return rest
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise UsageError(f"expected --key value, found {argument!r}")
+        if key not in known and not key.startswith(OPEN):
+            raise _unknown(key, known)
+        if not equals and (text := next(waiting, "--")) == "--":
+            raise UsageError(f"--{key}: expected a value after it, found nothing")
+        inner, (*sections, last) = content, key.split(".")
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{section}: expected keys and values, found {inner!r}")
+        value, old = _value(key, text), inner.get(last)
+        inner[last] = old | value if key in SECTIONS and isinstance(old, dict) and isinstance(value, dict) else value
 
 
-def _build(namespace: Namespace, path: Path) -> Recipe:
-    values = namespace.as_dict()
-    sections = {key: kind(**values[key]) for key, kind in SECTIONS.items() if isinstance(values[key], dict)}
-    return Recipe(**(values | {"name": values["name"] or path.stem} | sections))
+def _value(key: str, text: str) -> Any:
+    """What the command line says: text where the key takes text, else YAML."""
+    section, _, name = key.rpartition(".")
+    adapter = None if key in SECTIONS or key.startswith(OPEN) else adapters(SECTIONS.get(section, Recipe))[name]
+    if adapter and text != "null" and holds(adapter, text):
+        return text
+    try:
+        return yaml_value(text)
+    except ValueError as error:
+        raise UsageError(f"--{key}: not YAML: {text!r}: {error}") from None
 
 
-def _explained(error: ArgumentError, arguments: list[str]) -> UsageError:
-    """What is wrong with the overrides: by our own check of each, else in the parser's words."""
-    pairs = [a for argument in arguments for a in argument.split("=", 1)]
-    for key, value in itertools.pairwise(pairs):
-        name = key.removeprefix("--")
-        if not key.startswith("--") or name in SECTIONS:
-            continue
-        section, _, field = name.rpartition(".")
-        try:
-            expect_valid(adapters(SECTIONS.get(section, Recipe))[field], name, _yaml(value))
-        except (UsageError, YAMLError) as found:
-            return UsageError(str(found))
-    return UsageError(" ".join(str(error).split()))
+def _build(content: dict[str, Any], path: Path) -> Recipe:
+    plain = Recipe(evaluators=["ocr"], reward="1")  # whose sections have the defaults
+    sections = {key: dataclasses.replace(getattr(plain, key), **content[key]) for key in SECTIONS if key in content}
+    name = content.get("name")
+    return Recipe(**(content | sections | {"name": path.stem if name is None else name}))

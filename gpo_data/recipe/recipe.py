@@ -11,12 +11,10 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
-from gpo_data.recipe.checks import Count, Seed, check, expect
+from gpo_data.recipe.checks import Count, Members, PathText, Seed, check, expect
 from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
@@ -56,12 +54,12 @@ class Recipe:
     """
 
     name: str | None = None
-    model: str = "tiny"
-    revision: str | None = None
-    policy: str | None = None
-    lake: str = "lake"
+    model: PathText = "tiny"
+    revision: PathText | None = None
+    policy: PathText | None = None
+    lake: PathText = "lake"
     seed: Seed = 0
-    group_size: Annotated[int, Field(ge=2)] = 32
+    group_size: Members = 32
     groups_per_shard: Count = 8
     task: Task = field(default_factory=Task)
     sampler: Sampler = field(default_factory=Sampler)
@@ -82,7 +80,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self)
         named = self.name is None or NAME.fullmatch(self.name) is not None
-        expect(named, "name", "letters a-z, digits, '-' and '_'", self.name)
+        expect(named, "name", "1 to 100 letters a-z, digits, '-' and '_'", self.name)
         one_of = f"{', '.join(EVALUATORS)} or module:function"
         expect(bool(self.evaluators), "evaluators", f"at least one of {one_of}, as in [ocr]", self.evaluators)
         for name in self.evaluators:
@@ -109,12 +107,20 @@ class Recipe:
         return fingerprint_of(self.fingerprint_fields())
 
 
-CLIP_SCORERS = ("clip_score", "pickscore", "hpsv2", "aesthetic")
-EVALUATORS = ("ocr", "yolo", "color", "boxes", *CLIP_SCORERS)  # built by evaluators/build.py
+# Name in a recipe: the module and the class that measure (evaluators/build.py says what such a class has).
+EVALUATORS = {
+    "ocr": ("gpo_data.evaluators.ocr", "OcrEvaluator"),
+    "yolo": ("gpo_data.evaluators.yolo", "YoloEvaluator"),
+    "color": ("gpo_data.evaluators.color", "ColorEvaluator"),
+    "boxes": ("gpo_data.evaluators.boxes", "BoxesEvaluator"),
+    "clip_score": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "pickscore": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "hpsv2": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "aesthetic": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+}
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 NAME = re.compile(r"[a-z0-9_-]{1,100}")  # of a dataset: part of a folder's name
-SECTIONS: dict[str, type] = {"task": Task, "sampler": Sampler, "ocr": Ocr, "yolo": Yolo}
-SECTIONS |= {**dict.fromkeys(CLIP_SCORERS, Clip), "train": Train, "online": Online, "eval": Eval}
+SECTIONS: dict[str, type] = {k: t for k, t in get_type_hints(Recipe).items() if dataclasses.is_dataclass(cast(Any, t))}
 # What a recipe says of training where it only draws: two that draw the same are then equal.
 NO_TRAINING: dict[str, Any] = {"train": Train(), "online": Online(), "eval": Eval()}
 PLACES = ("device", "text_encoders")  # where it is computed, not what

@@ -1,4 +1,4 @@
-"""docs/recipe.md, from the dataclasses and their docstrings: every key of a recipe with its type, default and meaning.
+"""Every key of a recipe with its type, default and meaning, out of the dataclasses: docs/recipe.md, and help.
 
     python -m gpo_data.recipe.reference > docs/recipe.md
 
@@ -10,23 +10,28 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 import sys
+import textwrap
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
+from gpo_data.recipe.checks import MOST_FLOAT, MOST_INT
 from gpo_data.recipe.recipe import SECTIONS, Recipe
 
 REQUIRED = ("evaluators", "reward")  # their empty defaults are refused
-PLAIN = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "keys and values"}
+PLAIN: dict[Any, str] = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "keys and values"}
 
 INTRO = """# The recipe
 
 <!-- Written by `python -m gpo_data.recipe.reference > docs/recipe.md`; change the docstrings in gpo_data/recipe/. -->
 
 A recipe is one YAML file (YAML 1.2) and describes one experiment for every verb: drawing, measuring, training and
-evaluating. [recipes/](../recipes) has examples. A small one:
+evaluating. [recipes/](../recipes) has examples, which go by their names in any folder: `gpo-data shards text-tiny`.
+A small one:
 
 ```yaml
 task: {kind: text, num_prompts: 64}
@@ -36,11 +41,12 @@ ocr: {mode: recognition}
 reward: text_edit(target, ocr_text)
 ```
 
-Recipes are strict: a key that is not listed here, a key that is there twice or a value of another type is an error that
-names the key. Every key can be overridden on the command line, with a dot after a section: `--group_size 16
---sampler.guidance_scale 3`. In Python the sections are the dataclasses `Recipe`, `Task`, `Sampler`, `Train`, `Online`,
-`Eval`, `Ocr`, `Yolo` and `Clip` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of
-version 0.1 that have other names now are in [CHANGELOG.md](../CHANGELOG.md).
+Recipes are strict: a key that is not listed here, a key that is there twice or a value of another type is an error
+that names the key; so is a whole number above a million (seeds aside) or another number above a billion. Every key
+can be overridden on the command line, with a dot after a section: `--group_size 16 --sampler.guidance_scale 3`. In
+Python the sections are the dataclasses `Recipe`, `Task`, `Sampler`, `Train`, `Online`, `Eval`, `Ocr`, `Yolo` and
+`Clip` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of version 0.1 that have other
+names now are in [CHANGELOG.md](../CHANGELOG.md).
 """
 
 
@@ -57,28 +63,54 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def for_terminal(sections: Sequence[str]) -> str:
+    """The keys of these sections for a command's help; `` is the top level."""
+    made, width = Recipe(evaluators=["ocr"], reward="1"), shutil.get_terminal_size().columns - 2
+    lines = ["", "keys of the recipe, any of which can be overridden:"]
+    for section in sections:
+        kind, one = (SECTIONS[section], getattr(made, section)) if section else (Recipe, made)
+        heading, rows = _rows(kind)
+        lines += ["", textwrap.fill(f"{section}: {heading}", width)] if section else []
+        for name, type_, meaning in rows:
+            if not section and name in SECTIONS:
+                continue
+            needed = not section and name in REQUIRED
+            default = "required" if needed else "default " + _default(name, {section: one}).strip("`")
+            lines.append(f"  --{section}{'.' if section else ''}{name} ({type_.replace('`', '')}; {default})")
+            lines.append(textwrap.fill(meaning, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(lines) + "\n"
+
+
 def _table(heading: str, kind: type, made: dict[str, Any], headings: dict[str, str]) -> str:
     """A section's heading, sentence and keys. `made`: by name, the section as it is when the recipe leaves it out."""
-    doc = docstring_parser.parse(inspect.getdoc(kind) or "", docstring_parser.DocstringStyle.GOOGLE)
-    meaning = {one.arg_name: _cell(one.description or "") for one in doc.params}
-    hints = get_type_hints(kind, include_extras=True)
-    said = _joined(f"{doc.short_description or ''} {doc.long_description or ''}")
+    said, rows = _rows(kind)
     lines = [f"## {heading}", "", said, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-    for one in dataclasses.fields(kind):
-        if one.name in SECTIONS and kind is Recipe:
-            type_, default = f"[section](#{anchor(headings[one.name])})", ""
+    for name, type_, meaning in rows:
+        if name in SECTIONS and kind is Recipe:
+            type_, default = f"[section](#{anchor(headings[name])})", ""
         else:
-            type_ = _cell(spell(hints[one.name]))
-            default = "required" if kind is Recipe and one.name in REQUIRED else _default(one.name, made)
-        lines.append(f"| `{one.name}` | {type_} | {default} | {meaning[one.name]} |")
+            default = "required" if kind is Recipe and name in REQUIRED else _default(name, made)
+        lines.append(f"| `{name}` | {_cell(type_)} | {default} | {_cell(meaning)} |")
     return "\n".join(lines) + "\n"
+
+
+def _rows(kind: type) -> tuple[str, list[tuple[str, str, str]]]:
+    """A section's sentence, and of each key name, type and meaning, out of the docstring."""
+    doc = docstring_parser.parse(inspect.getdoc(kind) or "", docstring_parser.DocstringStyle.GOOGLE)
+    meaning = {one.arg_name: _joined(one.description or "") for one in doc.params}
+    hints = get_type_hints(kind, include_extras=True)
+    rows = [
+        (f.name, "" if f.name in SECTIONS and kind is Recipe else spell(hints[f.name]), meaning[f.name])
+        for f in dataclasses.fields(kind)
+    ]
+    return _joined(f"{doc.short_description or ''} {doc.long_description or ''}"), rows
 
 
 def spell(hint: Any) -> str:
     """A field's type in words: `integer, 1 or more`, `a` or `b`, `text or null`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{spell(arguments[0])}{_bounds(arguments[1].metadata)}"
+        return f"{spell(arguments[0])}{_bounds(getattr(arguments[1], 'metadata', []))}"
     if origin is Literal:
         return _alternatives([f"`{value}`" for value in arguments])
     if origin in (Union, types.UnionType):
@@ -100,7 +132,8 @@ def _bounds(metadata: list[Any]) -> str:
     found = {name: value for one in metadata for name in words if (value := getattr(one, name, None)) is not None}
     if found.get("lt") == 2**63:
         found["lt"] = "2^63"
-    return "".join(f", {words[name].format(value)}" for name, value in found.items())
+    ours = (MOST_INT, MOST_FLOAT, -MOST_FLOAT)  # which the page says once
+    return "".join(f", {words[name].format(value)}" for name, value in found.items() if value not in ours)
 
 
 def _default(name: str, made: dict[str, Any]) -> str:
@@ -129,7 +162,7 @@ def _joined(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return _joined(text).replace("|", "\\|")
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

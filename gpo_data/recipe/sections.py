@@ -6,9 +6,11 @@ Their docstrings are what `gpo-data VERB --help` prints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from gpo_data.recipe.checks import Count, NotNegative, Positive, Share, Whole, check, expect
+from pydantic import Field
+
+from gpo_data.recipe.checks import Count, NotNegative, PathText, Pixels, Share, Workers, check, expect
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,14 @@ class Task:
     """
 
     kind: str = "text"
-    prompts: str | None = None
+    prompts: PathText | None = None
     num_prompts: Count | None = 64
     split: Literal["train", "heldout", "all"] = "train"
     grammar: Literal["signs", "scenes"] = "signs"
-    prompt_column: str = "prompt"
-    target_column: str = "target"
-    class_column: str = "class"
-    dataset_split: str = "train"
+    prompt_column: PathText = "prompt"
+    target_column: PathText = "target"
+    class_column: PathText = "class"
+    dataset_split: PathText = "train"
 
     def __post_init__(self) -> None:
         check(self, "task.")
@@ -71,19 +73,19 @@ class Sampler:
 
     num_inference_steps: Count = 28
     guidance_scale: NotNegative = 4.5
-    height: Count = 512
-    width: Count = 512
+    height: Pixels = 512
+    width: Pixels = 512
     negative_prompt: str = ""
-    max_sequence_length: Count | None = None
+    max_sequence_length: Annotated[int, Field(ge=1, le=4096)] | None = None
     batch_size: Count = 16
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
+    device: PathText = "auto"
     compile: bool = False
     text_encoders: Literal["device", "offload", "cpu"] = "device"
     text_encoder_8bit: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
-    attention_backend: str | None = None
+    attention_backend: PathText | None = None
 
     def __post_init__(self) -> None:
         check(self, "sampler.")
@@ -111,12 +113,12 @@ class Ocr:
     """
 
     mode: Literal["scene", "recognition"] = "scene"
-    recognition_model: str = "rapidocr"
-    detection_model: str = "rapidocr"
-    device: str = "cpu"
+    recognition_model: PathText = "rapidocr"
+    detection_model: PathText = "rapidocr"
+    device: PathText = "cpu"
     batch_size: Count = 32
-    workers: Whole = 0
-    upscale: Positive = 1.0
+    workers: Workers = 0
+    upscale: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 1.0
 
     def __post_init__(self) -> None:
         check(self, "ocr.")
@@ -136,13 +138,13 @@ class Yolo:
         workers: processes; 0 detects in the drawing process, beside the drawing.
     """
 
-    weights: str = "yolo11x.pt"
+    weights: PathText = "yolo11x.pt"
     confidence: Share = 0.25
     iou: Share = 0.7
-    image_size: Count = 640
-    device: str = "cpu"
+    image_size: Pixels = 640
+    device: PathText = "cpu"
     batch_size: Count = 32
-    workers: Whole = 0
+    workers: Workers = 0
 
     def __post_init__(self) -> None:
         check(self, "yolo.")
@@ -159,9 +161,9 @@ class Clip:
         batch_size: pictures at once.
     """
 
-    model: str = "openai/clip-vit-large-patch14"
-    weights: str | None = None
-    device: str = "cpu"
+    model: PathText = "openai/clip-vit-large-patch14"
+    weights: PathText | None = None
+    device: PathText = "cpu"
     batch_size: Count = 32
 
     def __post_init__(self) -> None:

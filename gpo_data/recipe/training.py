@@ -9,11 +9,28 @@ where a run begins; nothing here needs torch, so that `gpo-data` refuses a recip
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from gpo_data.recipe.checks import Count, Decay, NotNegative, Number, Positive, Seed, Share, Whole, check, expect
+from gpo_data.recipe.checks import (
+    Count,
+    Decay,
+    Members,
+    NotNegative,
+    Number,
+    PathText,
+    Positive,
+    Seed,
+    Share,
+    Whole,
+    Workers,
+    check,
+    expect,
+)
+
+Loss = Literal["linear", "logsigmoid"]  # objective.py has what they mean
+Weighting = Literal["zscore", "sign", "all", "max", "min"]
 
 # Options of lightning.Trainer that would undo what this toolkit does.
 OURS = {
@@ -88,8 +105,8 @@ class Train:
     """
 
     objective: Literal["gpo", "sft"] = "gpo"
-    loss: Literal["linear", "logsigmoid"] = "logsigmoid"
-    weighting: Literal["zscore", "sign", "all", "max", "min"] = "zscore"
+    loss: Loss = "logsigmoid"
+    weighting: Weighting = "zscore"
     beta: Positive = 1000.0
     timesteps_per_image: Count = 5
     shared_noise: bool = True
@@ -99,7 +116,7 @@ class Train:
     mean_shift_penalty: NotNegative = 0.0
     num_inner_epochs: Count = 3
     epochs: Count = 2
-    members_per_group: Annotated[int, Field(ge=2)] | None = None
+    members_per_group: Members | None = None
     groups_per_step: Count = 1
     micro_batch_size: Count = 80
     learning_rate: NotNegative = 3e-5
@@ -108,8 +125,8 @@ class Train:
     decay_steps: Whole = 0
     max_grad_norm: NotNegative = 1.0
     tuning: Literal["full", "lora"] = "lora"
-    lora_rank: Count = 16
-    lora_alpha: Count | None = None
+    lora_rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    lora_alpha: Annotated[int, Field(ge=1, le=65536)] | None = None
     reference: Literal["frozen", "adapters", "stored"] = "stored"
     reference_update: Literal["never", "iteration", "ema"] | None = None
     reference_decay: Share = 0.99
@@ -119,13 +136,13 @@ class Train:
     compile: bool = False
     gradient_checkpointing: bool = False
     sft_reward: Number = 1.0
-    workers: Whole = 0
+    workers: Workers = 0
     checkpoint_steps: Count = 50
     seed: Seed | None = None
-    datasets: str | None = None
+    datasets: PathText | None = None
     sequential: bool = False
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(default_factory=lambda: ["csv", "tensorboard"])
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self, "train.")
@@ -210,7 +227,7 @@ class Online:
     """
 
     iterations: Count = 5
-    group_size: Annotated[int, Field(ge=2)] | None = None
+    group_size: Members | None = None
     epochs_per_iteration: Count = 1
     prompts: Count | None = None
     prompt_selection: Literal["next", "same", "unmastered"] = "next"

@@ -8,140 +8,116 @@ wrong type or an impossible value is a `UsageError` of one line that names it.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import yaml
+from pydantic import Field
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe import nearest
+from gpo_data.recipe.checks import Count, Decay, NotNegative, Positive, Seed, Share, adapters, expect_valid
+from gpo_data.recipe.files import nearest, read
 from gpo_data.tiny.render import World
+
+Falling = Annotated[float, Field(gt=0, le=1)]
+Letter = Annotated[str, Field(pattern="^[A-Z]$")]
 
 
 @dataclass(frozen=True)
 class AutoencoderStage:
     world: World
-    minutes: float
-    lr: float
-    decay: float  # share of the minutes in which the rate falls to 0
+    minutes: Positive
+    lr: NotNegative
+    decay: Falling  # share of the minutes in which the rate falls to 0
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    seed: int
-    batch: int
-    text_share: float
-    letter: str  # drawn more often than others
+    seed: Seed
+    batch: Count
+    text_share: Share
+    letter: Letter  # drawn more often than others
     stages: list[AutoencoderStage]
 
 
 @dataclass(frozen=True)
 class Decoder:
-    seed: int
-    minutes: float
-    batch: int
-    lr: float
-    decay: float
-    text_share: float
-    letter: str
+    seed: Seed
+    minutes: Positive
+    batch: Count
+    lr: NotNegative
+    decay: Falling
+    text_share: Share
+    letter: Letter
 
 
 @dataclass(frozen=True)
 class Yolo:
-    seed: int
-    pictures: int
-    epochs: int
-    imgsz: int
-    batch: int
-    lr: float
+    seed: Seed
+    pictures: Count
+    epochs: Count
+    imgsz: Count
+    batch: Count
+    lr: NotNegative
 
 
 @dataclass(frozen=True)
 class TransformerStage:
     world: World
-    minutes: float
-    lr: float  # Muon: matrices of the blocks
-    lr_adamw: float  # AdamW: all else
-    decay: float
+    minutes: Positive
+    lr: NotNegative  # Muon: matrices of the blocks
+    lr_adamw: NotNegative  # AdamW: all else
+    decay: Falling
 
 
 @dataclass(frozen=True)
 class Transformer:
-    seed: int
-    batch: int
-    ema: float
-    dropout: float  # share of captions replaced by ""
-    text_share: float
+    seed: Seed
+    batch: Count
+    ema: Decay
+    dropout: Share  # share of captions replaced by ""
+    text_share: Share
     stages: list[TransformerStage]
 
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    threads: int
+    threads: Count
     autoencoder: Autoencoder
     decoder: Decoder
     yolo: Yolo
     transformer: Transformer
 
 
-COUNT = ("1 or more", lambda v: v >= 1)
-RATE = ("0 or more", lambda v: v >= 0)
-SHARE = ("0 to 1", lambda v: 0 <= v <= 1)
-LIMITS = {  # what is allowed: in words and as a test; World has its own
-    **dict.fromkeys(("threads", "batch", "pictures", "epochs", "imgsz"), COUNT),
-    **dict.fromkeys(("lr", "lr_adamw", "seed"), RATE),
-    **dict.fromkeys(("text_share", "dropout"), SHARE),
-    "minutes": ("above 0", lambda v: v > 0),
-    "decay": ("above 0, at most 1", lambda v: 0 < v <= 1),
-    "ema": ("0 or more, below 1", lambda v: 0 <= v < 1),
-    "letter": ("one letter A-Z", lambda v: len(v) == 1 and "A" <= v <= "Z"),
-}
-NAMES = {int: "a whole number", float: "a number (1.0e-3, not 1e-3)", str: "text"}
-
-
 def load(path: Path) -> TinyRecipe:
     """Read and check a recipe file. Raises UsageError."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"recipe {path}: cannot read it: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {path}: not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return _section(TinyRecipe, content, "")
-    except ValueError as error:
+        return _section(TinyRecipe, read(path), "")
+    except (UsageError, ValueError) as error:
         raise UsageError(f"recipe {path}: {error}") from None
 
 
 def _section(kind: type, content: Any, where: str) -> Any:
-    """The dataclass `kind` out of keys and values; `where` ("transformer, stage 2: ") opens every ValueError."""
+    """The dataclass `kind` out of keys and values; `where` ("transformer, stage 2: ") opens every error."""
     if not isinstance(content, dict):
-        raise ValueError(f"{where}expected keys and values, found {content!r}")
+        raise UsageError(f"{where}expected keys and values, found {content!r}")
     hints = get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
     for key in content:
-        if key not in known:
-            raise ValueError(f"{where}unknown key {key!r}{nearest(str(key), known)}")
-    if missing := [key for key in known if key not in content]:
-        raise ValueError(f"{where}missing key {missing[0]!r}; wanted: {', '.join(known)}")
-    values = {key: _value(hints[key], key, content[key], where) for key in known}
+        if key not in hints:
+            raise UsageError(f"{where}unknown key {key!r}{nearest(str(key), [*hints])}")
+    if missing := [key for key in hints if key not in content]:
+        raise UsageError(f"{where}missing key {missing[0]!r}; wanted: {', '.join(hints)}")
+    values = {key: _value(kind, key, hint, content[key], where) for key, hint in hints.items()}
     try:
         return kind(**values)
     except ValueError as error:
-        raise ValueError(f"{where}{error}") from None
+        raise UsageError(f"{where}{error}") from None
 
 
-def _value(hint: Any, key: str, value: Any, where: str) -> Any:
+def _value(kind: type, key: str, hint: Any, value: Any, where: str) -> Any:
     inside = where.removesuffix(": ") + ", " if where else ""
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{inside}{key}: ")
     if get_origin(hint) is list:
         if not isinstance(value, list) or not value:
-            raise ValueError(f"{where}{key}: expected a list of one stage or more, found {value!r}")
+            raise UsageError(f"{where}{key}: expected a list of one stage or more, found {value!r}")
         return [_section(get_args(hint)[0], v, f"{inside}stage {i}: ") for i, v in enumerate(value, 1)]
-    if hint in NAMES:
-        right = isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
-        if not right:
-            raise ValueError(f"{where}{key}: expected {NAMES[hint]}, found {value!r}")
-    if key in LIMITS and not LIMITS[key][1](value):
-        raise ValueError(f"{where}{key}: expected {LIMITS[key][0]}, found {value!r}")
-    return value
+    return expect_valid(adapters(kind)[key], f"{where}{key}", value)

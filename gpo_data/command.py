@@ -1,0 +1,104 @@
+"""A table of verbs, such as `gpo-data` and `gpo-train` are: VERB RECIPE [--key value ...].
+
+    command = Command("gpo-data", __doc__)
+
+    @command.verb(argument("--limit", type=int, default=4, help="how many"))
+    def show(recipe: Recipe, options: Options) -> None:
+        \"\"\"what the verb does, in the words of its help\"\"\"
+
+Any key of the recipe can be overridden on the command line of any verb. What went wrong is one line and an exit code:
+1: a run failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpo_data import recipe as recipes
+from gpo_data.errors import RunError, UsageError
+from gpo_data.recipe import Recipe
+from gpo_data.recipe.checks import MOST_INT
+
+Options = argparse.Namespace
+Verb = Callable[[Recipe, Options], int | None]
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """As `argparse.ArgumentParser.add_argument` takes it."""
+    return names, options
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text[:20]) <= MOST_INT:
+            raise argparse.ArgumentTypeError(f"expected a whole number, {lowest} or more, found {text:.200}")
+        return int(text)
+
+    return whole
+
+
+class Command:
+    """`keys`: sections of the recipe that the help of a verb shows, unless it says otherwise; "" is the top level."""
+
+    def __init__(self, name: str, description: str | None, keys: Sequence[str] = ()) -> None:
+        style = argparse.RawDescriptionHelpFormatter
+        self.parser = argparse.ArgumentParser(name, description=description, formatter_class=style, allow_abbrev=False)
+        self._parsers = self.parser.add_subparsers(required=True, metavar="VERB", parser_class=_VerbParser)
+        self._keys = keys
+        self._verbs: dict[str, tuple[Verb, _VerbParser]] = {}
+
+    def verb(self, *arguments: Argument, name: str = "", keys: Sequence[str] | None = None) -> Callable[[Verb], Verb]:
+        """Adds the function to the table, under its own name or `name`."""
+
+        def add(function: Verb) -> Verb:
+            named = name or function.__name__
+            parser = self._parsers.add_parser(
+                named, help=function.__doc__, description=f"{named}: {function.__doc__}", allow_abbrev=False
+            )
+            parser.add_argument("recipe", help="a name such as text-tiny, or a file")
+            for names, options in arguments:
+                parser.add_argument(*names, **options)
+            parser.sections = self._keys if keys is None else keys
+            self._verbs[named] = function, parser
+            return function
+
+        return add
+
+    def main(self, argv: list[str] | None = None) -> int:
+        """Run the verb; the exit code."""
+        arguments = sys.argv[1:] if argv is None else argv
+        if not arguments or arguments[0] not in self._verbs:
+            self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
+        function, parser = self._verbs[arguments[0]]
+        # A recipe's keys come out first: their values would look like this verb's positional arguments.
+        overrides, rest = recipes.split_overrides(arguments[1:])
+        options, unknown = parser.parse_known_intermixed_args(rest)
+        options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
+        try:
+            return function(recipes.load(options.recipe, overrides + unknown), options) or 0
+        except (UsageError, RunError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # `gpo-data sql ... | head`
+            sys.stderr.close()
+            return 0
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """Its help ends with keys of the recipe, which are put together when help is asked for."""
+
+    sections: Sequence[str] = ()
+
+    def format_help(self) -> str:
+        from gpo_data.recipe.reference import for_terminal
+
+        return super().format_help() + (for_terminal(self.sections) if self.sections else "")
