@@ -81,28 +81,28 @@ CASES = {
         sdxl,
         UNET | {"sample": (1, 4, 128, 128), "encoder_hidden_states": (1, 77, 2048)},
         DDPM.lora_targets,
-        ("UNet 2.57 B", "6.8 TFLOP", "42 M x 16"),
+        ("UNet 2.57 B", "6.8 TFLOP", "84 M x 16"),
         2.567,
         6.76,
-        41.9,
+        83.7,
     ),
     "text-flux-dev": Case(
         lambda: FluxTransformer2DModel(guidance_embeds=True),
         FLUX,
         lora_targets(38),
-        ("transformer 11.9 B", "22 TFLOP", "65 M x 16"),
+        ("transformer 11.9 B", "22 TFLOP", "131 M x 16"),
         11.901,
         21.50,
-        65.4,
+        130.7,
     ),
     "text-sd35m": Case(
         lambda: sd35m.new_transformer(sd35m.FULL),
         SD35M,
         SD3.lora_targets,
-        ("2.24 B parameters", "2.4 TFLOP", "23 M x 16"),
+        ("2.4 TFLOP", "47 M x 16"),
         2.243,
         2.44,
-        23.5,
+        47.0,
     ),
 }
 
@@ -119,10 +119,14 @@ def test_the_figures_are_the_configurations(name: str) -> None:
         with torch.no_grad():
             assert flops(lambda: model(**inputs)) / 1e12 == pytest.approx(case.tflop, abs=5e-3)
         model.requires_grad_(False)
-        model.add_adapter(LoraConfig(r=16, target_modules=list(case.targets)))
+        model.add_adapter(
+            LoraConfig(r=recipe.load(RECIPES / f"{name}.yaml").train.lora_rank, target_modules=list(case.targets))
+        )
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6 == pytest.approx(case.lora, abs=0.05)
     for figure in case.says:
         assert figure in comment
+    if name == "text-sd35m":
+        assert "2.24 B parameters" in (RECIPES / "text-sd35m-paper.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*-*.yaml")), ids=lambda path: path.stem)
