@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from peft.utils import get_peft_model_state_dict
 
@@ -29,8 +28,10 @@ from gpo_train.sharded import class_name, whole_state
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"  # as diffusers names them; large ones become several files
 
 
-def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = True) -> None:
-    """Write the policy's weights, in the precision that draws; the folder appears whole or not at all.
+def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
+    """Write the policy's weights in the precision that trains; the folder appears whole or not at all.
+
+    What draws rounds them (models/rounding.py): in two bytes the steps of a small rate would be lost here.
 
     All ranks call it, because of sharded weights each has a part; the one with `write` writes.
     """
@@ -54,7 +55,7 @@ def save_policy(policy: Policy, folder: Path, dtype: torch.dtype, write: bool = 
             named = json.loads(config.read_text()) | {"_class_name": class_name(policy.denoiser)}
             config.write_text(json.dumps(named, indent=2) + "\n")
             save_torch_state_dict(
-                {name: v.detach().to("cpu", dtype) if v.is_floating_point() else v for name, v in state.items()},
+                {name: v.detach().cpu() for name, v in state.items()},
                 out / model.denoiser_name,
                 filename_pattern=WEIGHTS,
             )

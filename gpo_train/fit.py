@@ -125,7 +125,7 @@ def _fit(
             f"run {run.folder}: training ended in epoch {data.position.epoch} of {settings.epochs}, at step "
             f"{trainer.global_step}; the same command goes on from the last checkpoint"
         )
-    save_policy(average.policy if average else policy, run.policy, dtype, write=trainer.is_global_zero)
+    save_policy(average.policy if average else policy, run.policy, write=trainer.is_global_zero)
     if trainer.is_global_zero:
         facts: dict[str, Any] = {"ranks": trainer.world_size} | ({"stopped_by": stopped_by} if stopped_by else {})
         run.note(state="finished", steps=trainer.global_step, train_seconds=round(checkpoints.seconds, 1), **facts)

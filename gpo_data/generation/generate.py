@@ -73,7 +73,7 @@ def draw(
             console.print(warning, soft_wrap=True)
         model = models.load(model_folder, recipe.sampler)
         if policy:
-            models.load_policy_weights(model, policy)
+            models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint, model, judges, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0

@@ -33,7 +33,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict[str, Any]]:
     hardware.take_threads()
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:
-        models.load_policy_weights(model, models.policy_folder(recipe.policy))
+        models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
     judges, found = evaluators.build(recipe), []
     size = recipe.sampler.batch_size
     for start in range(0, len(picks), size):

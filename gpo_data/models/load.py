@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file as load_safetensors
 
 from gpo_data.errors import UsageError
+from gpo_data.models.rounding import drawn_weights
 from gpo_data.recipe import Sampler
 
 # pipeline class in model_index.json -> (module, class) of the family
@@ -147,17 +147,24 @@ def policy_folder(folder: str) -> Path:
     return path
 
 
-def load_policy_weights(model: Any, folder: Path) -> None:
-    """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's."""
+def load_policy_weights(model: Any, folder: Path, seed: int = 0) -> float | None:
+    """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's.
+
+    Returns: the share of weights that are drawn otherwise than the model's own; None of a LoRA.
+
+    Args:
+        seed: of the rounding of whole weights to the two bytes that draw (rounding.py).
+    """
     if (folder / LORA_FILE).is_file():
         model.pipe.unload_lora_weights()  # a second LoRA would be added to the first
         model.pipe.unload_lora_weights()  # of an earlier iteration
         model.pipe.load_lora_weights(folder, weight_name=LORA_FILE)
-        return
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
-        state |= load_safetensors(file)
+        return None
+    state, changed = drawn_weights(
+        sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")), model.denoiser_files(), model.dtype, seed
+    )
     model.denoiser.load_state_dict(state)
+    return changed
 
 
 def digest(folder: Path) -> str:

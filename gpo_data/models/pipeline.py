@@ -59,7 +59,7 @@ class Pipeline:
     lora_targets: tuple[str, ...]
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
-        self.sampler = sampler
+        self.folder, self.sampler = folder, sampler
         self.device = torch.device(hardware.device_of(sampler.device))
         self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
@@ -87,6 +87,11 @@ class Pipeline:
     def denoiser(self) -> torch.nn.Module:
         denoiser: torch.nn.Module = getattr(self.pipe, self.denoiser_name)
         return denoiser
+
+    def denoiser_files(self) -> list[Path]:
+        """The model's own weights of the denoiser: those without a variant in their name, if there are any."""
+        files = sorted((self.folder / self.denoiser_name).glob("*.safetensors"))
+        return [file for file in files if file.name.count(".") == 1] or files
 
     def place(self, device: torch.device) -> None:
         """Move the networks to `device`; the text encoders stay where `sampler.text_encoders` has them."""

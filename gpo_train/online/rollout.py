@@ -67,10 +67,10 @@ class Rollout:
                 chosen = choose(self.recipe, self.online, iteration)
                 write_prompts(chosen, TASKS[self.recipe.task.kind], iteration.folder / "prompts.jsonl")
             # Also where the base draws: to compare.
-            save_policy(writer, iteration.policy, getattr(torch, self.recipe.sampler.dtype), write=ranks.first)
+            save_policy(writer, iteration.policy, write=ranks.first)
             ranks.barrier("policy")
             recipe = iteration.recipe(self.recipe, self.online.rollout_policy)
-            model = self._open(recipe)
+            model, changed = self._open(recipe)
         self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
         draw(recipe, self.console, model, (ranks.rank, ranks.world), clock)
         ranks.barrier("drawn")
@@ -85,6 +85,8 @@ class Rollout:
             self._picture(iteration, model)
             seconds = {"draw": time.monotonic() - started} | clock.seconds
             facts = summarise(self.recipe, iteration.name)
+            if changed is not None:
+                facts["weights_changed"] = changed
             shown = {f"online/{k}": v for k, v in facts.items()} | {f"seconds/{k}": v for k, v in seconds.items()}
             for logger in self.loggers():
                 logger.log_metrics(shown, step=step)
@@ -93,15 +95,16 @@ class Rollout:
         self._offload(model)
         ranks.barrier("summary")
 
-    def _open(self, recipe: Recipe) -> Model:
-        """The model that draws, in the sampler's precision, with the recipe's policy in it, on the device."""
+    def _open(self, recipe: Recipe) -> tuple[Model, float | None]:
+        """The model that draws, with the recipe's policy in it, on the device; the share of weights that it changed."""
         if self._model is None:
             self._model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
         model: Any = self._model
         model.place(model.device)
+        changed = None
         if recipe.policy:
-            models.load_policy_weights(model, models.policy_folder(recipe.policy))
-        return self._model
+            changed = models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
+        return model, changed
 
     def _offload(self, model: Any) -> None:
         """Off the GPU while the policy trains."""
@@ -134,7 +137,8 @@ class Rollout:
 def line(facts: dict[str, Any]) -> str:
     """A summary for people and for grep."""
     exact = f"  exact {100 * facts['exact']:.1f}%" if facts.get("exact") is not None else ""
+    changed = f"  weights changed {100 * facts['weights_changed']:.2f}%" if "weights_changed" in facts else ""
     return (
         f"reward {facts['reward']:.3f}{exact}  dead {facts['dead']}/{facts['groups']}  "
-        f"diversity {facts['diversity']:.3f}"
+        f"diversity {facts['diversity']:.3f}{changed}"
     )
