@@ -82,6 +82,11 @@ def key(target: sources.Target) -> str:
     return f"{target['target_count']} {target['target_class']}"
 
 
+def sign(target: sources.Target) -> str:
+    """The sentence of the grammar `signs`; ValueError for what is not in it."""
+    return words.count_caption(int(target["target_count"]), str(target["color"]), str(target["target_class"]))
+
+
 def plural(name: str) -> str:
     """`dog` -> `dogs`, `person` -> `people`, `teddy bear` -> `teddy bears`."""
     if name in PLURALS:
@@ -109,8 +114,7 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
         for color in words.COLORS
         for shape in words.SHAPES
     ]
-    sentences = [words.count_caption(int(t["target_count"]), str(t["color"]), str(t["target_class"])) for t in targets]
-    return _shuffled(list(zip(sentences, targets, strict=True)), spec, seed)
+    return _shuffled([(sign(target), target) for target in targets], spec, seed)
 
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
@@ -167,6 +171,7 @@ TASK = TaskKind(
     prompts=prompts,
     exact="n_detected = target_count",
     lenient="abs(n_detected - target_count) <= 1",
+    key=lambda prompt: key(prompt.target),
     level="target_count",
     level_name="target count",
     measured=("n_detected",),

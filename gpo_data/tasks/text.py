@@ -80,12 +80,12 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
     if spec.num_prompts is None:
         raise UsageError("task.num_prompts: null takes all, and the grammar `signs` has millions; give a number")
     rng = np.random.default_rng(seed)
-    held = None if spec.split == "all" else spec.split == "heldout"
+    held = None if spec.split == "all" else spec.split != "train"
     found: dict[str, Prompt] = {}
     while len(found) < spec.num_prompts:
         word = words.sample_word(rng, held=held)
         color = list(words.COLORS)[rng.integers(len(words.COLORS))]
-        if word not in found:
+        if word not in found and sources.on_side(word, spec):  # what is not trained on has two parts
             sentence = words.text_caption(color, word)
             found[word] = Prompt(prompt_id(sentence), sentence, {"target": word, "color": color})
     return list(found.values())
@@ -128,6 +128,8 @@ TASK = TaskKind(
     prompts=prompts,
     exact="text_exact(target, ocr_text)",
     lenient="text_contains(target, ocr_text)",
+    scores={"ocr_accuracy": "text_edit_lenient(target, ocr_text)"},
+    key=lambda prompt: key(prompt.target),
     level="length(target)",
     level_name="target length",
     measured=("ocr_text",),
