@@ -108,7 +108,12 @@ def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureF
         drawn, failed = con.execute(count, [found["datasets"][side]]).fetchall()[0]
         assert found["n"] == drawn == 32 and found[side]["failed"] == failed > 0
     assert "failed pictures, wrong" in capsys.readouterr().out
-    assert "failed pictures, wrong" in Path("runs/a/eval.html").read_text()
+    page = Path("runs/a/eval.html").read_text()
+    assert "failed pictures, wrong" in page and "OCR accuracy" in page
+    scored = "SELECT avg(CASE status WHEN 'ok' THEN text_edit_lenient(target, ocr_text) ELSE 0 END) FROM members"
+    for side in ("base", "policy"):
+        (expected,) = con.execute(f"{scored} WHERE dataset = ?", [found["datasets"][side]]).fetchall()[0]
+        assert found[side]["ocr_accuracy"] == pytest.approx(expected)
 
 
 def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
