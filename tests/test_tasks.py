@@ -9,7 +9,7 @@ import pytest
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Task
 from gpo_data.split import held_out, part_of
-from gpo_data.tasks import TASKS, count, text
+from gpo_data.tasks import TASKS, count, text, unseen
 from gpo_data.tiny import words
 
 PARTS = ("train", "validation", "heldout")
@@ -85,6 +85,17 @@ def test_scenes_are_thousands():
     assert not any(text.key({"target": w.upper()}) != text.key({"target": w}) for w in text.WORDS)
 
 
+def test_scenes_have_targets_enough_to_evaluate_with():
+    words = {
+        split: {text.key(p.target) for p in prompts(grammar="scenes", num_prompts=None, split=split)} for split in PARTS
+    }
+    assert {split: len(found) for split, found in words.items()} == {"train": 119, "validation": 104, "heldout": 203}
+    assert not words["train"] & {text.key({"target": word}) for word in unseen.WORDS}
+    every = [p.target for p in prompts(kind="count", grammar="scenes", num_prompts=None, split="all")]
+    assert len({t["target_class"] for t in every}) == len({*count.CLASSES, *unseen.CLASSES}) == 62
+    assert all(held_out(count.key(t)) for t in every if t["target_class"] in unseen.CLASSES)
+
+
 def test_more_prompts_than_there_are_names_the_key_and_the_number():
     there = len(prompts(kind="count", num_prompts=None))
     held = [len(prompts(kind="count", num_prompts=None, split=split)) for split in ("validation", "heldout")]
@@ -96,7 +107,7 @@ def test_more_prompts_than_there_are_names_the_key_and_the_number():
 
 
 def test_words_for_things():
-    for name in (*count.CLASSES, "knife", "box", "wine glass", "city", "circle"):
+    for name in (*count.CLASSES, *unseen.CLASSES, "box", "wine glass", "city", "circle"):
         assert count.singular(count.plural(name)) == name
 
 

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import sources
+from gpo_data.split import held_out
+from gpo_data.tasks import sources, unseen
 from gpo_data.tasks.base import TaskKind
 from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
@@ -119,12 +120,15 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
     found: list[tuple[str, sources.Target]] = []
-    for name in CLASSES:
+    for name in (*CLASSES, *unseen.CLASSES):
         for n in range(1, MAX_COUNT + 1):
+            target: sources.Target = {"target_class": name, "target_count": n}
+            if name in unseen.CLASSES and not held_out(key(target)):
+                continue
             things = name if n == 1 else plural(name)
             for place in PLACES:
                 sentence = f"a photo of {NUMBERS[n - 1]} {things} {place}".rstrip()
-                found.append((sentence, {"target_class": name, "target_count": n}))
+                found.append((sentence, target))
     return _shuffled(found, spec, seed)
 
 

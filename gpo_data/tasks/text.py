@@ -18,7 +18,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import sources
+from gpo_data.tasks import sources, unseen
 from gpo_data.tasks.base import TaskKind
 from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
@@ -93,7 +93,7 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
     """Every combination on the wanted side, in a seeded order."""
-    allowed = [word for word in WORDS if sources.on_side(key({"target": word}), spec)]
+    allowed = [word for word in (*WORDS, *unseen.WORDS) if sources.on_side(key({"target": word}), spec)]
     combinations = [(s, o, w) for s in SCENES for o in OBJECTS for w in allowed]
     found = []
     for index in np.random.default_rng(seed).permutation(len(combinations)):

@@ -9,11 +9,11 @@ wording, so what counts is how many targets there are. Clusters c = 1..C are the
     variance  V = (C - 1) / C sum_c (m_c - mean of m_c)^2         delete-one-cluster jackknife
     interval  m +- t(0.975, C - 1) sqrt(V)
 
-Chosen by simulation (tests/test_interval.py: binary pairs, 20, 26, 48 and 256 targets, equally and unequally large, base
-rates from 5 to 95%, 4000 repeats each): where 95% is claimed it covers 94.0 to 95.7. With every prompt taken as
-independent 79 to 84 are covered where 20 or 26 words differ in difficulty. The percentile bootstrap of 20 or 26 targets
-covers 87 to 96, BCa 83 to 96 (400 repeats). The worst that was found: 90, where 20 targets of very unequal size are as
-rarely right as 5% and a few of them have nearly all of the gain.
+Chosen by simulation (tests/test_interval.py: binary pairs, 20 to 256 targets, equally and unequally large, base rates
+of 5 to 95%, 4000 repeats each): where 95% is claimed it covers 94.0 to 95.7. With every prompt taken as independent 79
+to 84 are covered where 20 or 26 words differ in difficulty. The percentile bootstrap of 20 or 26 targets covers 87 to
+96, BCa 83 to 95 (400 repeats). The worst that was found: 90, where up to 48 targets of very unequal size are as rarely
+right as 5% and a few of them have nearly all of the gain.
 
 Invariants: a function of the values and not of a seed; with one cluster nothing is known, and the interval is [-1, 1].
 """
