@@ -55,16 +55,20 @@ CREATE OR REPLACE MACRO _edit_code(chars, alphabet) AS
     array_to_string(list_transform(chars,
         lambda edit_char: chr(coalesce(nullif(list_position(alphabet, edit_char), 0), 127)::INTEGER)), '');
 
--- edit_row[j + 1] is the distance of what `a` has so far to the first j characters of `b`.
+-- edit_row.row[j + 1] is the distance of what `a` has so far to the first j characters of `b`. In structs, because DuckDB
+-- 1.4 wants what it reduces and what it reduces to of one type.
+CREATE OR REPLACE MACRO _edit_cells(chars) AS
+    list_transform(chars, lambda edit_char: {'letter': edit_char, 'row': CAST([] AS BIGINT[])});
+
 CREATE OR REPLACE MACRO _edit_table(a, b) AS
-    list_last(list_reduce(a,
-        lambda edit_row, edit_a: list_reduce(b,
-            lambda edit_next, edit_b: list_append(edit_next, least(
-                edit_next[-1] + 1,
-                edit_row[len(edit_next) + 1] + 1,
-                edit_row[len(edit_next)] + (edit_a <> edit_b)::BIGINT)),
-            [edit_row[1] + 1]),
-        range(len(b) + 1)));
+    list_last(list_reduce(_edit_cells(a),
+        lambda edit_row, edit_a: {'letter': '', 'row': list_reduce(_edit_cells(b),
+            lambda edit_next, edit_b: {'letter': '', 'row': list_append(edit_next.row, least(
+                edit_next.row[-1] + 1,
+                edit_row.row[len(edit_next.row) + 1] + 1,
+                edit_row.row[len(edit_next.row)] + (edit_a.letter <> edit_b.letter)::BIGINT))},
+            {'letter': '', 'row': [edit_row.row[1] + 1]}).row},
+        {'letter': '', 'row': range(len(b) + 1)}).row);
 
 CREATE OR REPLACE MACRO _edit_distance(a, b) AS
     CASE
