@@ -47,8 +47,8 @@ def test_what_was_trained_on_is_left_out(here: Path, own: list[str], capsys: pyt
     )
     assert drawn.fetchall() == [(MINE[2],)]
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 held-out prompts of 1 targets (2 left out: trained on)" in said
-    assert "(2 left out: trained on)" in Path("runs/some/eval.html").read_text()
+    assert "1 held-out prompts of 1 targets, same seeds; 2 left out that were trained on" in said
+    assert "2 left out that were trained on" in Path("runs/some/eval.html").read_text()
 
     found = evaluated(here, *own, "--eval.split", "validation", run="some")
     assert (found["split"], found["prompts"], found["left_out"]) == ("validation", 1, 1)

@@ -37,11 +37,6 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         ("lenient", percent(base["lenient"]), percent(policy["lenient"]), f"{100 * difference['lenient']:+.1f} points"),
     ]
-    for name in found["scores"]:
-        change = policy[name] - base[name]
-        rows.append((LABELS.get(name, name), percent(base[name]), percent(policy[name]), f"{100 * change:+.1f} points"))
-    failed = policy["failed"] - base["failed"]
-    rows.append(("failed pictures, wrong", str(base["failed"]), str(policy["failed"]), f"{failed:+d}"))
     for level, one in found["by_level"].items():
         gain = one["policy"] - one["base"]
         rows.append(
@@ -52,6 +47,11 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{100 * gain:+.1f} points",
             )
         )
+    for name in found["scores"]:
+        change = policy[name] - base[name]
+        rows.append((LABELS.get(name, name), percent(base[name]), percent(policy[name]), f"{100 * change:+.1f} points"))
+    failed = policy["failed"] - base["failed"]
+    rows.append(("failed pictures, wrong", str(base["failed"]), str(policy["failed"]), f"{failed:+d}"))
     if "color_exact" in base:
         rows.append(
             (
@@ -74,8 +74,10 @@ def headline(found: dict[str, Any]) -> str:
 
 def prompts_of(found: dict[str, Any]) -> str:
     """Which prompts the figures are of, and how many."""
-    left_out = f" ({found['left_out']} left out: trained on)" if found["left_out"] else ""
-    return f"{found['prompts']} {NAMES[found['split']]} prompts of {found['targets']} targets{left_out}, same seeds"
+    return (
+        f"{found['prompts']} {NAMES[found['split']]} prompts of {found['targets']} targets, same seeds; "
+        f"{found['left_out']} left out that were trained on"
+    )
 
 
 def terminal(found: dict[str, Any], console: Console) -> None:
