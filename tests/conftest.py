@@ -36,7 +36,7 @@ TRAIN = """
 train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, epochs: 2, groups_per_step: 2, learning_rate: 1.0e-4,
         precision: float32,
         checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
-eval: {prompts: 2, group_size: 2, bootstrap: 100}
+eval: {prompts: 2, group_size: 2}
 """
 
 

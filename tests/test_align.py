@@ -20,7 +20,7 @@ from gpo_data.generation.generate import draw
 from gpo_data.lake import manifest as dataset
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task, Yolo
-from gpo_data.split import held_out
+from gpo_data.split import part_of
 from gpo_data.tasks import align, count
 from gpo_data.tiny.render import sample_scene
 from gpo_data.tiny.words import COLORS
@@ -43,14 +43,13 @@ def test_scenes_are_a_third_of_each_aspect() -> None:
 def test_the_split_is_by_the_sentence() -> None:
     sides = {
         split: {p.text for p in prompts(grammar="scenes", num_prompts=300, split=split)}
-        for split in ("train", "heldout")
+        for split in ("train", "validation", "heldout")
     }
-    assert all(held_out(text.lower()) == (split == "heldout") for split, texts in sides.items() for text in texts)
-    assert not sides["train"] & sides["heldout"]
+    assert all(part_of(text.lower()) == split for split, texts in sides.items() for text in texts)
 
 
 def test_signs_are_the_counting_prompts_with_their_split() -> None:
-    for split in ("train", "heldout"):
+    for split in ("train", "validation", "heldout"):
         spec = {"num_prompts": None, "split": split}
         assert prompts(**spec) == count.prompts(Task(kind="count", **spec), 0)  # type: ignore[arg-type]
 
@@ -59,7 +58,7 @@ def test_own_prompts_need_nothing_but_the_sentence(tmp_path: Path) -> None:
     lines = [f"a cat with {n} hats" for n in range(40)]
     path = tmp_path / "own.txt"
     path.write_text("\n".join(lines))
-    sides = [prompts(prompts=str(path), num_prompts=None, split=split) for split in ("train", "heldout")]
+    sides = [prompts(prompts=str(path), num_prompts=None, split=s) for s in ("train", "validation", "heldout")]
     assert sorted(p.text for side in sides for p in side) == sorted(lines) and all(sides)
     assert all(p.target == {} for side in sides for p in side)
     path.write_text("a cat\na dog\na cat\n")

@@ -33,7 +33,7 @@ def test_help_has_every_verb_and_every_key(capsys: pytest.CaptureFixture[str]) -
     assert "sampler: How the model draws." in shards and "classifier-free guidance; 1 is off." in shards
     fit = help_of(gpo_train.cli.main, "fit", capsys=capsys)
     assert "--train.kl (number, 0 or more; default 0.0)" in fit and "--online.pool (" in fit and "--ocr.mode" not in fit
-    assert "--eval.bootstrap (" in help_of(gpo_train.cli.main, "eval", capsys=capsys)
+    assert "--eval.group_size (" in help_of(gpo_train.cli.main, "eval", capsys=capsys)
 
 
 @pytest.mark.parametrize("command", ["gpo_data.cli", "gpo_train.cli"])

@@ -107,6 +107,7 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
     from gpo_data.generation.plan import plan
     from gpo_data.lake.lake import Lake
     from gpo_train.evaluation.evaluate import eval_recipes, members
+    from gpo_train.evaluation.prompts import choose
     from gpo_train.online.iterations import summarise, write_prompts
 
     planned = [group for shard in plan(own) for group in shard.groups]
@@ -132,10 +133,12 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
     assert kind.prompts(dataclasses.replace(own.task, num_prompts=9), 0)[:3] == kind.prompts(own.task, 0)
     sides = [
         {p.text for p in kind.prompts(dataclasses.replace(own.task, split=split, num_prompts=None), 0)}
-        for split in ("train", "heldout", "all")
+        for split in ("train", "validation", "heldout", "all")
     ]
-    assert not sides[0] & sides[1] and sides[0] | sides[1] == sides[2]
-    assert eval_recipes(own, "run", tmp_path, own.eval)[0].task.split == "heldout"
+    assert not sides[0] & (sides[1] | sides[2]) and sides[0] | sides[1] | sides[2] == sides[3]
+    chosen = choose(own, set(), tmp_path)
+    assert eval_recipes(own, chosen.task, "run", tmp_path)[0].task.split == "heldout"
+    assert set(chosen.keys) == {f"{p.target['target']} of {p.target['terms']}" for p in kind.prompts(chosen.task, 1000)}
 
 
 def test_a_model_family_of_ones_own_draws_what_diffusers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

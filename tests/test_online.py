@@ -319,7 +319,7 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     short = ["--online.iterations", "2", "--train.learning_rate", "1e-3"]
     online(here, *short, name="fresh")
     online(here, *short, "--online.rollout_policy", "base", name="frozen")
-    small = ["--eval.prompts", "2", "--eval.group_size", "2", "--eval.bootstrap", "100"]
+    small = ["--eval.prompts", "2", "--eval.group_size", "2"]
     assert cli.main(["compare", str(here), "--run", "fresh", "frozen", *small]) == 0
     found = json.loads(Path("runs/compare/compare.json").read_text())
     assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
@@ -379,12 +379,14 @@ def test_seeds_of_a_line_are_summed_up() -> None:
             "ci95": [0.0, 0.1],
             "diversity_ratio": 1.0,
             "color_exact": None,
+            "failed": 0,
         }
 
+    part = {"split": "heldout", "prompts": 2, "targets": 2, "left_out": 0}
     found = {
-        "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]},
-        "b": {"line": "x", "points": [point(0, 0.0), point(1, 0.3), point(2, 0.4)]},
-        "c": {"line": "y", "points": [point(0, 0.0)]},
+        "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]} | part,
+        "b": {"line": "x", "points": [point(0, 0.0), point(1, 0.3), point(2, 0.4)]} | part,
+        "c": {"line": "y", "points": [point(0, 0.0)]} | part,
     }
     runs, lines = tables(found)
     assert runs.row_count == 6

@@ -151,9 +151,61 @@ def test_the_edit_reward_counts_characters_and_every_reward_is_bounded():
             assert all(0 <= r <= 1 for r in rewards.score(rows, f"{reward}(target, ocr_text)", COLUMNS))
 
 
-def test_a_target_with_too_many_different_characters_is_an_error():
-    with pytest.raises(UsageError, match="126 different characters"):
-        text("text_edit", "".join(map(chr, range(0x4E00, 0x4E00 + 127))), "é")
+def test_texts_of_more_than_126_different_characters_are_scored():
+    rng = random.Random(0)
+    rows = []
+    for length in (127, 150, 200, 3):
+        target = "".join(map(chr, range(0x4E00, 0x4E00 + length)))
+        read = "".join(rng.choice([c, c, c, "", "é", rng.choice(target)]) for c in target)
+        rows += [{"target": target, "ocr_text": read}, {"target": target, "ocr_text": target}]
+    found = rewards.score(rows, "text_edit(target, ocr_text)", COLUMNS)
+    assert found == [1 - distance(fold(r["target"]), fold(r["ocr_text"])) / len(r["target"]) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("target", "read"),
+    [
+        ("Honk If You’re Holographic", "HONK IF YOU'RE HOLOGRAPHIC"),
+        ("Rock ‘n’ Roll", "Rock 'n' Roll"),
+        ("“Open” „Late‟", '"OPEN" "LATE"'),
+        ("9–17 — daily", "9-17 - daily"),
+        ("co‑op −5", "co-op -5"),
+        ("Wait…", "Wait..."),
+        ("Café\u00a0Noir", "Café Noir"),
+        ("東京\u3000駅", "東京駅"),
+        ("ＯＰＥＮ　２４！", "OPEN 24!"),
+        ("ｶﾞﾗｽ", "ガラス"),
+        ("Straße", "STRASSE"),
+        ("STRAẞE", "Strasse"),
+        ("ﬁsh ﬂat oﬃce", "FISH FLAT OFFICE"),
+        ("½ Price™ № 5", "1/2 PRICETM No 5"),
+        ("H₂O m²", "H2O M2"),
+        ("soft\u00adhyphen \u200bzero\ufeff", "SOFTHYPHENZERO"),
+    ],
+)
+def test_typographic_marks_are_read_as_plain_ones(target, read):
+    for one, other in ((target, read), (read, target)):
+        assert text("text_exact", one, other) == text("text_contains", one, other) == text("text_edit", one, other) == 1
+    assert text("text_exact", target, read + "x") == 0
+
+
+def test_compatibility_forms_are_folded_as_unicode_does():
+    forms = [chr(c) for c in (*range(0xFF01, 0xFF5F), *range(0xFF61, 0xFFA0), *range(0xFB00, 0xFB07))]
+    plain = [unicodedata.normalize("NFKC", form) for form in forms]
+    rows = [{"target": a, "ocr_text": b} for a, b in zip(forms, plain, strict=True)]
+    assert rewards.score(rows, "text_exact(target, ocr_text)", COLUMNS) == [1.0] * len(rows)
+
+
+def test_rewards_of_plain_words_are_the_same_to_the_last_bit():
+    rng = random.Random(0)
+    rows = [
+        {k: "".join(rng.choices("ABEKIT9 '", k=rng.randint(1, 7))) for k in ("target", "ocr_text")} for _ in range(500)
+    ]
+    pairs = [(fold(row["target"]), fold(row["ocr_text"])) for row in rows]
+    share = [max(0.0, 1.0 - distance(a, b) / len(a)) if a else float(a == b) for a, b in pairs]
+    assert rewards.score(rows, "text_edit(target, ocr_text)", COLUMNS) == share
+    assert rewards.score(rows, "text_exact(target, ocr_text)", COLUMNS) == [float(a == b) for a, b in pairs]
+    assert rewards.score(rows, "text_contains(target, ocr_text)", COLUMNS) == [float(a in b) for a, b in pairs]
 
 
 def test_scores_keep_the_order_and_drop_what_is_not_finite():

@@ -1,5 +1,6 @@
 """Prompts and their targets: the grammars, the split, and sources of the user's own."""
 
+import hashlib
 import json
 
 import datasets
@@ -7,10 +8,11 @@ import pytest
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Task
-from gpo_data.split import held_out
-from gpo_data.tasks import TASKS, count, text
+from gpo_data.split import held_out, part_of
+from gpo_data.tasks import TASKS, count, text, unseen
 from gpo_data.tiny import words
 
+PARTS = ("train", "validation", "heldout")
 EVERY = [(kind, grammar) for kind in TASKS for grammar in ("signs", "scenes")]
 
 
@@ -32,13 +34,41 @@ def test_prompts_are_distinct_seeded_and_grow(kind, grammar):
 @pytest.mark.parametrize(("kind", "grammar"), [pair for pair in EVERY if pair[0] != "align"])
 def test_the_sides_of_the_split_share_no_target(kind, grammar):
     keys = {}
-    for split in ("train", "heldout"):
+    for split in PARTS:
         keys[split] = {
             {"text": text, "count": count}[kind].key(p.target)
-            for p in prompts(kind=kind, grammar=grammar, num_prompts=26, split=split)
+            for p in prompts(kind=kind, grammar=grammar, num_prompts=9, split=split)
         }
-        assert {held_out(key) for key in keys[split]} == {split == "heldout"}
-    assert not keys["train"] & keys["heldout"]
+        assert {part_of(key) for key in keys[split]} == {split}
+        assert {held_out(key) for key in keys[split]} == {split != "train"}
+    assert len(set.union(*keys.values())) == sum(map(len, keys.values()))
+
+
+@pytest.mark.parametrize(("kind", "grammar"), EVERY)
+def test_a_task_knows_the_key_that_its_split_hashes(kind, grammar):
+    for split in PARTS:
+        for p in prompts(kind=kind, grammar=grammar, num_prompts=9, split=split):
+            assert part_of(TASKS[kind].key(p)) == split
+
+
+# Digests of the first prompts of seeds 0 to 2: what a recipe trains on does not change.
+TRAINED_ON = {
+    ("text", "signs", 256): "6802a648a3078521",
+    ("count", "signs", None): "0147f6851baa9316",
+    ("text", "scenes", 512): "d2ebaf6eeaba5273",
+    ("count", "scenes", 512): "b11880c2618a2370",
+    ("align", "scenes", 512): "bdec634678689571",
+    ("align", "signs", None): "0147f6851baa9316",
+}
+
+
+@pytest.mark.parametrize(("kind", "grammar", "number"), TRAINED_ON)
+def test_training_prompts_are_what_they_were(kind, grammar, number):
+    state = hashlib.blake2b(digest_size=8)
+    for seed in range(3):
+        for p in prompts(seed, kind=kind, grammar=grammar, num_prompts=number):
+            state.update(f"{p.text}\t{sorted(p.target.items())}\n".encode())
+    assert state.hexdigest() == TRAINED_ON[kind, grammar, number]
 
 
 def test_signs_are_the_tiny_worlds_captions():
@@ -55,9 +85,21 @@ def test_scenes_are_thousands():
     assert not any(text.key({"target": w.upper()}) != text.key({"target": w}) for w in text.WORDS)
 
 
+def test_scenes_have_targets_enough_to_evaluate_with():
+    words = {
+        split: {text.key(p.target) for p in prompts(grammar="scenes", num_prompts=None, split=split)} for split in PARTS
+    }
+    assert {split: len(found) for split, found in words.items()} == {"train": 119, "validation": 104, "heldout": 203}
+    assert not words["train"] & {text.key({"target": word}) for word in unseen.WORDS}
+    every = [p.target for p in prompts(kind="count", grammar="scenes", num_prompts=None, split="all")]
+    assert len({t["target_class"] for t in every}) == len({*count.CLASSES, *unseen.CLASSES}) == 65
+    assert all(held_out(count.key(t)) for t in every if t["target_class"] in unseen.CLASSES)
+
+
 def test_more_prompts_than_there_are_names_the_key_and_the_number():
     there = len(prompts(kind="count", num_prompts=None))
-    assert there + len(prompts(kind="count", num_prompts=None, split="heldout")) == 144
+    held = [len(prompts(kind="count", num_prompts=None, split=split)) for split in ("validation", "heldout")]
+    assert (there, *held) == (118, 9, 17)
     with pytest.raises(UsageError, match=rf"task\.num_prompts: expected at most {there}.*found 200"):
         prompts(kind="count", num_prompts=200)
     with pytest.raises(UsageError, match=r"task\.num_prompts.*give a number"):
@@ -65,7 +107,7 @@ def test_more_prompts_than_there_are_names_the_key_and_the_number():
 
 
 def test_words_for_things():
-    for name in (*count.CLASSES, "knife", "box", "wine glass", "city", "circle"):
+    for name in (*count.CLASSES, *unseen.CLASSES, "box", "wine glass", "city", "circle"):
         assert count.singular(count.plural(name)) == name
 
 
@@ -135,9 +177,7 @@ def test_json_lines_with_named_columns(tmp_path):
     every = prompts(**spec, num_prompts=None, split="all")
     assert [p.target for p in every] == [{"target_class": "cat", "target_count": n} for n in range(1, 9)]
     sides = [
-        prompts(**spec, num_prompts=None, split=s)
-        for s in ("train", "heldout")
-        if s == "train" or any(held_out(f"{n} cat") for n in range(1, 9))
+        prompts(**spec, num_prompts=None, split=s) for s in PARTS if any(part_of(f"{n} cat") == s for n in range(1, 9))
     ]
     assert sorted(p.text for side in sides for p in side) == sorted(p.text for p in every)
     with pytest.raises(UsageError, match=r"task\.num_prompts: expected at most 8"):

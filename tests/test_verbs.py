@@ -57,7 +57,7 @@ def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "gradient_checkpointing": True,
             "trainer": {"enable_progress_bar": False},
         },
-        "eval": {"prompts": 2, "group_size": 2, "bootstrap": 100},
+        "eval": {"prompts": 2, "group_size": 2},
     }
     path = folder / f"{family.name}.yaml"
     path.write_text(json.dumps(content))  # JSON is YAML

@@ -21,7 +21,8 @@ class Task:
         kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
         prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
         num_prompts: how many groups; null takes every prompt of the file.
-        split: `train`, `heldout` or `all`; held-out prompts are chosen by a hash of the target.
+        split: `train`, `validation` (to choose settings with), `heldout` (to report) or `all`; a hash of the target
+            decides.
         grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
         prompt_column: column of a .jsonl file or data set that holds the prompt.
         target_column: column with the word (text) or the number (count).
@@ -32,7 +33,7 @@ class Task:
     kind: str = "text"
     prompts: PathText | None = None
     num_prompts: Count | None = 64
-    split: Literal["train", "heldout", "all"] = "train"
+    split: Literal["train", "validation", "heldout", "all"] = "train"
     grammar: Literal["signs", "scenes"] = "signs"
     prompt_column: PathText = "prompt"
     target_column: PathText = "target"

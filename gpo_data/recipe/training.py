@@ -256,16 +256,17 @@ class Eval:
     """How to compare policy and base; see evaluate.py.
 
     Args:
-        prompts: held-out prompts; fewer where the grammar has fewer.
+        split: the part of the split that prompts are taken from: `heldout` to report, `validation` to choose settings.
+            What the run was trained on is left out.
+        prompts: how many; fewer where the grammar has fewer.
         group_size: images a prompt, on the same seeds for both.
         seed: of prompts and noise.
-        bootstrap: resamples of the interval.
     """
 
+    split: Literal["heldout", "validation"] = "heldout"
     prompts: Count = 256
     group_size: Count = 4
     seed: Seed = 1000
-    bootstrap: Count = 10_000
 
     def __post_init__(self) -> None:
         check(self, "eval.")

@@ -16,6 +16,7 @@ was never trained on those that are held out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ def prompts(spec: Task, seed: int) -> list[Prompt]:
         found = sources.own_prompts(spec, lambda sentence: {}, lambda row: _from_row(row, spec))
         return sources.take(found, spec)
     return count.prompts(spec, seed) if spec.grammar == "signs" else sources.take(_scenes(spec, seed), spec)
+
+
+def key(prompt: Prompt) -> str:
+    """What the split hashes: the sentence, and of a sentence of `signs` what count.py hashes."""
+    if count.COLUMNS.keys() <= prompt.target.keys():
+        with suppress(ValueError):
+            if prompt.text == count.sign(prompt.target):
+                return count.key(prompt.target)
+    return sources.folded(prompt.text)
 
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
@@ -128,5 +138,6 @@ TASK = TaskKind(
     lenient="reward >= 0.5",
     level="len(string_split(prompt, ' '))",
     level_name="words in the prompt",
+    key=key,
     file_columns=count.TASK.file_columns,
 )

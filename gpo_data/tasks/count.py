@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import sources
+from gpo_data.split import held_out
+from gpo_data.tasks import sources, unseen
 from gpo_data.tasks.base import TaskKind
 from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
@@ -82,6 +83,11 @@ def key(target: sources.Target) -> str:
     return f"{target['target_count']} {target['target_class']}"
 
 
+def sign(target: sources.Target) -> str:
+    """The sentence of the grammar `signs`; ValueError for what is not in it."""
+    return words.count_caption(int(target["target_count"]), str(target["color"]), str(target["target_class"]))
+
+
 def plural(name: str) -> str:
     """`dog` -> `dogs`, `person` -> `people`, `teddy bear` -> `teddy bears`."""
     if name in PLURALS:
@@ -109,18 +115,20 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
         for color in words.COLORS
         for shape in words.SHAPES
     ]
-    sentences = [words.count_caption(int(t["target_count"]), str(t["color"]), str(t["target_class"])) for t in targets]
-    return _shuffled(list(zip(sentences, targets, strict=True)), spec, seed)
+    return _shuffled([(sign(target), target) for target in targets], spec, seed)
 
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
     found: list[tuple[str, sources.Target]] = []
-    for name in CLASSES:
+    for name in (*CLASSES, *unseen.CLASSES):
         for n in range(1, MAX_COUNT + 1):
+            target: sources.Target = {"target_class": name, "target_count": n}
+            if name in unseen.CLASSES and not held_out(key(target)):
+                continue
             things = name if n == 1 else plural(name)
             for place in PLACES:
                 sentence = f"a photo of {NUMBERS[n - 1]} {things} {place}".rstrip()
-                found.append((sentence, {"target_class": name, "target_count": n}))
+                found.append((sentence, target))
     return _shuffled(found, spec, seed)
 
 
@@ -167,6 +175,7 @@ TASK = TaskKind(
     prompts=prompts,
     exact="n_detected = target_count",
     lenient="abs(n_detected - target_count) <= 1",
+    key=lambda prompt: key(prompt.target),
     level="target_count",
     level_name="target count",
     measured=("n_detected",),

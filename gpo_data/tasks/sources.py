@@ -19,7 +19,7 @@ from typing import Any
 from gpo_data.errors import UsageError
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.split import held_out
+from gpo_data.split import part_of
 
 Target = dict[str, str | int]
 
@@ -30,7 +30,7 @@ def own_prompts(
     from_row: Callable[[dict[str, Any]], Target],
     key: Callable[[Target], str] | None = None,
 ) -> list[Prompt]:
-    """The prompts of `spec.prompts` on the wanted side of the split, in the source's order.
+    """The prompts of `spec.prompts` in the wanted part of the split, in the source's order.
 
     Args:
         from_sentence: target out of a line of a .txt file; ValueError says what is missing.
@@ -67,13 +67,13 @@ def folded(sentence: str) -> str:
 
 
 def on_side(key: str, spec: Task) -> bool:
-    """Whether the content key lies on the side of the split that the recipe wants."""
-    return spec.split == "all" or held_out(key) == (spec.split == "heldout")
+    """Whether the content key lies in the part of the split that the recipe wants."""
+    return spec.split == "all" or part_of(key) == spec.split
 
 
 def take(prompts: list[Prompt], spec: Task) -> list[Prompt]:
     """The first `task.num_prompts`; all of them if that is null; UsageError if there are fewer, or none."""
-    side = "" if spec.split == "all" else f" on the {spec.split} side of the split (task.split)"
+    side = "" if spec.split == "all" else f" in the part {spec.split} of the split (task.split)"
     if not prompts:
         raise UsageError(f"task.prompts: no prompts{side}; set task.split to all, or bring more prompts")
     if spec.num_prompts is not None and spec.num_prompts > len(prompts):

@@ -18,7 +18,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import sources
+from gpo_data.tasks import sources, unseen
 from gpo_data.tasks.base import TaskKind
 from gpo_data.tasks.sources import listed
 from gpo_data.tiny import words
@@ -80,12 +80,12 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
     if spec.num_prompts is None:
         raise UsageError("task.num_prompts: null takes all, and the grammar `signs` has millions; give a number")
     rng = np.random.default_rng(seed)
-    held = None if spec.split == "all" else spec.split == "heldout"
+    held = None if spec.split == "all" else spec.split != "train"
     found: dict[str, Prompt] = {}
     while len(found) < spec.num_prompts:
         word = words.sample_word(rng, held=held)
         color = list(words.COLORS)[rng.integers(len(words.COLORS))]
-        if word not in found:
+        if word not in found and sources.on_side(word, spec):  # what is not trained on has two parts
             sentence = words.text_caption(color, word)
             found[word] = Prompt(prompt_id(sentence), sentence, {"target": word, "color": color})
     return list(found.values())
@@ -93,7 +93,7 @@ def _signs(spec: Task, seed: int) -> list[Prompt]:
 
 def _scenes(spec: Task, seed: int) -> list[Prompt]:
     """Every combination on the wanted side, in a seeded order."""
-    allowed = [word for word in WORDS if sources.on_side(key({"target": word}), spec)]
+    allowed = [word for word in (*WORDS, *unseen.WORDS) if sources.on_side(key({"target": word}), spec)]
     combinations = [(s, o, w) for s in SCENES for o in OBJECTS for w in allowed]
     found = []
     for index in np.random.default_rng(seed).permutation(len(combinations)):
@@ -128,6 +128,8 @@ TASK = TaskKind(
     prompts=prompts,
     exact="text_exact(target, ocr_text)",
     lenient="text_contains(target, ocr_text)",
+    scores={"ocr_accuracy": "text_edit_lenient(target, ocr_text)"},
+    key=lambda prompt: key(prompt.target),
     level="length(target)",
     level_name="target length",
     measured=("ocr_text",),

@@ -1,9 +1,10 @@
-"""The verb `compare`: held-out accuracy of online runs, iteration by iteration.
+"""The verb `compare`: accuracy of online runs on prompts that none was trained on, iteration by iteration.
 
-Every iteration's policy draws the same held-out prompts with the same seeds as the base (evaluate.py); point i is what
-the policy can do after i iterations of drawing and training, point 0 is the base. Runs that differ in their seed alone
-are one line of the picture, their mean, with a band from the lowest to the highest. `online.rollout_policy: base`
-makes the run that draws as many pictures and takes as many steps without any feedback.
+Every iteration's policy draws the same prompts of the part `eval.split` with the same seeds as the base (evaluate.py),
+without those whose target any of the runs was trained on; point i is what the policy can do after i iterations of
+drawing and training, point 0 is the base. Runs that differ in their seed alone are one line of the picture, their mean,
+with a band from the lowest to the highest. `online.rollout_policy: base` makes the run that draws as many pictures and
+takes as many steps without any feedback.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rich.table import Table
 from gpo_data.generation.generate import draw
 from gpo_data.lake.shard import write_atomic
 from gpo_data.recipe import Recipe
-from gpo_train.evaluation import evaluate
+from gpo_train.evaluation import evaluate, report
+from gpo_train.evaluation.prompts import EvalPrompts, choose
+from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, flat, settle
 
@@ -29,8 +32,14 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
 
     `every`: iterations between two points, besides the base and the end.
     """
+    for run in runs:
+        run.expect_online("`eval` compares others")
+    chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
+    part = {"split": recipe.eval.split, "prompts": len(chosen.keys), "targets": len(set(chosen.keys))}
+    part |= {"left_out": chosen.left_out}
     found: dict[str, Any] = {
-        run.name: {"line": line_of(run, runs), "points": points(recipe, run, every, console)} for run in runs
+        run.name: {"line": line_of(run, runs), "points": points(recipe, run, chosen, every, console)} | part
+        for run in runs
     }
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
@@ -49,8 +58,9 @@ def tables(found: dict[str, Any]) -> list[Table]:
         "difference to the base",
         "diversity",
         "colour as asked",
+        "failed",
         "images",
-        title="held-out prompts, the same seeds",
+        title=report.prompts_of(next(iter(found.values()))),
         title_justify="left",
     )
     for name, one in found.items():
@@ -64,6 +74,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
                 f"{100 * point['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
                 f"x {point['diversity_ratio']:.2f}",
                 "" if colour is None else f"{100 * colour:.1f}%",
+                str(point["failed"]),
                 str(point["images"]),
             )
     lines = Table(
@@ -99,9 +110,8 @@ def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
     return lines
 
 
-def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[str, Any]]:
-    """[{iteration, images, exact, difference, ci95, diversity_ratio}] from the base on."""
-    run.expect_online("`eval` compares others")
+def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console) -> list[dict[str, Any]]:
+    """[{iteration, images, exact, failed, difference, ci95, diversity_ratio}] from the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
     weights = [(one.number, one.name, one.policy) for one in iterations]
@@ -111,10 +121,10 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
     for number, name, folder in weights:
         if not folder.is_dir():  # pruned by online.keep_last
             continue
-        base, policy = evaluate.eval_recipes(recipe, name, folder, recipe.eval)
+        base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
-        found = evaluate.compare(recipe, base, policy, recipe.eval, evaluate.members(recipe, base, policy))
+        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
         images = sum(one["images"] for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
         if not made:
@@ -125,6 +135,7 @@ def points(recipe: Recipe, run: Run, every: int, console: Console) -> list[dict[
                     "iteration": at,
                     "images": drawn,
                     "exact": found[side]["exact"],
+                    "failed": found[side]["failed"],
                     "color_exact": found[side].get("color_exact"),
                     "difference": difference["exact"],
                     "ci95": difference["ci95"],
@@ -157,7 +168,8 @@ def curves(found: dict[str, Any], path: Path) -> Path:
         axes.plot(x, values.mean(0), marker="o", label=f"{line} ({len(same)} runs)")
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
     axes.set_xlabel("iterations of drawing and training")
-    axes.set_ylabel("exact on held-out prompts, %")
+    part = report.NAMES[next(iter(found.values()))["split"]]
+    axes.set_ylabel(f"exact on {part} prompts, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False)
     axes.grid(alpha=0.3)

@@ -1,12 +1,13 @@
-"""The verb `eval`: policy against base on held-out prompts, the same noise seeds for both.
+"""The verb `eval`: policy against base, the same prompts and noise seeds for both.
 
-    exact       the word was read, the number was counted, exactly
-    lenient     text: the word is in what was read; count: at most one off
-    difference  policy - base, paired by (prompt, seed); its 95% interval resamples prompts, because members of one
-                prompt are not independent
+    prompts     of one part of the split, without those whose target was trained on (prompts.py)
+    exact       the word was read, the number was counted, exactly; a picture that failed is wrong
+    lenient     text: the word is in what was read; count: at most one off; a picture that failed is wrong
+    difference  policy - base, paired by (prompt, seed); its 95% interval is over targets (interval.py)
     diversity   root of the mean variance of latents over a group's members, mean over groups; a policy that collapses
                 onto one picture a prompt loses it
-    drift       entropy, edge density and dark fraction of the pictures, and the colour as asked where it is measured
+    drift       entropy, edge density and dark fraction of the pictures, and the colour as asked where it is measured,
+                all of pictures that did not fail
 
 Both sides are datasets in the lake like everything else (`<recipe>-eval-<hash>`, `<run>-eval-<hash>`), so SQL sees
 them, drawing resumes, and a base that was drawn before is not drawn again.
@@ -31,8 +32,11 @@ from gpo_data.lake import catalog
 from gpo_data.lake.manifest import identity, measured
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import write_atomic
-from gpo_data.recipe import NO_TRAINING, Eval, Recipe, fingerprint_of
+from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
+from gpo_train.evaluation.interval import interval
+from gpo_train.evaluation.prompts import choose
+from gpo_train.evaluation.trained import trained_keys
 from gpo_train.run import Run, settle
 
 
@@ -40,17 +44,19 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
     from gpo_train.evaluation import report
 
-    card, settings = run.card(), recipe.eval
+    card = run.card()
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({card['state']}); `gpo-train fit` finishes it")
-    base, policy = eval_recipes(recipe, run.name, run.policy, settings)
+    chosen = choose(recipe, trained_keys(recipe, run), run.folder)
+    base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     for side in (base, policy):
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
         draw(side, console)
-    found = {"run": run.name, "mode": card["mode"], "train_seconds": card.get("train_seconds")}
     sides = members(recipe, base, policy)
-    found |= compare(recipe, base, policy, settings, sides)
+    found = {"run": run.name, "mode": card["mode"], "train_seconds": card.get("train_seconds")}
+    found |= {"split": recipe.eval.split, "left_out": chosen.left_out}
+    found |= compare(recipe, base, policy, sides, chosen.keys)
     write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
     report.terminal(found, console)
     right = [{key for key, one in side.items() if one["exact"]} for side in sides]
@@ -60,22 +66,19 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     return found
 
 
-def eval_recipes(recipe: Recipe, name: str, weights: Path, settings: Eval) -> tuple[Recipe, Recipe]:
-    """The recipes of base and policy: held-out prompts, prompts x group_size pictures also where prompts are few.
+def eval_recipes(recipe: Recipe, task: Task, name: str, weights: Path) -> tuple[Recipe, Recipe]:
+    """The recipes of base and policy: `eval.prompts` x `eval.group_size` pictures also where prompts are few.
 
     Args:
+        task: the prompts (prompts.py).
         name: what the policy's dataset is called after.
         weights: the policy's folder.
     """
-    task = dataclasses.replace(recipe.task, split="heldout", num_prompts=None)
-    try:
-        available = len(TASKS[task.kind].prompts(task, settings.seed))
-    except UsageError:  # the grammar has no end
-        available = settings.prompts
-    prompts = min(settings.prompts, available)
+    settings = recipe.eval
+    prompts = len(TASKS[task.kind].prompts(task, settings.seed))
     base = dataclasses.replace(
         recipe,
-        task=dataclasses.replace(task, num_prompts=prompts),
+        task=task,
         group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
         seed=settings.seed,
         where=None,
@@ -96,50 +99,67 @@ Members = dict[tuple[str, int], dict[str, Any]]
 
 
 def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Members]:
-    """Of each side {(group_key, member): level, exact, lenient, reward and, where measured, statistics and colour}."""
+    """Of each side {(group_key, member): failed, level, exact, lenient, scores, reward and what else is measured}.
+
+    A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
+    """
     con = catalog.connect(recipe.lake)
     columns = {row[0] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
-    if missing := kind.reads() - columns:
-        raise UsageError(
-            f"evaluators: what is exact in task {recipe.task.kind} is read from {', '.join(missing)}, which "
-            f"nothing in {recipe.evaluators} measures; add the evaluator that does"
-        )
-    wanted = {"level": "level", "exact": "exact::double", "lenient": f"({kind.lenient})::double", "reward": "reward"}
-    wanted |= {name: name for name in IMAGE_STATISTICS if name in columns}
+    missing = kind.reads() - columns
+    judged = {"exact": "exact", "lenient": kind.lenient} | kind.scores
+    wanted = {"failed": "status <> 'ok'", "level": "level"}
+    wanted |= {name: f"CASE WHEN status = 'ok' THEN ({sql})::double ELSE 0 END" for name, sql in judged.items()}
+    seen = {"reward": "reward"} | {name: name for name in IMAGE_STATISTICS if name in columns}
     if {"color", "color_seen"} <= columns:
-        wanted["color_exact"] = "(color = color_seen)::double"
+        seen["color_exact"] = "(color = color_seen)::double"
+    wanted |= {name: f"CASE WHEN status = 'ok' THEN {sql} END" for name, sql in seen.items()}
     listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
 
     def read(name: str | None) -> Members:
         rows = con.execute(
-            f"SELECT group_key, member, {listed} FROM members WHERE dataset = ? AND status = 'ok' ORDER BY 1, 2", [name]
+            f"SELECT group_key, member, {listed} FROM members WHERE dataset = ? ORDER BY 1, 2", [name]
         ).fetchall()
         return {(key, member): dict(zip(wanted, values, strict=True)) for key, member, *values in rows}
 
-    return read(base.name), read(policy.name)
+    sides = (read(base.name), read(policy.name)) if not missing else ({}, {})
+    if missing or any(one["exact"] is None for side in sides for one in side.values()):
+        raise UsageError(
+            f"evaluators: what is exact in task {recipe.task.kind} is read from "
+            f"{', '.join(sorted(missing or kind.reads()))}, which nothing in {recipe.evaluators} measures; add the "
+            f"evaluator that does"
+        )
+    return sides
 
 
 def compare(
-    recipe: Recipe, base: Recipe, policy: Recipe, settings: Eval, sides: tuple[Members, Members]
+    recipe: Recipe, base: Recipe, policy: Recipe, sides: tuple[Members, Members], keys: list[str]
 ) -> dict[str, Any]:
-    """Every number of eval.json, fractions and not percents. `sides`: what `members` gives."""
-    shared = sorted(sides[0].keys() & sides[1].keys())  # a failed member has no partner
+    """Every number of eval.json, fractions and not percents.
+
+    Args:
+        sides: what `members` gives.
+        keys: the content key of each prompt.
+    """
+    pairs = sorted(sides[0].keys() & sides[1].keys())  # all of them: one that failed has its row too
 
     def column(side: int, name: str) -> np.ndarray:
-        values = [sides[side][key][name] for key in shared]
+        values = [sides[side][pair][name] for pair in pairs]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
 
-    groups = np.unique([key for key, _ in shared], return_inverse=True)[1]
+    key_of = {group.key: keys[i] for i, group in enumerate(g for shard in plan(base) for g in shard.groups)}
+    clusters = np.array([key_of[group] for group, _ in pairs])
     difference = column(1, "exact") - column(0, "exact")
     levels = column(0, "level").astype(int)
-    found: dict[str, Any] = {"n": len(shared), "prompts": int(groups.max()) + 1}
+    found: dict[str, Any] = {"n": len(pairs), "prompts": len(keys), "targets": len(set(clusters.tolist()))}
+    found["scores"] = list(TASKS[recipe.task.kind].scores)
     for number, name in enumerate(("base", "policy")):
-        found[name] = {key: _mean(column(number, key)) for key in sides[0][shared[0]] if key != "level"}
+        found[name] = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
+        found[name]["failed"] = int(column(number, "failed").sum())
         found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[number].name))
     found["difference"] = {
         "exact": float(difference.mean()),
-        "ci95": bootstrap(difference, groups, settings.bootstrap, settings.seed),
+        "ci95": interval(difference, clusters),
         "lenient": _mean(column(1, "lenient") - column(0, "lenient")),
     }
     found["diversity_ratio"] = found["policy"]["diversity"] / found["base"]["diversity"]
@@ -157,13 +177,3 @@ def compare(
 
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-
-
-def bootstrap(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> list[float]:
-    """The 95% percentile interval of the mean of `values`, resampling whole groups (prompts)."""
-    count = int(groups.max()) + 1
-    sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count)
-    picks = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    means = sums[picks].sum(1) / sizes[picks].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return [float(low), float(high)]

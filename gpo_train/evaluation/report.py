@@ -15,6 +15,8 @@ from gpo_data.audit.show import load_groups
 from gpo_data.lake.shard import dataset_folder, write_atomic
 from gpo_data.recipe import Recipe
 
+LABELS = {"ocr_accuracy": "OCR accuracy"}
+NAMES = {"heldout": "held-out", "validation": "validation"}  # parts of the split, for people
 PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
 
 
@@ -45,6 +47,11 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{100 * gain:+.1f} points",
             )
         )
+    for name in found["scores"]:
+        change = policy[name] - base[name]
+        rows.append((LABELS.get(name, name), percent(base[name]), percent(policy[name]), f"{100 * change:+.1f} points"))
+    failed = policy["failed"] - base["failed"]
+    rows.append(("failed pictures, wrong", str(base["failed"]), str(policy["failed"]), f"{failed:+d}"))
     if "color_exact" in base:
         rows.append(
             (
@@ -62,7 +69,15 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def headline(found: dict[str, Any]) -> str:
-    return f"{found['run']}: {found['n']} images each side, {found['prompts']} held-out prompts, same seeds"
+    return f"{found['run']}: {found['n']} images each side, {prompts_of(found)}"
+
+
+def prompts_of(found: dict[str, Any]) -> str:
+    """Which prompts the figures are of, and how many."""
+    return (
+        f"{found['prompts']} {NAMES[found['split']]} prompts of {found['targets']} targets, same seeds; "
+        f"{found['left_out']} left out that were trained on"
+    )
 
 
 def terminal(found: dict[str, Any], console: Console) -> None:
@@ -78,8 +93,8 @@ def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]
     `right`: of each side the (group_key, member) to frame, those exactly as asked, whatever the reward pays for.
     """
     sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
-    shown = [image for group in sides[0] for image in group.images if image is not None]
-    edge = shown[0].shape[0] * SCALE if shown[0].shape[0] <= 128 else 192
+    shown = [image for side in sides for group in side for image in group.images if image is not None]
+    edge = shown[0].shape[0] * SCALE if shown and shown[0].shape[0] <= 128 else 192
     members = min(MEMBERS, sides[0][0].size)
     width, height = 2 * members * (edge + GAP) + 3 * GAP, len(sides[0]) * (edge + LABEL + GAP) + LABEL + GAP
     sheet = Image.new("RGB", (width, height), "white")
@@ -107,7 +122,8 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>{{ title }}</title>
 <style>body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left;white-space:pre}img{max-width:100%;image-rendering:pixelated}</style>
-<h1>{{ title }}</h1><p>The interval resamples prompts. A green frame: exactly as asked.</p>
+<h1>{{ title }}</h1><p>The interval is over targets, since pictures of one
+target are right or wrong together. A picture that failed is wrong. A green frame: exactly as asked.</p>
 <table><tr><th></th><th>base</th><th>policy</th><th>difference</th></tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table><h2>Before and after</h2><img alt="the same seeds, base and policy" src="{{ picture }}">

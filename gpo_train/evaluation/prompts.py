@@ -1,0 +1,87 @@
+"""Which prompts an evaluation draws: the first of a part of the split (`eval.split`) whose targets are new to the run.
+
+    train | validation | heldout          by the hash of the content key (split.py)
+    validation, heldout - trained on      a run with `task.split: all` was trained on some of them
+
+Where something has to be left out, what is left is written to a file and drawn from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpo_data.errors import UsageError
+from gpo_data.prompt import Prompt
+from gpo_data.recipe import Recipe, Task
+from gpo_data.tasks import TASKS
+from gpo_train.online.iterations import write_prompts
+
+
+@dataclass(frozen=True)
+class EvalPrompts:
+    """Args:
+    task: what draws them, `num_prompts` of them.
+    keys: the content key of each; pictures of one key are not independent.
+    left_out: prompts in the place of which others were taken, because their targets were trained on.
+    """
+
+    task: Task
+    keys: list[str]
+    left_out: int
+
+
+def choose(recipe: Recipe, trained: set[str], folder: Path) -> EvalPrompts:
+    """At most `eval.prompts` of the part `eval.split`. Raises UsageError where none is left.
+
+    Args:
+        trained: content keys to leave out.
+        folder: where the file is written that has what is left.
+    """
+    kind, settings = TASKS[recipe.task.kind], recipe.eval
+    kept: list[Prompt] = []
+    left_out = 0
+    for prompt in _available(recipe, settings.prompts + len(trained)):
+        if len(kept) == settings.prompts:
+            break
+        if kind.key(prompt) in trained:
+            left_out += 1
+        else:
+            kept.append(prompt)
+    if not kept:
+        raise UsageError(
+            f"eval.split: expected prompts of the part {settings.split} with targets that were not trained on, found "
+            f"{left_out} prompts, and every one was; train with task.split: train, or bring more prompts (task.prompts)"
+        )
+    task = dataclasses.replace(recipe.task, split=settings.split, num_prompts=len(kept))
+    if left_out:
+        texts = "\n".join(prompt.text for prompt in kept)
+        path = folder / f"eval-prompts-{hashlib.blake2b(texts.encode(), digest_size=4).hexdigest()}.jsonl"
+        write_prompts(kept, kind, path)
+        task = from_file(recipe.task, path)
+    return EvalPrompts(task, [kind.key(prompt) for prompt in kept], left_out)
+
+
+def from_file(task: Task, path: Path) -> Task:
+    """A task that draws the prompts which `write_prompts` wrote, all of them."""
+    return dataclasses.replace(
+        task,
+        prompts=str(path),
+        num_prompts=None,
+        split="all",
+        prompt_column="prompt",
+        target_column="target",
+        class_column="class",
+    )
+
+
+def _available(recipe: Recipe, enough: int) -> list[Prompt]:
+    """All prompts of the part; of a grammar that has no end the first `enough`. Raises UsageError."""
+    task = dataclasses.replace(recipe.task, split=recipe.eval.split, num_prompts=None)
+    prompts = TASKS[task.kind].prompts
+    try:
+        return prompts(task, recipe.eval.seed)
+    except UsageError:  # null is refused where there are millions; another reason is raised again
+        return prompts(dataclasses.replace(task, num_prompts=enough), recipe.eval.seed)
