@@ -54,7 +54,14 @@ def sql(recipe: Recipe, options: argparse.Namespace) -> int:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
     from gpo_data.lake import shell
 
-    shell.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
+    shell.run(
+        recipe.lake,
+        options.query,
+        options.format,
+        options.out,
+        recipe.reward if options.reward else None,
+        options.unsafe,
+    )
     return 0
 
 
@@ -136,6 +143,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             verb.add_argument("query", nargs="?", help="SQL; without it, an interactive prompt")
             verb.add_argument("--format", choices=("table", "csv", "json", "parquet"), default="table")
             verb.add_argument("--out", type=Path, help="write there instead of printing")
+            verb.add_argument("--unsafe", action="store_true", help="any SQL, which may read and write other files")
         if name == "measure":
             verb.add_argument(
                 "--evaluator",

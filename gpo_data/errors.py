@@ -5,6 +5,16 @@
 Each message is what was expected, what was found and what to do, and is printed without a traceback.
 """
 
+from collections.abc import Sequence
+
+MOST = 10  # names in a list of a message
+
+
+def few(names: Sequence[str], none: str = "none") -> str:
+    """`a, b, c`, cut where there are many."""
+    more = f", and {len(names) - MOST:,} more" if len(names) > MOST else ""
+    return ", ".join(names[:MOST]) + more or none
+
 
 class UsageError(Exception):
     exit_code = 2

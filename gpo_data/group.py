@@ -8,8 +8,8 @@ On disk a group is one WebDataset sample:
     text-00000042.00.png ...           a preview a member: lossless PNG below 128 px, WebP above
 
 What always holds: the key matches `[a-z0-9_-]+` (a dot would split a sample), every list has G entries, and the
-bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is its reason, its reward
-is None, and it may lack a preview.
+bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is a code (status.py) and
+`reasons[i]` says why; its reward is None, and it may lack a preview.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from PIL import Image
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from gpo_data import status
 from gpo_data.prompt import Prompt
 
-OK = "ok"
 LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
 
 
@@ -43,6 +43,7 @@ class Group:
     conditioning: dict[str, torch.Tensor]
     images: list[np.ndarray | None]
     statuses: list[str] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)  # empty where no member failed
     measurements: list[dict[str, Any]] = field(default_factory=list)
     rewards: list[float | None] = field(default_factory=list)
 
@@ -73,6 +74,8 @@ def to_sample(group: Group) -> dict[str, bytes]:
         "measurements": group.measurements,
         "rewards": group.rewards,
     }
+    if any(group.reasons):  # not in a group that is whole, whose bytes are those of 0.1
+        meta["reasons"] = group.reasons
     sample = {
         "group.json": json.dumps(meta, ensure_ascii=False, allow_nan=False).encode(),
         "latents.safetensors": save_safetensors({"latents": group.latents.contiguous()}),
@@ -93,6 +96,7 @@ def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
         for name, data in sample.items():
             if name.endswith((".png", ".webp")):
                 pictures[int(name.split(".")[0])] = decode_image(data)
+    statuses, reasons = statuses_of(meta)
     return Group(
         key=meta["key"],
         prompt=Prompt(meta["prompt_id"], meta["prompt"], meta["target"]),
@@ -100,10 +104,18 @@ def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
         latents=load_safetensors(sample["latents.safetensors"])["latents"],
         conditioning=load_safetensors(sample["prompt.safetensors"]),
         images=pictures,
-        statuses=meta["statuses"],
+        statuses=statuses,
+        reasons=reasons,
         measurements=meta["measurements"],
         rewards=meta["rewards"],
     )
+
+
+def statuses_of(meta: dict[str, Any]) -> tuple[list[str], list[str | None]]:
+    """The members' codes and reasons, out of a group.json of any version."""
+    found = meta["statuses"]
+    pairs = [status.split(*pair) for pair in zip(found, meta.get("reasons") or [None] * len(found), strict=True)]
+    return [code for code, _ in pairs], [reason for _, reason in pairs]
 
 
 def encode_image(image: np.ndarray) -> tuple[str, bytes]:

@@ -107,7 +107,8 @@ def write_dataset(lake, task, groups=12, size=G, per_shard=6, fail=False, paid=1
         group = write_group(rng, task, index, size)
         group.rewards = [paid * reward for reward in group.rewards]
         if fail and index == 2:
-            group.statuses[3], group.rewards[3], group.images[3] = "failed: NaN from the model", None, None
+            group.statuses[3], group.rewards[3], group.images[3] = "failed_latents", None, None
+            group.reasons = [None, None, None, "NaN from the model", *[None] * (size - 4)]
             group.measurements[3] = {}
         shard.stage(folder, group)
         keys.append(group.key)
@@ -174,7 +175,7 @@ def test_numbers_of_a_known_dataset(text):
     data = members.read(*text, None, None)
     figures = statistics.summarise(data)
     assert data.shape == (12, G)
-    assert data.failed == [("failed: NaN from the model", 1)]
+    assert data.failed == [("NaN from the model", 1)]
     assert np.isnan(data.rewards).sum() == 1 and np.isnan(data.rewards[2, 3])
     assert np.array_equal(data.rewards, data.exact, equal_nan=True)
     assert figures.dead_high[0] and figures.dead_low[1]

@@ -42,7 +42,8 @@ def rows_of(group: int, rewards: list[float | None], target: str = "AB") -> list
             "seed": 100 * group + i,
             "ocr_text": "AB" if r == 1 else "AX",
             "reward": r,
-            "status": "ok" if r is not None else "failed: no picture",
+            "status": "ok" if r is not None else "failed_evaluator",
+            "status_reason": None if r is not None else "no picture",
             "tar": "shard-000000.tar",
             "offset": 0,
             "size": 10,
@@ -66,7 +67,7 @@ def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None 
 
 def write_measure(folder, measure: str, shard: int, rows: list[dict]) -> None:
     (folder / "measures" / measure).mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"tar_sha256": "ab"})
     pq.write_table(table, folder / "measures" / measure / f"shard-{shard:06d}.parquet")
 
 
@@ -403,7 +404,8 @@ def drawn(tmp_path):
             latents=torch.zeros(4, 1, 2, 2),
             conditioning={"prompt_embeds": torch.zeros(1, 2)},
             images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
-            statuses=["failed: no picture" if x else "ok" for x in lost],
+            statuses=["failed_evaluator" if x else "ok" for x in lost],
+            reasons=["no picture" if x else None for x in lost],
             measurements=[{"ocr_text": "AB"}] * 4,
             rewards=[None if x else 1.0 for x in lost],
         )
@@ -436,7 +438,9 @@ def test_a_member_that_the_evaluator_raises_on_is_null_and_tried_again(drawn, ca
     judge = Brightness()
     judge.broken = {41}
     measure(drawn, [judge])
-    assert "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: failed: brightness" in shown
+    assert (
+        "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: brightness: ValueError" in shown
+    )
     count = "SELECT count(brightness) FROM members"
     assert catalog.connect(drawn.lake).execute(count).fetchall() == [(22,)]
     judge.broken = set()

@@ -142,7 +142,8 @@ def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
         folder = draw(made, quiet())
     rows = [r for p in sorted(folder.glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()]
     failed = [r for r in rows if r["status"] != "ok"]
-    assert len(failed) == 1 and "ValueError: cannot look at this one" in failed[0]["status"]
+    assert [row["status"] for row in failed] == ["failed_evaluator"]
+    assert "ValueError: cannot look at this one" in failed[0]["status_reason"]
     assert failed[0]["reward"] is None and verify(folder).failed == 1
     draw(made, quiet())
     assert shard_bytes(folder) == shard_bytes(drawn_lake / "dataset=small")

@@ -161,7 +161,7 @@ def test_reopen_keeps_the_good_groups(tmp_path: Path) -> None:
     folder = tmp_path / "dataset=z"
     (folder / ".stage").mkdir(parents=True)
     bad = make_group(1)
-    bad.statuses[2], bad.rewards[2] = "failed: a reason", None
+    bad.statuses[2], bad.reasons, bad.rewards[2] = "failed_reward", [None, None, "a reason"], None
     for group in (make_group(0), bad):
         stage(folder, group)
     commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")

@@ -18,8 +18,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.errors import RunError, UsageError
-from gpo_data.lake import catalog, shard
+from gpo_data.errors import RunError, UsageError, few
+from gpo_data.lake import catalog, locked, shard
+from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
 IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
@@ -64,11 +65,13 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     head = _head(folder, lake, dataset)
     recipe = head["recipe"]
     task = recipe["task"]["kind"]
-    connection = catalog.scored(catalog.connect(lake), reward, dataset)
+    connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
     counts = connection.execute(
-        "select status, count(*) from members where dataset = ? group by status order by 2 desc, 1", [dataset]
+        "select status, coalesce(status_reason, status), count(*) from members where dataset = ? group by 1, 2 "
+        "order by 3 desc, 2",
+        [dataset],
     ).fetchall()
-    drawn, failed = sum(n for _, n in counts), [(str(s), n) for s, n in counts if s != "ok"]
+    drawn, failed = sum(n for *_, n in counts), [(str(reason), n) for code, reason, n in counts if code != OK]
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0] for row in connection.execute("describe members").fetchall()}
@@ -123,7 +126,7 @@ def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
     if "://" in lake:
         raise UsageError(f"lake {lake}: the audit page is written beside the shards; expected a local folder")
     if not folder.is_dir():
-        known = ", ".join(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*"))) or "none"
+        known = few(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*")))
         raise UsageError(
             f"dataset {dataset}: no such dataset in {lake} (there: {known}); run `{command(dataset)}` to draw it"
         )
@@ -141,6 +144,8 @@ def _query(
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
+    if where is not None:
+        locked.check_expression("where", where)
     kind = TASKS[task]
     read = dict.fromkeys([*kind.columns, *kind.measured])
     names = ["group_key", "prompt", "member", *read, *statistics, "tar", '"offset"', "size", "crc32"]
@@ -150,16 +155,16 @@ def _query(
                 exact::double as exact, level
             from (select m.*, g.* exclude (dataset, group_key, prompt)
                   from members m join groups g using (dataset, group_key) where m.dataset = ?)
-            where status = 'ok' and ({where or "true"}\n)
+            where status = '{OK}' and ({where or "true"}\n)
         )
         select * from measured where isfinite(r) and exact is not null order by group_key, member
     """
     try:
-        return connection.sql(sql, params=[dataset]).to_arrow_table()
+        with locked.time_limit(connection, "where" if where else "reward", where or ""):
+            return connection.sql(sql, params=[dataset]).to_arrow_table()
     except duckdb.Error as error:
-        said = " ".join(str(error).split())
         raise UsageError(
-            f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {said}; "
+            f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {locked.one_line(error)}; "
             f'`gpo-data sql RECIPE "describe members"` lists the columns'
         ) from None
 

@@ -27,6 +27,7 @@ from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manife
 from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import claim, sidecar_path, staged_path
 from gpo_data.recipe import Recipe
+from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
 
@@ -91,10 +92,10 @@ def draw(
         soft_wrap=True,
     )
     for reason, count in progress.reasons.most_common(5):
-        console.print(f"  {count} members {reason}", soft_wrap=True, markup=False)
+        console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
     if progress.members and progress.failed == progress.members:
         raise RunError(
-            f"dataset {folder}: all {progress.members} members {next(iter(progress.reasons))}; the pictures "
+            f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "
             f"are kept, and the same command tries them again"
         )
     if elsewhere:
@@ -110,7 +111,7 @@ def _missing(recipe: Recipe, folder: Path, shards: list[PlannedShard], console: 
         sidecar = sidecar_path(folder, shard.shard_id)
         if sidecar.is_file():
             status = pq.read_table(sidecar, columns=["status"]).column("status")
-            if pc.all(pc.equal(status, "ok")).as_py():
+            if pc.all(pc.equal(status, OK)).as_py():
                 continue
             with claim(folder, shard.shard_id) as mine:
                 if not mine:

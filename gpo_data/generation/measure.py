@@ -27,18 +27,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpo_data import evaluators as known
 from gpo_data.errors import RunError, UsageError
-from gpo_data.group import OK, decode_image, from_sample
+from gpo_data.group import decode_image, from_sample
 from gpo_data.lake.manifest import measured, read_manifest
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import (
     TEMPORARY,
     claim,
     dataset_folder,
-    footer_of,
     parquet_bytes,
     sidecars,
     write_atomic,
 )
+from gpo_data.lake.sidecar import footer_of
 from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
 
 MEASURES = "measures"
@@ -143,12 +143,11 @@ def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, An
             if name.endswith((".png", ".webp")):
                 images[int(name.split(".")[0])] = decode_image(data)
         # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
-        statuses = [OK] * group.size
-        found = measure_each(judge, images, statuses, known.asked(group.prompt))
+        found, raised = measure_each(judge, images, known.asked(group.prompt))
         nothing = dict.fromkeys(judge.columns)
         yield (
             [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
-            [f"{group.key} {i}: {status}" for i, status in enumerate(statuses) if status != OK],
+            [f"{group.key} {i}: {reason}" for i, reason in raised.items()],
         )
 
 
@@ -163,7 +162,7 @@ def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
         return False
     try:
         footer = footer_of(path)
-    except (pa.ArrowInvalid, OSError):
+    except RunError:
         return False  # damaged: measured again and replaced
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 

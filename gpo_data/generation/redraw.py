@@ -11,12 +11,13 @@ import torch
 from gpo_data import evaluators, hardware, models
 from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.worker import finish_group
-from gpo_data.group import OK, from_sample
+from gpo_data.group import from_sample
 from gpo_data.lake.manifest import settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
 from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
+from gpo_data.status import OK
 
 
 def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:

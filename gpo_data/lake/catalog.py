@@ -16,34 +16,83 @@ value (NULL), the older one stands. A question changes nothing: another reward i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.errors import UsageError
-from gpo_data.lake import rewards, views
+from gpo_data.errors import UsageError, few
+from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import extremes, standardise
-from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
+from gpo_data.lake.files import require
+from gpo_data.lake.sql import identifier, quote
+from gpo_data.lake.views import NUMBERS, columns_of
+from gpo_data.status import FAILED_REWARD, OK, REWARD_REASON
 
 VIEWS = ("members", "groups", "shards", "datasets")
-NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored
 SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
 
 
-def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection with the four views and the reward macros.
+def connect(
+    lake: str, dataset: str | Sequence[str] | None = None, unsafe: bool = False, whole: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with the four views and the reward macros, which reads the lake and nothing else.
 
     Args:
         lake: a folder or an fsspec URL.
-        dataset: the views show this one alone, so that a question about it costs the same in a lake of a hundred
-            others; all of them where it has no committed shard.
+        dataset: the views show this one alone, or these, so that a question about it costs the same in a lake of a
+            hundred others; all of them where it has no committed shard.
+        unsafe: may read and write any file, for the user's own SQL; never for a recipe's.
+        whole: read every row first, to leave damaged datasets out that look whole by their footers.
+
+    Raises UsageError. A damaged dataset beside others is left out, which is said on stderr.
     """
-    con = duckdb.connect()
-    con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
+    con = duckdb.connect(config=locked.CONFIG)
     rewards.add_macros(con)
-    views.create(con, lake, dataset)
+    files = views.create(con, lake, [dataset] if isinstance(dataset, str) else dataset, whole)
+    if not unsafe:
+        locked.lock(con, files.readable)
     return con
+
+
+def ask(
+    lake: str,
+    query: str,
+    parameters: Sequence[Any] = (),
+    reward: str | None = None,
+    unsafe: bool = False,
+) -> pa.Table:
+    """The answer to one question over the views; other arguments as of `connect` and `scored`. Raises UsageError.
+
+    Where a damaged file stops the question, it is asked again without the datasets that are damaged.
+    """
+    require(lake)
+    if not unsafe:
+        locked.check_question(query)
+    for whole in (False, True):
+        con = connect(lake, unsafe=unsafe, whole=whole)
+        try:
+            relation = scored(con, reward).sql(query, params=list(parameters))
+            # A statement such as CREATE VIEW has no answer.
+            return relation.to_arrow_table() if relation is not None else pa.table({})
+        except duckdb.Error as error:
+            if whole or isinstance(error, OF_THE_QUESTION):
+                raise UsageError(f"query: {locked.one_line(error)}") from None
+        finally:
+            con.close()
+    raise AssertionError("unreachable")
+
+
+# What is wrong with a question and not with a file.
+OF_THE_QUESTION = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.ParserException,
+    duckdb.PermissionException,
+)
 
 
 def scored(
@@ -62,7 +111,6 @@ def scored(
         relabel: cross-prompt relabelling, see `relabelled`, with the task's `targets`.
     """
     own = con.cursor()
-    own.execute("SET python_enable_replacements = false")
     source = "SELECT * FROM drawn_members"
     if relabel is not None:
         assert dataset is not None
@@ -75,15 +123,18 @@ def scored(
 
 
 def _rescored(own: duckdb.DuckDBPyConnection, source: str, reward: str, dataset: str | None) -> str:
+    locked.check_expression("reward", reward)
     here = f"dataset = {quote(dataset)}" if dataset is not None else "true"
-    counts = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
+    counts = f"status IN ('{OK}', '{FAILED_REWARD}') AND {here}"
     columns = own.execute(f"SELECT * FROM ({source}) LIMIT 0").description or []
-    names = [c[0] for c in columns if c[0] not in ("reward", "status")]
+    names = [c[0] for c in columns if c[0] not in ("reward", "status", "status_reason")]
     query = f"""
         SELECT * EXCLUDE (rescored_value, rescored_here) REPLACE (
             CASE WHEN rescored_here THEN rescored_value ELSE reward END AS reward,
-            CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN 'ok'
-                 ELSE '{NO_REWARD} is not a finite number' END AS status)
+            CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN '{OK}'
+                 ELSE '{FAILED_REWARD}' END AS status,
+            CASE WHEN NOT rescored_here THEN status_reason WHEN rescored_value IS NULL THEN '{REWARD_REASON}'
+                 END AS status_reason)
         FROM (SELECT * REPLACE (CASE WHEN isfinite(rescored_value) THEN rescored_value END AS rescored_value)
               FROM (SELECT *, {counts} AS rescored_here,
                            CASE WHEN {counts} THEN CAST(({reward}\n) AS DOUBLE) END AS rescored_value
@@ -124,22 +175,25 @@ def snapshot(
     present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM drawn_members ORDER BY 1").fetchall()]
     if dataset not in present:
         raise UsageError(
-            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
-            f"the lake has: {', '.join(present) or 'none'}"
+            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
         )
     own = scored(con, reward, dataset, relabel, targets)
+    if where is not None:
+        locked.check_expression("where", where)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
                  WHERE ({where or "true"}\n)"""
     lent = relabel is not None
     try:
         names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
-        table = own.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
-                            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
-                            """).to_arrow_table()
-        failed = own.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
+        with locked.time_limit(own, "where" if where else "reward", where or reward or ""):
+            table = own.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = '{OK}'
+                                AND reward IS NOT NULL
+                                ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
+                                """).to_arrow_table()
+            failed = own.execute(f"SELECT count(*) {chosen} AND status <> '{OK}'").fetchall()[0][0]
     except duckdb.Error as error:
-        raise UsageError(f"where: {where!r}: {rewards.one_line(error)}") from None
+        raise UsageError(f"where: {where!r}: {locked.one_line(error)}") from None
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
@@ -182,16 +236,18 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
     columns = columns_of(own, "SELECT * FROM drawn_members")
     mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
     of_group = ", ".join(map(identifier, mine))
+    locked.check_expression("relabel", relabel)
     try:
         # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
-        own.execute(f"""
-            CREATE TEMP TABLE relabelled AS
-            WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
-            SELECT borrower.*, lender.group_key AS lender
-            FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
+        with locked.time_limit(own, "relabel", relabel):
+            own.execute(f"""
+                CREATE TEMP TABLE relabelled AS
+                WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
+                SELECT borrower.*, lender.group_key AS lender
+                FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
     except duckdb.Error as error:
         raise UsageError(
-            f"relabel: {relabel!r}: {rewards.one_line(error)}; columns of borrower and lender: {', '.join(mine)}"
+            f"relabel: {relabel!r}: {locked.one_line(error)}; columns of borrower and lender: {', '.join(mine)}"
         ) from None
     return f"""
         SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}

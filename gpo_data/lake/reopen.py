@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import fsync_folder, pack_sample, sidecar_path, staged_path, tar_path, write_atomic
+from gpo_data.status import OK
 
 
 def reopen(folder: Path, shard_id: int) -> int:
@@ -22,7 +23,7 @@ def reopen(folder: Path, shard_id: int) -> int:
     groups: dict[str, dict[str, Any]] = {}
     for row in rows.to_pylist():
         group = groups.setdefault(row["group_key"], row | {"failed": 0})
-        group["failed"] += row["status"] != "ok"
+        group["failed"] += row["status"] != OK
     for key, g in groups.items():
         if not g["failed"]:
             sample = Record.of(g, folder).read()

@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 import webdataset as wds
 
 from gpo_data.errors import RunError
-from gpo_data.group import Group, to_sample
+from gpo_data.group import Group, statuses_of, to_sample
+from gpo_data.lake.sidecar import SCHEMA_VERSION
+from gpo_data.lake.sidecar import sidecar_schema as sidecar_schema  # evaluators/build.py takes it from here
 
-SCHEMA_VERSION = 1
 BLOCK = 512
 END = bytes(2 * BLOCK)  # a tar ends with two empty blocks
 TEMPORARY = ".tmp"
@@ -141,22 +142,15 @@ def commit(folder: Path, shard_id: int, keys: list[str], columns: dict[str, pa.D
 
 def member_rows(meta: dict[str, Any]) -> list[dict[str, Any]]:
     """A group.json as the sidecar's rows, without the place in the tar."""
+    statuses, reasons = statuses_of(meta)
     shared = {"group_key": meta["key"], "prompt_id": meta["prompt_id"], "prompt": meta["prompt"]} | meta["target"]
     return [
         shared
-        | {"member": i, "seed": seed, "reward": meta["rewards"][i], "status": meta["statuses"][i]}
+        | {"member": i, "seed": seed, "reward": meta["rewards"][i]}
+        | {"status": statuses[i], "status_reason": reasons[i]}
         | meta["measurements"][i]
         for i, seed in enumerate(meta["seeds"])
     ]
-
-
-def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
-    """`columns`: the task's target columns and the evaluators' measurement columns."""
-    head = {"group_key": pa.string(), "prompt_id": pa.string(), "prompt": pa.string()}
-    tail = {"member": pa.int32(), "seed": pa.int64()} | columns
-    tail |= {"reward": pa.float64(), "status": pa.string(), "tar": pa.string()}
-    tail |= {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
-    return pa.schema(list((head | tail).items()))
 
 
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
@@ -164,11 +158,6 @@ def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[st
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
-
-
-def footer_of(sidecar: Path) -> dict[str, str]:
-    metadata = pq.read_schema(sidecar).metadata or {}
-    return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 
 
 @contextmanager

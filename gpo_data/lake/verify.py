@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from gpo_data import status
 from gpo_data.errors import RunError
-from gpo_data.group import OK
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import Record
-from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, sidecar_schema, sidecars
+from gpo_data.lake.shard import TEMPORARY, fsync_folder, member_rows, sidecars
+from gpo_data.lake.sidecar import OPTIONAL, footer_of, sidecar_schema
+from gpo_data.status import OK
 
 FOOTER = {"tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint"}
 
@@ -74,7 +76,7 @@ def _verify_shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report
         if missing := FOOTER - footer.keys():
             return [f"the sidecar's footer lacks {', '.join(sorted(missing))}"]
         table = pq.read_table(sidecar, page_checksum_verification=True)
-        if missing := set(sidecar_schema({}).names) - set(table.column_names):
+        if missing := set(sidecar_schema({}).names) - set(table.column_names) - set(OPTIONAL):
             return [f"the sidecar lacks the columns {', '.join(sorted(missing))}"]
         rows = table.to_pylist()
         groups, size, _ = (int(footer[k]) for k in ("groups", "group_size", "tar_bytes"))
@@ -119,7 +121,12 @@ def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict]) -> list[str
         # Parquet checksums its pages but not its footer; what the tar says settles it.
         told = member_rows(json.loads(sample["group.json"]))
         of_group = [r for r in rows if r["group_key"] == key]
-        listed = [{k: r.get(k) for k in t} for t, r in zip(told, of_group, strict=False)]
+        # A lake of 0.1 has code and reason in one.
+        split = [
+            r | dict(zip(("status", "status_reason"), status.split(r["status"], r.get("status_reason")), strict=True))
+            for r in of_group
+        ]
+        listed = [{k: r.get(k) for k in t} for t, r in zip(told, split, strict=False)]
         if listed != told:
             problems.append(f"the sidecar's rows of {key} are not what its group.json in {tar.name} says")
     return problems
