@@ -66,16 +66,21 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     recipe = head["recipe"]
     task = recipe["task"]["kind"]
     connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
-    counts = connection.execute(
-        "select status, coalesce(status_reason, status), count(*) from members where dataset = ? group by 1, 2 "
-        "order by 3 desc, 2",
-        [dataset],
-    ).fetchall()
+    counts = [
+        tuple(row.values())
+        for row in locked.answer(
+            connection,
+            "select status, coalesce(status_reason, status) as reason, count(*) as n from members where dataset = ? "
+            "group by 1, 2 order by 3 desc, 2",
+            [dataset],
+            reward,
+        ).to_pylist()
+    ]
     drawn, failed = sum(n for *_, n in counts), [(str(reason), n) for code, reason, n in counts if code != OK]
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0] for row in connection.execute("describe members").fetchall()}
-    table = _query(connection, dataset, task, where, sorted(columns & set(IMAGE_STATISTICS)))
+    table = _query(connection, dataset, task, reward, where, sorted(columns & set(IMAGE_STATISTICS)))
     # A condition leaves members out on purpose; without one, whoever has no reward or no reading is counted here.
     if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
         failed.append(("no reward or no reading", lost))
@@ -141,6 +146,7 @@ def _query(
     connection: duckdb.DuckDBPyConnection,
     dataset: str,
     task: str,
+    reward: str | None,
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
@@ -159,14 +165,7 @@ def _query(
         )
         select * from measured where isfinite(r) and exact is not null order by group_key, member
     """
-    try:
-        with locked.time_limit(connection, "where" if where else "reward", where or ""):
-            return connection.sql(sql, params=[dataset]).to_arrow_table()
-    except duckdb.Error as error:
-        raise UsageError(
-            f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {locked.one_line(error)}; "
-            f'`gpo-data sql RECIPE "describe members"` lists the columns'
-        ) from None
+    return locked.answer(connection, sql, [dataset], reward, where)
 
 
 def _pivot(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -184,16 +184,15 @@ def snapshot(
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
                  WHERE ({where or "true"}\n)"""
     lent = relabel is not None
-    try:
-        names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
-        with locked.time_limit(own, "where" if where else "reward", where or reward or ""):
-            table = own.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = '{OK}'
-                                AND reward IS NOT NULL
-                                ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
-                                """).to_arrow_table()
-            failed = own.execute(f"SELECT count(*) {chosen} AND status <> '{OK}'").fetchall()[0][0]
-    except duckdb.Error as error:
-        raise UsageError(f"where: {where!r}: {locked.one_line(error)}") from None
+    names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
+    table = locked.answer(
+        own,
+        f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = '{OK}' AND reward IS NOT NULL
+            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member""",
+        reward=reward,
+        where=where,
+    )
+    failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
@@ -213,7 +212,7 @@ def snapshot(
         "digest": digest(table),
         "groups": str(len(alive) if keep_dead else int(alive.sum())),
         "dead_groups": str(int((~alive).sum())),
-        "failed_members": str(failed),
+        "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
 
@@ -239,7 +238,7 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
     locked.check_expression("relabel", relabel)
     try:
         # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
-        with locked.time_limit(own, "relabel", relabel):
+        with locked.time_limit(own, f"relabel: {locked.short(relabel)}"):
             own.execute(f"""
                 CREATE TEMP TABLE relabelled AS
                 WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})

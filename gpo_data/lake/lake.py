@@ -13,7 +13,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from gpo_data.errors import UsageError, few
@@ -86,11 +85,7 @@ class Dataset:
         locked.check_expression("where", where)
         con = catalog.scored(catalog.connect(self.lake.path, self.name), reward, self.name)
         query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
-        try:
-            with locked.time_limit(con, "where", where):
-                return con.sql(query, params=[self.name]).to_arrow_table()
-        except duckdb.Error as error:
-            raise UsageError(f"where: {where!r}: {locked.one_line(error)}") from None
+        return locked.answer(con, query, [self.name], reward, None if where == "true" else where)
 
     def groups(self, reward: str | None = None, where: str | None = None, relabel: str | None = None) -> Reader:
         """A torch Dataset of the groups that are worth learning from, with their advantages. Raises UsageError.

@@ -4,7 +4,7 @@
     check_question     of the SQL prompt: exactly one statement that only reads
     lock               a connection that reads no file outside some folders, reaches no network, loads no extension,
                        and whose settings stay as they are
-    time_limit         an answer that does not come is an error
+    answer             of a query with such expressions in it; one that does not come is an error
 
 What always holds: a text is judged by DuckDB's own parser, never by looking for words in it. DuckDB lets whoever reads
 a folder write there too (a COPY may stand in a WITH), so what writes is refused by the kind of its parsed node.
@@ -19,8 +19,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from gpo_data.errors import UsageError
 
@@ -86,9 +88,27 @@ def lock(con: duckdb.DuckDBPyConnection, folders: Sequence[str] = ()) -> None:
     con.execute("SET lock_configuration = true")
 
 
+def answer(
+    con: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Sequence[Any] = (),
+    reward: str | None = None,
+    where: str | None = None,
+) -> pa.Table:
+    """The answer to `query`, in which these expressions stand. Raises UsageError, which shows them."""
+    told = ", with ".join(
+        f"{key}: {short(text)}" for key, text in (("where", where), ("reward", reward)) if text is not None
+    )
+    try:
+        with time_limit(con, told or "lake"):
+            return con.sql(query, params=list(parameters)).to_arrow_table()
+    except duckdb.Error as error:
+        raise UsageError(f"{told or 'lake'}: {one_line(error)}") from None
+
+
 @contextmanager
-def time_limit(con: duckdb.DuckDBPyConnection, key: str, text: str) -> Iterator[None]:
-    """Inside, a question to `con` that takes longer than SECONDS raises UsageError, which names `key` and its text."""
+def time_limit(con: duckdb.DuckDBPyConnection, told: str) -> Iterator[None]:
+    """Inside, a question to `con` that takes longer than SECONDS raises UsageError, which begins with `told`."""
     late = threading.Event()
 
     def stop() -> None:
@@ -103,9 +123,7 @@ def time_limit(con: duckdb.DuckDBPyConnection, key: str, text: str) -> Iterator[
     except duckdb.InterruptException:
         if not late.is_set():
             raise KeyboardInterrupt from None  # DuckDB's own answer to Ctrl-C
-        raise UsageError(
-            f"{key}: {short(text)}: expected an answer within {SECONDS:.0f} s, found none; make it do less"
-        ) from None
+        raise UsageError(f"{told}: expected an answer within {SECONDS:g} s, found none; make it do less") from None
     finally:
         timer.cancel()
 

@@ -108,7 +108,7 @@ def _evaluate(reward: str, table: pa.Table) -> pa.Table:
     try:
         con.register("scored", table)
         # The line break keeps a trailing `-- comment` from hiding the parenthesis.
-        with locked.time_limit(con, "reward", reward):
+        with locked.time_limit(con, f"reward: {locked.short(reward)}"):
             result = con.sql(f"SELECT ({reward}\n) AS reward FROM scored").to_arrow_table()
     except duckdb.Error as error:
         raise explain(reward, error, table.column_names) from None
