@@ -76,7 +76,8 @@ def measure(recipe: Recipe, options: argparse.Namespace) -> int:
 def verify(recipe: Recipe, options: argparse.Namespace) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
     from gpo_data.generation.redraw import redraw
-    from gpo_data.lake.verify import repair, verify
+    from gpo_data.lake.repair import repair
+    from gpo_data.lake.verify import verify
 
     folder = _folder(recipe)
     report = verify(folder)

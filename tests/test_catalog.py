@@ -22,11 +22,15 @@ from gpo_data.generation.measure import measure
 from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake import shell as query
+from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured
-from gpo_data.lake.shard import claim, commit, sidecar_schema, stage, tar_path
+from gpo_data.lake.shard import commit, tar_path
+from gpo_data.lake.sidecar import sidecar_schema
+from gpo_data.lake.stage import stage
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 
+MANIFEST = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "measured": {}, "recipe": {}, "versions": {}}
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 
 
@@ -61,8 +65,7 @@ def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None 
     with files.open(f"{folder}/shard-{shard:06d}.parquet", "wb") as stream:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
     with files.open(f"{folder}/dataset.json", "wb") as stream:
-        card = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "recipe": {}, "versions": {}, "created": "t"}
-        stream.write(json.dumps(card).encode())
+        stream.write(json.dumps(MANIFEST | {"created": "t"}).encode())
 
 
 def write_measure(folder, measure: str, shard: int, rows: list[dict]) -> None:
@@ -409,11 +412,11 @@ def drawn(tmp_path):
             measurements=[{"ocr_text": "AB"}] * 4,
             rewards=[None if x else 1.0 for x in lost],
         )
-        stage(folder, group)
+        stage(folder, group, "f00d")
     columns = {"target": pa.string(), "ocr_text": pa.string()}
     for shard in range(3):
         commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
-    (folder / "dataset.json").write_text("{}")
+    (folder / "dataset.json").write_text(json.dumps(MANIFEST))
     return Recipe(name="text-x", lake=str(tmp_path), evaluators=["ocr"], reward="text_exact(target, ocr_text)")
 
 
@@ -501,7 +504,7 @@ def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_setting
 
     monkeypatch.setattr("gpo_data.evaluators.build", lambda recipe, alone: [Reader()])
     recipe = dataclasses.replace(drawn, evaluators=["ocr"])
-    card = {"measured": measured(recipe)}
+    card = MANIFEST | {"measured": measured(recipe)}
     (Path(drawn.lake) / "dataset=text-x" / "dataset.json").write_text(json.dumps(card))
     assert measure(recipe) == []
     changed = dataclasses.replace(recipe, ocr=dataclasses.replace(recipe.ocr, upscale=2.0))

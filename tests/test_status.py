@@ -14,7 +14,7 @@ from gpo_data import status
 from gpo_data.group import from_sample, to_sample
 from gpo_data.lake import catalog
 from gpo_data.lake.verify import verify
-from tests.test_store import COLUMNS, commit, make_group, stage
+from tests.test_store import COLUMNS, MANIFEST, commit, make_group, stage
 
 OLD = {
     "ok": ("ok", None),
@@ -53,11 +53,11 @@ def old_dataset(lake: Path) -> Path:
     """As 0.1 wrote it: a member whose reward was NULL, one that an evaluator raised on."""
     folder = lake / "dataset=x"
     (folder / ".stage").mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps({"fingerprint": "f"}))
+    (folder / "dataset.json").write_text(json.dumps(MANIFEST))
     group = make_group(0)
     group.statuses = ["ok", *list(OLD)[2:]]
     group.rewards = [0.5, None, None]
-    stage(folder, group)
+    stage(folder, group, "f")
     commit(folder, 0, [group.key], COLUMNS, "f")
     path = folder / "shard-000000.parquet"
     table = pq.read_table(path).drop_columns("status_reason")
@@ -85,7 +85,7 @@ def test_old_and_new_shards_stand_side_by_side(tmp_path: Path) -> None:
     group = make_group(1)
     group.statuses, group.reasons = ["ok", "ok", status.FAILED_LATENTS], [None, None, "why"]
     group.rewards[2] = None
-    stage(folder, group)
+    stage(folder, group, "f")
     commit(folder, 1, [group.key], COLUMNS, "f")
     counts = "SELECT status, count(*) FROM members GROUP BY 1 ORDER BY 1"
     assert catalog.connect(str(tmp_path)).execute(counts).fetchall() == [

@@ -8,7 +8,6 @@ What always holds: every group has at least one measured member, and rewards are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog, locked, shard
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -64,7 +64,9 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     folder = shard.dataset_folder(lake, dataset)
     head = _head(folder, lake, dataset)
     recipe = head["recipe"]
-    task = recipe["task"]["kind"]
+    task = (recipe.get("task") or {}).get("kind")
+    if task not in TASKS:
+        raise UsageError(f"{folder / 'dataset.json'}: recipe.task.kind: expected {' or '.join(TASKS)}, found {task!r}")
     connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
     counts = [
         tuple(row.values())
@@ -106,9 +108,9 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
         folder=folder,
         name=dataset,
         task=task,
-        model=recipe["model"],
+        model=str(recipe.get("model")),
         fingerprint=head["fingerprint"],
-        reward=reward or recipe["reward"],
+        reward=reward or str(recipe.get("reward")),
         where=where,
         failed=failed,
         drawn=drawn,
@@ -135,11 +137,7 @@ def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
         raise UsageError(
             f"dataset {dataset}: no such dataset in {lake} (there: {known}); run `{command(dataset)}` to draw it"
         )
-    path = folder / "dataset.json"
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: expected the dataset's recipe, found {error}; run `{command(dataset)}`") from None
+    return read_manifest(folder)
 
 
 def _query(

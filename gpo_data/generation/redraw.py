@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from gpo_data import evaluators, hardware, models
 from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.worker import finish_group
-from gpo_data.group import from_sample
 from gpo_data.lake.manifest import settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
+from gpo_data.lake.sidecar import read_rows
 from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
@@ -26,7 +25,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     They are batched differently from the first time, so low bits may differ; `difference` is the largest absolute
     difference of the latents.
     """
-    rows = [r for s in sidecars(folder) for r in pq.read_table(s).to_pylist()]
+    rows = [r for s in sidecars(folder) for r in read_rows(s)]
     rows = [r for r in rows if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     recipe = settle(recipe)
@@ -38,7 +37,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[dict]:
     size = recipe.sampler.batch_size
     for start in range(0, len(picks), size):
         part = [rows[int(i)] for i in picks[start : start + size]]
-        groups = [from_sample(Record.of(r, folder).read(), images=False) for r in part]
+        groups = [Record.of(r, folder).group(images=False) for r in part]
         embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}
         again = model.draw(repeat(embeds, [1] * len(part)), [r["seed"] for r in part])
         for row, group, latent in zip(part, groups, again, strict=True):

@@ -24,8 +24,11 @@ from gpo_data.evaluators import asked, columns_of
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import Clock
 from gpo_data.group import Group
+from gpo_data.lake.durable import clear_stale
+from gpo_data.lake.locks import claim
 from gpo_data.lake.rewards import score
-from gpo_data.lake.shard import TEMPORARY, claim, commit, sidecar_path, stage, staged_path
+from gpo_data.lake.shard import commit, sidecar_path, tar_path
+from gpo_data.lake.stage import stage, staged, staged_path
 from gpo_data.models import Conditioning, Model, repeat
 from gpo_data.recipe import Recipe
 from gpo_data.status import FAILED_EVALUATOR, FAILED_LATENTS, FAILED_REWARD, LATENTS_REASON, OK, REWARD_REASON
@@ -126,7 +129,7 @@ class Generator:
     def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
         group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
         with self.clock.time("write"):
-            stage(self.folder, group)
+            stage(self.folder, group, self.fingerprint)
         self.on_group(group)
 
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
@@ -135,14 +138,13 @@ class Generator:
             commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
-        return staged_path(self.folder, group.key).is_file()
+        return staged(self.folder, group.key, self.fingerprint, group.seeds) is not None
 
     def _clear_temporaries(self, shard: PlannedShard) -> None:
-        # The claim is ours, so a temporary of this shard was left by a process that was killed.
-        names = [f"shard-{shard.shard_id:06d}.", *(f".stage/{g.key}." for g in shard.groups)]
-        for name in names:
-            for path in self.folder.glob(f"{name}*{TEMPORARY}"):
-                path.unlink(missing_ok=True)
+        for path in (tar_path(self.folder, shard.shard_id), sidecar_path(self.folder, shard.shard_id)):
+            clear_stale(path)
+        for group in shard.groups:
+            clear_stale(staged_path(self.folder, group.key))
 
 
 def finish_group(

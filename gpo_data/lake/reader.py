@@ -21,7 +21,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from gpo_data.errors import UsageError
@@ -94,18 +93,15 @@ class Reader(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
-        records = [part.record.read(self._files) for part in place.parts]
-        latents = [
-            load_safetensors(record["latents.safetensors"])["latents"][list(part.members)]
-            for record, part in zip(records, place.parts, strict=True)
-        ]
+        groups = [part.record.group(self._files, images=False) for part in place.parts]
+        latents = [group.latents[list(part.members)] for group, part in zip(groups, place.parts, strict=True)]
         return TrainGroup(
             key=place.key,
             prompt=place.prompt,
             members=tuple(member for part in place.parts for member in part.members),
             seeds=place.seeds,
             latents=torch.cat(latents),
-            conditioning=load_safetensors(records[0]["prompt.safetensors"]),
+            conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
         )

@@ -6,6 +6,7 @@ checksums checked, or an error of one line.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +45,8 @@ def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | Non
             schema = file.schema_arrow
             problem = _wrong_footer(schema.metadata or {}) or _wrong_columns(schema)
             if problem is None and whole:
+                if (written := _written_names(file)) is not None and written != schema.names:
+                    return f"the sidecar has the columns {', '.join(schema.names)}, written as {', '.join(written)}"
                 for _ in file.iter_batches():
                     pass
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
@@ -71,6 +74,12 @@ def footer_of(path: Path) -> dict[str, str]:
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
     except Exception as error:
         raise RunError(f"{path}: cannot be read: {_words(error)}; {REPAIR}") from None
+
+
+def _written_names(file: pq.ParquetFile) -> list[str] | None:
+    """The columns as Arrow wrote them once more, in a part of its own; None where another library wrote the file."""
+    coded = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    return list(pa.ipc.read_schema(pa.BufferReader(base64.b64decode(coded))).names) if coded else None
 
 
 def _wrong_footer(metadata: dict[bytes, bytes]) -> str | None:

@@ -19,14 +19,12 @@ from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked
 from gpo_data.lake.advantage import DEAD_SQL
 from gpo_data.lake.files import SHARDS, Files, left_out, open_lake
-from gpo_data.lake.measures import sources_of
+from gpo_data.lake.measures import PROTECTED, TARGETS, sources_of
 from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
 from gpo_data.lake.sql import identifier, listed, quote, read_parquet
 from gpo_data.status import OK, sql_split
 from gpo_data.tasks import TASKS
 
-TARGETS = {name: type for kind in TASKS.values() for name, type in kind.columns.items()}
-PROTECTED = {"dataset", *CORE.names, *TARGETS}
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBERS = ("BOOLEAN", *INTEGERS, "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
