@@ -161,7 +161,7 @@ def _failed_members(folder: Path, fingerprint: str, shard: PlannedShard) -> int 
             f"{sidecar}: fingerprint {footer['fingerprint']}, expected {fingerprint}, the one of dataset.json: "
             f"another recipe drew it; run `gpo-data verify RECIPE --repair`"
         )
-    return sum(row["status"] != OK for row in rows)
+    return len([row for row in rows if row["status"] != OK])
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import extremes, standardise
 from gpo_data.lake.files import require
+from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
 from gpo_data.lake.views import NUMBERS, columns_of
 from gpo_data.status import FAILED_REWARD, OK, REWARD_REASON
@@ -177,6 +178,7 @@ def snapshot(
         raise UsageError(
             f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
         )
+    _check_fingerprints(con, dataset)
     own = scored(con, reward, dataset, relabel, targets)
     if where is not None:
         locked.check_expression("where", where)
@@ -215,6 +217,24 @@ def snapshot(
         "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
+
+
+def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
+    """Raise UsageError where a shard was not drawn by the recipe in dataset.json."""
+    found = con.execute(
+        """SELECT file_name, f.fingerprint, d.fingerprint FROM footers f LEFT JOIN datasets d USING (dataset)
+           WHERE dataset = $1 AND f.fingerprint IS DISTINCT FROM d.fingerprint ORDER BY 1 LIMIT 1""",
+        [dataset],
+    ).fetchall()
+    for path, fingerprint, expected in found:
+        if expected is None:
+            raise UsageError(
+                f"dataset {dataset}: dataset.json has no fingerprint; it is missing or damaged: restore it"
+            )
+        raise UsageError(
+            f"{path}: fingerprint {fingerprint}, expected {expected}, the one of dataset.json: another recipe drew it; "
+            f"{REPAIR}"
+        )
 
 
 def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targets: tuple[str, ...]) -> str:

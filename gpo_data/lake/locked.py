@@ -29,9 +29,8 @@ from gpo_data.errors import UsageError
 SECONDS = 600.0  # for one question with a recipe's expression in it; 10 million members take about a minute
 LONGEST = 20_000  # characters of an expression
 READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "python_enable_replacements": "false"
-}  # a Python variable's name is not a table
+# A Python variable's name is not a table.
+CONFIG: dict[str, str | bool | int | float | list[str]] = {"python_enable_replacements": "false"}
 SETTINGS = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",

@@ -33,7 +33,12 @@ def values_digest(table: pa.Table) -> str:
 
 
 def problem_of_measures(path: Path, sidecar: Path) -> str | None:
-    """Why a measures file of a shard does not count; None if it does. Raises RunError where the sidecar is none."""
+    """Why a measures file of a shard does not count; None if it does, or if its shard is still to be drawn again.
+
+    Raises RunError where the sidecar is none.
+    """
+    if not sidecar.exists():
+        return None
     again = "`gpo-data verify RECIPE --repair` and `gpo-data measure RECIPE` make it again"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -41,7 +46,7 @@ def problem_of_measures(path: Path, sidecar: Path) -> str | None:
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
         return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; {again}"
     footer = {k.decode(): v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
-    if not sidecar.is_file() or footer.get("tar_sha256") != footer_of(sidecar).get("tar_sha256"):
+    if footer.get("tar_sha256") != footer_of(sidecar).get("tar_sha256"):
         return f"measures another tar than {sidecar.name} has now; {again}"
     if not {"group_key", "member"} <= set(table.column_names):
         return f"lacks group_key or member; {again}"

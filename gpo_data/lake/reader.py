@@ -94,13 +94,18 @@ class Reader(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
         groups = [part.record.group(self._files, images=False) for part in place.parts]
-        latents = [group.latents[list(part.members)] for group, part in zip(groups, place.parts, strict=True)]
+        for group, part in zip(groups, place.parts, strict=True):
+            if not 0 <= min(part.members) <= max(part.members) < group.size:
+                raise part.record.damaged(f"expected members {part.members}, found {group.size} of them")
+        members = [(group, member) for group, part in zip(groups, place.parts, strict=True) for member in part.members]
+        if place.seeds != tuple(group.seeds[member] for group, member in members):
+            raise place.parts[0].record.damaged(f"expected the seeds that the rows of {place.key} have, found others")
         return TrainGroup(
             key=place.key,
             prompt=place.prompt,
-            members=tuple(member for part in place.parts for member in part.members),
+            members=tuple(member for _, member in members),
             seeds=place.seeds,
-            latents=torch.cat(latents),
+            latents=torch.stack([group.latents[member] for group, member in members]),
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),

@@ -7,7 +7,7 @@ checksums checked, or an error of one line.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,20 +97,18 @@ def _wrong_columns(schema: pa.Schema) -> str | None:
     if missing := [name for name in CORE.names if name not in schema.names and name not in OPTIONAL]:
         return f"the sidecar lacks the columns {', '.join(missing)}"
     for field in CORE:
-        if field.name in schema.names and _kind(found := schema.field(field.name).type) is not _kind(field.type):
+        if field.name in schema.names and _kind(found := schema.field(field.name).type) != _kind(field.type):
             return f"the sidecar's column {field.name} is {found}, expected {field.type}"
     return None
 
 
-def _kind(type: pa.DataType) -> Callable[[pa.DataType], bool] | None:
+def _kind(type: pa.DataType) -> str:
     """Text, whole number or number: which width another writer chose does not matter."""
-    text = (pa.types.is_string, pa.types.is_large_string)
-    if any(test(type) for test in text):
-        return pa.types.is_string
-    for test in (pa.types.is_integer, pa.types.is_floating):
-        if test(type):
-            return test
-    return None
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return "text"
+    if pa.types.is_integer(type):
+        return "whole number"
+    return "number" if pa.types.is_floating(type) else str(type)
 
 
 def _words(error: Exception) -> str:

@@ -42,6 +42,7 @@ GROUPS = f"""
                        arg_max(member, reward) FILTER (status = '{OK}') AS best_member
                 FROM members GROUP BY dataset, group_key))"""
 
+DATASET_OF = r"regexp_extract({}, '.*dataset=([^/\\]+)', 1)"  # of a path
 MANIFEST = ("name", "fingerprint", "created")
 MANIFEST_JSON = ("fields", "recipe", "versions")
 
@@ -168,6 +169,12 @@ def _shards_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
     footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
     if files.found(SHARDS):
         footer = f"parquet_kv_metadata({listed(files.patterns(SHARDS))})"
+    facts = ("tar_bytes", "tar_sha256", "fingerprint")
+    values = ", ".join(f"max(decode(value)) FILTER (decode(key) = '{fact}') AS {fact}" for fact in facts)
+    con.execute(f"""
+        CREATE OR REPLACE VIEW footers AS
+        SELECT {DATASET_OF.format("file_name")} AS dataset, file_name, {values}
+        FROM {footer} WHERE decode(key) IN {facts} GROUP BY file_name""")
     con.execute(f"""
         CREATE OR REPLACE VIEW shards AS
         SELECT m.dataset, m.shard, m.groups, m.members, m.failed,
@@ -175,13 +182,7 @@ def _shards_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
         FROM (SELECT dataset, shard, filename, count(DISTINCT group_key) AS groups, count(*) AS members,
                      count(*) FILTER (status <> '{OK}') AS failed
               FROM members GROUP BY ALL) m
-        LEFT JOIN (SELECT file_name,
-                          max(decode(value)) FILTER (decode(key) = 'tar_bytes') AS tar_bytes,
-                          max(decode(value)) FILTER (decode(key) = 'tar_sha256') AS tar_sha256,
-                          max(decode(value)) FILTER (decode(key) = 'fingerprint') AS fingerprint
-                   FROM {footer} WHERE decode(key) IN ('tar_bytes', 'tar_sha256', 'fingerprint')
-                   GROUP BY file_name) f
-        ON m.filename = f.file_name""")
+        LEFT JOIN footers f ON m.filename = f.file_name""")
 
 
 def _datasets_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
@@ -194,7 +195,7 @@ def _datasets_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
     con.execute(f"""
         CREATE OR REPLACE VIEW datasets AS
         SELECT dataset, {", ".join(values)}
-        FROM (SELECT regexp_extract(filename, '.*dataset=([^/\\\\]+)', 1) AS dataset,
+        FROM (SELECT {DATASET_OF.format("filename")} AS dataset,
                      try_cast(TRY(decode(content)) AS JSON) AS j FROM {source})""")
 
 
