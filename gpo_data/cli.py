@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from gpo_data import recipe as recipes
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import DISK, RunError, UsageError
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
@@ -88,13 +88,19 @@ def verify(recipe: Recipe, options: argparse.Namespace) -> int:
     )
     for path, problem in report.problems:
         console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
+    differing = 0
     for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
-        agrees = "agrees" if row["reward"] == row["reward_again"] else f"is now {row['reward_again']}"
+        same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
+        now = "agrees" if row.reward == row.reward_again else f"is now {row.reward_again}"
         console.print(
-            f"  redrawn {row['group_key']} member {row['member']:2d}: largest difference of latents "
-            f"{row['difference']:.2e}, reward {row['reward']:.3f} {agrees}",
+            f"  redrawn {row.group_key} member {row.member:2d}: difference of latents {row.difference:.1e} of their "
+            f"norm, {same}; reward {row.reward} {now}",
             soft_wrap=True,
         )
+        differing += not row.agrees
+    if differing:
+        console.print(f"{differing} of {options.redraw} members are not what the recipe draws from their seeds")
+        return 1
     if report.problems and options.repair:
         moved = repair(folder, report)
         console.print(f"repaired: {moved} files moved to .quarantine or removed; `gpo-data shards` draws them again")
@@ -200,6 +206,11 @@ def run(
     except BrokenPipeError:  # `gpo-data sql ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@
 Each message is what was expected, what was found and what to do, and is printed without a traceback.
 """
 
+import errno
 from collections.abc import Sequence
 
+# What a disk or a file system that fails says, whatever was done with it.
+DISK = (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EACCES)
 MOST = 10  # names in a list of a message
 
 

@@ -197,8 +197,17 @@ def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: p
 
 def test_redraw_agrees(drawn: tuple[recipe.Recipe, Path]) -> None:
     for row in redraw(drawn[0], drawn[1], 5):
-        assert row["difference"] < 1e-3
-        assert row["reward_again"] == pytest.approx(row["reward"], abs=0.02)
+        assert row.agrees and row.difference < 1e-4
+        assert row.reward_again == pytest.approx(row.reward, abs=0.02)
+
+
+def test_redraw_finds_what_another_recipe_drew(
+    drawn: tuple[recipe.Recipe, Path], recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(recipe_file), "--redraw", "3"]) == 0
+    assert capsys.readouterr().out.count("as stored; reward") == 3
+    assert cli.main(["verify", str(recipe_file), "--redraw", "3", "--sampler.num_inference_steps", "3"]) == 1
+    assert "3 of 3 members are not what the recipe draws" in capsys.readouterr().out
 
 
 def test_repaired_damage_is_drawn_again(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:

@@ -6,12 +6,14 @@
 Processes are spawned, never forked: the parent has threads and perhaps CUDA.
 
 What always holds: the order is kept; an error of `load` or of a batch is raised to the caller as it was; a process
-that dies (out of memory, a crash in native code) costs its call, and the next call gets new processes.
+that dies (out of memory, a crash in native code) costs its call, and the next call gets new processes; the processes
+end with their parent, also where that is killed.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import weakref
@@ -90,11 +92,21 @@ _loaded: Measure | Exception | None = None
 
 def _start(load: Callable[[Any, int], Measure], settings: Any) -> None:
     global _loaded
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes; the parent decides
     try:
         _loaded = load(settings, 1)
     except Exception as error:  # raised by _run: an initializer's own error would only say that the pool is broken
         _loaded = error
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its processes, which would keep their models in memory for ever."""
+    # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process, which is not the parent's main one.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(batch: Batch) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked, rewards, views
@@ -112,13 +113,15 @@ def scored(
         relabel: cross-prompt relabelling, see `relabelled`, with the task's `targets`.
     """
     own = con.cursor()
+    if reward is None and relabel is None:
+        return own
     source = "SELECT * FROM drawn_members"
     if relabel is not None:
         assert dataset is not None
         source = relabelled(own, dataset, relabel, targets)
     if reward is not None:
         source = _rescored(own, source, reward, dataset)
-    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(own, source)}")
+    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(source, columns_of(own, source))}")
     own.execute(f"CREATE TEMP VIEW groups AS {views.GROUPS}")
     return own
 
@@ -195,6 +198,7 @@ def snapshot(
         where=where,
     )
     failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
+    _refuse_twins(table, dataset)
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
@@ -217,6 +221,15 @@ def snapshot(
         "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
+
+
+def _refuse_twins(table: pa.Table, dataset: str) -> None:
+    """Raise UsageError where a member is there twice: two rows of measures for one member would do that."""
+    names = [name for name in ("group_key", "lender", "member") if name in table.column_names]
+    counts = table.group_by(names).aggregate([([], "count_all")])
+    if counts.num_rows != table.num_rows:
+        twin = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
+        raise UsageError(f"dataset {dataset}: {twin['group_key']} member {twin['member']} is there twice; {REPAIR}")
 
 
 def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:

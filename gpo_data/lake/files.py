@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,13 +30,24 @@ class Files:
     folder: str
     prefix: str
     names: tuple[str, ...] | None = None
+    listed: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
     def found(self, name: str) -> list[str]:
-        """Paths of the datasets' files of that name, which may be a pattern; sorted, as fsspec names them."""
-        if self.names is None:
-            return sorted(self.store.glob(f"{glob.escape(self.folder)}/dataset=*/{name}"))
-        listed = [f"{glob.escape(self.folder)}/dataset={glob.escape(one)}/{name}" for one in self.names]
-        return [path for pattern in listed for path in sorted(self.store.glob(pattern))]
+        """Paths of the datasets' files of that name, which may be a pattern; sorted, as fsspec names them.
+
+        The folders are listed once: a lake may have thousands.
+        """
+        if name not in self.listed:
+            patterns = ["dataset=*"] if self.names is None else [f"dataset={glob.escape(one)}" for one in self.names]
+            self.listed[name] = [
+                path for one in patterns for path in sorted(self._glob(f"{glob.escape(self.folder)}/{one}/{name}"))
+            ]
+        return self.listed[name]
+
+    def _glob(self, pattern: str) -> list[str]:
+        if "://" not in self.prefix:
+            return glob.glob(pattern)  # noqa: PTH207 - six times as fast as fsspec's, and strings are wanted
+        return list(self.store.glob(pattern))
 
     def patterns(self, name: str) -> list[str]:
         """The same as DuckDB's patterns, which each fit some file."""
@@ -50,7 +61,7 @@ class Files:
         return [glob.escape(self.prefix + path[len(self.folder) :]) for path in paths]
 
     def of(self, names: Sequence[str]) -> Files:
-        return dataclasses.replace(self, names=tuple(names))
+        return dataclasses.replace(self, names=tuple(names), listed={})
 
     def datasets(self) -> list[str]:
         """Names of the datasets that have a manifest or a committed shard."""

@@ -93,9 +93,9 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
         (folder / ".stage").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+    clear_stale(card)
     if not card.exists():
         with held(folder / ".stage" / "dataset.lock", wait=True):
-            clear_stale(card)
             if not card.exists():
                 _write(card, recipe, fields)
     # Read again also where it was written here: two recipes of one name may have begun together.

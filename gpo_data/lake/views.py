@@ -10,7 +10,7 @@ that say what and where a member is (PROTECTED), and gets a name of its own ther
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -83,21 +83,23 @@ def without(files: Files, damaged: dict[str, str]) -> list[str]:
 
 
 def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> None:
-    _stored_view(con, files, whole)
-    con.execute(f"CREATE OR REPLACE VIEW members AS {with_task_columns(con, 'SELECT * FROM drawn_members')}")
+    # DuckDB opens every footer again for each view and each DESCRIBE: few of them, where there are thousands of files.
+    columns = _stored_view(con, files, whole)
+    con.execute(f"CREATE OR REPLACE VIEW members AS {with_task_columns('SELECT * FROM drawn_members', columns)}")
     con.execute(f"CREATE OR REPLACE VIEW groups AS {GROUPS}")
     _shards_view(con, files)
     _datasets_view(con, files)
 
 
-def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> None:
+def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> list[str]:
+    """Makes drawn_members; its columns."""
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
     if not files.found(SHARDS):
         con.register("arrow_empty", _empty().empty_table())
         con.execute("CREATE OR REPLACE TABLE no_members AS SELECT * FROM arrow_empty")
         con.unregister("arrow_empty")
         con.execute(f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM no_members")
-        return
+        return _empty().names
     read = read_parquet(files, files.patterns(SHARDS))
     names = _columns(con, f"SELECT * FROM {read}")
     _check_types(con, names)
@@ -122,6 +124,7 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> N
     con.execute(
         f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})"
     )
+    return order
 
 
 def _check_types(con: duckdb.DuckDBPyConnection, names: dict[str, str]) -> None:
@@ -145,12 +148,12 @@ def _empty() -> pa.Schema:
     return pa.schema([pa.field("dataset", pa.string()), *columns, pa.field("filename", pa.string())])
 
 
-def with_task_columns(con: duckdb.DuckDBPyConnection, query: str) -> str:
-    """`query`, members of any tasks, with `exact` and `level` as each member's task defines them.
+def with_task_columns(query: str, columns: Iterable[str]) -> str:
+    """`query`, members of any tasks with these columns, with `exact` and `level` as each member's task defines them.
 
     A member's task is the beginning of its group's key. NULL where a column that they read is in no shard of the lake.
     """
-    names = set(_columns(con, query))
+    names = set(columns)
     kinds = {name: kind for name, kind in TASKS.items() if kind.reads() <= names}
 
     def by_task(expressions: dict[str, str], type: str) -> str:
