@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec import AbstractFileSystem
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -29,6 +31,7 @@ from gpo_data.lake.sidecar import sidecar_schema
 from gpo_data.lake.stage import stage
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
 
 MANIFEST = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "measured": {}, "recipe": {}, "versions": {}}
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
@@ -94,6 +97,11 @@ def test_the_empty_view_has_the_columns_of_a_sidecar(tmp_path, lake):
     full = {r[0]: r[1] for r in catalog.connect(str(lake)).execute("DESCRIBE members").fetchall()}
     assert full.items() <= empty.items()
     assert next(iter(full)) == "dataset" and list(full)[-4:] == ["filename", "shard", "exact", "level"]
+
+
+def test_the_empty_view_has_the_columns_of_every_task(tmp_path):
+    empty = {r[0] for r in catalog.connect(str(tmp_path)).execute("DESCRIBE members").fetchall()}
+    assert all({*kind.columns, *kind.reads()} <= empty for kind in TASKS.values())
 
 
 def test_views(lake):
@@ -321,6 +329,41 @@ def test_a_lake_behind_a_url():
     assert catalog.connect("memory://bucket/empty").execute("SELECT * FROM members").fetchall() == []
     with pytest.raises(UsageError, match="lake: nosuch://x"):
         catalog.connect("nosuch://x")
+
+
+class Bucket(AbstractFileSystem):
+    """An object store, which names its objects without a slash in front, as S3 does; over memory."""
+
+    protocol, cachable = "bucket", False
+
+    def ls(self, path, detail=True, **kwargs):
+        found = fsspec.filesystem("memory").ls("/" + self._strip_protocol(path), detail=True)
+        entries = [entry | {"name": entry["name"].lstrip("/")} for entry in found]
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def modified(self, path):
+        return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    def _open(self, path, mode="rb", **kwargs):
+        return fsspec.filesystem("memory").open("/" + self._strip_protocol(path), mode)
+
+
+@pytest.mark.parametrize("lake", ["memory://store/lake", "bucket://store/lake"])
+def test_a_url_lake_is_locked_like_a_folder(lake, tmp_path):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    write_shard("/store/lake/dataset=a", 0, rows_of(0, [0.0, 1.0]), files=files)
+    files.pipe("/store/secret.csv", b"a\n1\n")
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    con = catalog.connect(lake, "a")
+    assert catalog.snapshot(con, "a", reward="1.0 * member", where="ocr_text <> ''").num_rows == 2
+    assert catalog.ask(lake, "SELECT dataset, fingerprint FROM datasets").to_pylist() == [
+        {"dataset": "a", "fingerprint": "f00d"}
+    ]
+    for place in (tmp_path, lake.partition("://")[0] + "://store"):
+        with pytest.raises(UsageError, match="Permission Error"):
+            catalog.snapshot(con, "a", where=f"(SELECT count(*) FROM read_text('{place}/secret.csv')) > 0")
 
 
 def test_a_damaged_sidecar_is_named(lake):

@@ -15,6 +15,7 @@ from gpo_data.lake.sidecar import read_rows
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
+LOST = 64  # pixels of a cell where no group has a picture
 
 
 def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
@@ -24,8 +25,10 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
     for sidecar in sidecars(folder):
         for row in read_rows(sidecar, ["group_key", *PLACE]):
             places.setdefault(row["group_key"], row)
+    if not places:
+        raise UsageError(f"{folder}: no committed shard; `gpo-data shards RECIPE` draws some")
     if missing := [key for key in keys or [] if key not in places]:
-        known = f"{next(iter(places))} to {next(reversed(places))}" if places else "none: draw some first"
+        known = f"{next(iter(places))} to {next(reversed(places))}"
         raise UsageError(f"{folder}: no group {few(missing)}; groups here: {known}")
     chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
     return [Record.of(r, folder).group() for r in chosen]
@@ -33,7 +36,7 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
 
 def grid(groups: list[Group], scale: int = 2) -> Image.Image:
     """One picture: per group its prompt and its members, captioned `reward  what was seen`."""
-    side = max(i.shape[0] for g in groups for i in g.images if i is not None) * scale
+    side = max((i.shape[0] for g in groups for i in g.images if i is not None), default=LOST) * scale
     cell_w, cell_h = side + GAP, side + LABEL + GAP
     heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
     sheet = Image.new("RGB", (COLUMNS * cell_w + GAP, sum(heights) + GAP), "white")

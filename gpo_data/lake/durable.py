@@ -21,8 +21,8 @@ HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 def write_atomic(path: Path, *chunks: bytes) -> None:
     """A full disk leaves the old file or none. Raises RunError."""
     temporary = path.with_name(f"{path.name}.{HOST}-{os.getpid()}{TEMPORARY}")
-    clear_stale(path)
     try:
+        clear_stale(path)
         with temporary.open("wb") as stream:
             for chunk in chunks:
                 stream.write(chunk)

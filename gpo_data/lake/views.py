@@ -54,8 +54,11 @@ def create(
 
     Raises UsageError: no dataset that is asked for can be read.
     """
-    con.execute("SET parquet_metadata_cache = true")  # footers are read once; a changed file is noticed by its time
     files = open_lake(con, lake)
+    if "://" not in files.prefix:
+        con.execute(
+            "SET parquet_metadata_cache = true"
+        )  # footers are read once; a change is noticed by the file's time
     asked = files.of(datasets) if datasets is not None else files
     if datasets is not None and not asked.found(SHARDS):
         asked = files
