@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import shutil
 import struct
 import tarfile
 import zlib
@@ -325,6 +326,23 @@ def test_a_lake_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     for lake in (str(tmp_path / "nowhere"), str(tmp_path), "memory://nowhere"):
         with pytest.raises(UsageError, match="no such folder|no dataset in it"):
             catalog.ask(lake, "SELECT count(*) FROM members")
+
+
+@pytest.mark.parametrize("column", ["ocr_text", "color"])
+@pytest.mark.parametrize("value", [[1], {"a": 1}, b"\xff", 5], ids=["list", "struct", "bytes", "number"])
+def test_a_column_of_another_kind_stops_its_own_dataset_alone(
+    value: Any, column: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "shard-000001.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array([value] * len(table))), path)
+    other = folder.with_name("dataset=other")
+    shutil.copytree(folder.with_name("dataset=whole"), other)
+    asked = f"SELECT DISTINCT dataset, {column}, exact FROM members"
+    datasets = set(catalog.ask(str(folder.parent), asked)["dataset"].to_pylist())
+    said = capsys.readouterr().err
+    assert (datasets == {"whole", "other"} and "left out dataset x: its column" in said) or value == 5
 
 
 def test_pages_that_look_whole_stop_their_own_dataset_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,9 @@ import pyarrow.compute as pc
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import extremes, standardise
-from gpo_data.lake.files import require
+from gpo_data.lake.damaged import conflicting
+from gpo_data.lake.files import open_lake, require
+from gpo_data.lake.relabel import relabelled
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
 from gpo_data.lake.views import NUMBERS, columns_of
@@ -79,8 +81,13 @@ def ask(
             relation = scored(con, reward).sql(query, params=list(parameters))
             # A statement such as CREATE VIEW has no answer.
             return relation.to_arrow_table() if relation is not None else pa.table({})
+        except duckdb.InterruptException:
+            raise KeyboardInterrupt from None
         except duckdb.Error as error:
-            if whole or isinstance(error, OF_THE_QUESTION):
+            of_question = isinstance(error, OF_THE_QUESTION)
+            if isinstance(error, duckdb.ConversionException):  # of the question, unless two datasets differ in a column
+                of_question = not conflicting(open_lake(None, lake))
+            if whole or of_question:
                 raise UsageError(f"query: {locked.one_line(error)}") from None
         finally:
             con.close()
@@ -91,7 +98,6 @@ def ask(
 OF_THE_QUESTION = (
     duckdb.BinderException,
     duckdb.CatalogException,
-    duckdb.ConversionException,
     duckdb.ParserException,
     duckdb.PermissionException,
 )
@@ -110,7 +116,7 @@ def scored(
     counts again, and one whose new reward is NULL or not finite fails. None: the stored rewards. Raises UsageError.
 
     Args:
-        relabel: cross-prompt relabelling, see `relabelled`, with the task's `targets`.
+        relabel: cross-prompt relabelling, see relabel.py, with the task's `targets`.
     """
     own = con.cursor()
     if reward is None and relabel is None:
@@ -170,7 +176,7 @@ def snapshot(
         reward: expression in the place of the stored reward.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
-        relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and its own members come first.
+        relabel: see relabel.py, with `targets`; the table then has a column `lender`, and its own members come first.
         members: of each group keep so many, its best and its worst, with the advantages that they have among all.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
@@ -248,44 +254,6 @@ def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
             f"{path}: fingerprint {fingerprint}, expected {expected}, the one of dataset.json: another recipe drew it; "
             f"{REPAIR}"
         )
-
-
-def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targets: tuple[str, ...]) -> str:
-    """SQL of all members, in which the groups of `dataset` have members of each other besides their own.
-
-    A picture of four squares that was drawn for "five squares" is wrong there and right for "four squares". Where the
-    condition holds for a pair of groups, the lender's members stand in the borrower's group too, with its prompt and
-    targets; `lender` is the group that a member was drawn in. Since a picture is better in one group and worse in the
-    other, what all good pictures have in common cancels out, and what fits the prompt remains.
-
-    Args:
-        own: gets a temporary table of the pairs.
-        relabel: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
-        targets: the task's target columns.
-
-    The stored rewards were given for the lender's target: a reward has to be given again. Raises UsageError.
-    """
-    columns = columns_of(own, "SELECT * FROM drawn_members")
-    mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
-    of_group = ", ".join(map(identifier, mine))
-    locked.check_expression("relabel", relabel)
-    try:
-        # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
-        with locked.time_limit(own, f"relabel: {locked.short(relabel)}"):
-            own.execute(f"""
-                CREATE TEMP TABLE relabelled AS
-                WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
-                SELECT borrower.*, lender.group_key AS lender
-                FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
-    except duckdb.Error as error:
-        raise UsageError(
-            f"relabel: {relabel!r}: {locked.one_line(error)}; columns of borrower and lender: {', '.join(mine)}"
-        ) from None
-    return f"""
-        SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
-        UNION ALL BY NAME
-        SELECT l.*, m.* EXCLUDE ({of_group})
-        FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender"""
 
 
 def digest(table: pa.Table) -> str:

@@ -1,7 +1,4 @@
-"""Which files of a lake the views read, on this machine or behind an fsspec URL, and which are left out.
-
-A dataset that somebody damaged does not stop the questions about the others: it is left out, and `left_out` says why.
-"""
+"""Which files of a lake the views read, on this machine or behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -14,10 +11,8 @@ from urllib.parse import urlsplit
 
 import duckdb
 import fsspec
-import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError
-from gpo_data.lake.sidecar import problem_of
 
 SHARDS = "shard-*.parquet"
 
@@ -104,34 +99,3 @@ def require(lake: str) -> None:
     if not files.datasets():
         there = "no dataset in it" if files.store.isdir(files.folder) else "no such folder"
         raise UsageError(f"lake: {lake}: {there}; `gpo-data shards RECIPE` draws one, `--lake FOLDER` names another")
-
-
-def left_out(files: Files, whole: bool = False) -> dict[str, str]:
-    """{dataset that cannot be read: its first problem}.
-
-    Args:
-        whole: read every row, and not only what a sidecar says of itself.
-    """
-    problems: dict[str, str] = {}
-    for path in files.found(SHARDS):
-        name = dataset_of(path)
-        if name not in problems:
-            try:
-                with files.store.open(path, "rb") as stream:
-                    problem = problem_of(stream, whole)
-            except OSError as error:
-                problem = f"cannot read: {error.strerror or error}"
-            if problem:
-                problems[name] = f"{path}: {problem}"
-    return problems
-
-
-def can_be_read(files: Files, path: str) -> bool:
-    """Whether every row of a Parquet file can be."""
-    try:
-        with files.store.open(path, "rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
-            for _ in file.iter_batches():
-                pass
-    except Exception:  # pyarrow raises many kinds on damaged bytes
-        return False
-    return True

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import few
-from gpo_data.lake.files import SHARDS, Files, can_be_read
+from gpo_data.lake.damaged import can_be_read
+from gpo_data.lake.files import SHARDS, Files
 from gpo_data.lake.sidecar import CORE, footer_of, read_rows
 from gpo_data.lake.sql import listed, read_parquet
 from gpo_data.tasks import TASKS

@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """A group: its own record first, then those that it borrows members from (see catalog.relabelled)."""
+    """A group: its own record first, then those that it borrows members from (see relabel.py)."""
 
     key: str
     prompt: str

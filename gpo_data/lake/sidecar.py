@@ -97,12 +97,12 @@ def _wrong_columns(schema: pa.Schema) -> str | None:
     if missing := [name for name in CORE.names if name not in schema.names and name not in OPTIONAL]:
         return f"the sidecar lacks the columns {', '.join(missing)}"
     for field in CORE:
-        if field.name in schema.names and _kind(found := schema.field(field.name).type) != _kind(field.type):
+        if field.name in schema.names and kind_of(found := schema.field(field.name).type) != kind_of(field.type):
             return f"the sidecar's column {field.name} is {found}, expected {field.type}"
     return None
 
 
-def _kind(type: pa.DataType) -> str:
+def kind_of(type: pa.DataType) -> str:
     """Text, whole number or number: which width another writer chose does not matter."""
     if pa.types.is_string(type) or pa.types.is_large_string(type):
         return "text"

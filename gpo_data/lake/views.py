@@ -9,16 +9,16 @@ that say what and where a member is (PROTECTED), and gets a name of its own ther
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import duckdb
 import pyarrow as pa
 
-from gpo_data.errors import UsageError, few
+from gpo_data.errors import UsageError
 from gpo_data.lake import locked
 from gpo_data.lake.advantage import DEAD_SQL
-from gpo_data.lake.files import SHARDS, Files, left_out, open_lake
+from gpo_data.lake.damaged import leave_out
+from gpo_data.lake.files import SHARDS, Files, open_lake
 from gpo_data.lake.measures import PROTECTED, TARGETS, sources_of
 from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
 from gpo_data.lake.sql import identifier, listed, quote, read_parquet
@@ -55,34 +55,24 @@ def create(
     Raises UsageError: no dataset that is asked for can be read.
     """
     files = open_lake(con, lake)
-    if "://" not in files.prefix:
-        con.execute(
-            "SET parquet_metadata_cache = true"
-        )  # footers are read once; a change is noticed by the file's time
+    if "://" not in files.prefix:  # footers are read once; a change is noticed by the file's time
+        con.execute("SET parquet_metadata_cache = true")
     asked = files.of(datasets) if datasets is not None else files
     if datasets is not None and not asked.found(SHARDS):
         asked = files
-    if whole and (damaged := left_out(asked, whole=True)):
-        asked = asked.of(without(asked, damaged))
     try:
+        if whole:
+            asked = leave_out(asked, whole)
+        else:
+            try:
+                _create(con, asked, whole)
+                return asked
+            except duckdb.Error:
+                asked = leave_out(asked)
         _create(con, asked, whole)
     except duckdb.Error as error:
-        damaged = left_out(asked)
-        if not damaged:
-            raise UsageError(f"lake: cannot read the sidecars of {lake}: {locked.one_line(error)}; {REPAIR}") from None
-        asked = asked.of(without(asked, damaged))
-        _create(con, asked, whole)
+        raise UsageError(f"lake: cannot read the sidecars of {lake}: {locked.one_line(error)}; {REPAIR}") from None
     return asked
-
-
-def without(files: Files, damaged: dict[str, str]) -> list[str]:
-    """The other datasets; says what is left out. Raises UsageError where none is left."""
-    names = [name for name in files.datasets() if name not in damaged]
-    if not names:
-        raise UsageError(f"lake: {few(list(damaged.values()))}; {REPAIR}")
-    for name, problem in damaged.items():
-        print(f"left out dataset {name}: {problem}; {REPAIR} on it", file=sys.stderr)
-    return names
 
 
 def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> None:
@@ -132,12 +122,14 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> l
 
 def _check_types(con: duckdb.DuckDBPyConnection, names: dict[str, str]) -> None:
     """Raise duckdb.Error where one file's column of another type has made all others of that type."""
-    for field in CORE:
-        if field.name not in names and field.name in OPTIONAL:
+    core = dict(zip(CORE.names, CORE.types, strict=True))
+    for name, type in (core | TARGETS).items():
+        if name not in names and (name in OPTIONAL or name in TARGETS):
             continue
-        kinds = {"string": ("VARCHAR",), "double": ("DOUBLE", "FLOAT")}.get(str(field.type), INTEGERS)
-        if names.get(field.name) not in kinds:
-            raise duckdb.Error(f"column {field.name} is {names.get(field.name, 'missing')}, expected {field.type}")
+        whole = NUMBERS if name in TARGETS else INTEGERS
+        kinds = {"string": ("VARCHAR",), "double": ("DOUBLE", "FLOAT")}.get(str(type), whole)
+        if names.get(name) not in kinds:
+            raise duckdb.Error(f"column {name} is {names.get(name, 'missing')}, expected {type}")
 
 
 def _empty() -> pa.Schema:
