@@ -43,6 +43,9 @@ EXPRESSIONS = {
     "another parameter": "?",
     "the environment": "getenv('HOME') = ''",
     "a setting": "(SELECT count(*) FROM enable_logging(storage = 'file', storage_path = '{lake}/log'))",
+    "SQL in a text": "(SELECT count(*) FROM query('FROM x'))",
+    "SQL in JSON": "(SELECT count(*) FROM json_execute_serialized_sql(json_serialize_sql('FROM x')))",
+    "sleeps": "sleep_ms(3600000) IS NULL",
     "a very deep one": "(" * 20_000 + "1" + ")" * 5_000,
     "a deep one": "(" * 5_000 + "1" + ")" * 5_000,
     "a long list": "abs(" * 4_000 + "1" + ")" * 4_000,
@@ -73,6 +76,10 @@ STATEMENTS = {
     "a secret": "CREATE PERSISTENT SECRET s (TYPE s3)",
     "two statements": "SELECT 1; COPY (SELECT 1) TO '{lake}/out.csv'",
     "inserts": "WITH x AS (INSERT INTO no_members VALUES (1)) FROM x",
+    "writes in a query of a text": "FROM query('WITH x AS (COPY (SELECT 1) TO ''{lake}/out.csv'') FROM x')",
+    "writes in a query of JSON": "FROM json_execute_serialized_sql(json_serialize_sql("
+    "'WITH x AS (COPY (SELECT 1) TO ''{lake}/out.csv'') FROM x'))",
+    "writes a log": "FROM enable_logging(storage = 'file', storage_path = '{lake}/log')",
     "nothing": "-- nothing",
 }
 

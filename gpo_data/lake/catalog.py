@@ -78,7 +78,8 @@ def ask(
     for whole in (False, True):
         con = connect(lake, unsafe=unsafe, whole=whole)
         try:
-            relation = scored(con, reward).sql(query, params=list(parameters))
+            own = scored(con, reward)
+            relation = own.sql(query, params=list(parameters))
             # A statement such as CREATE VIEW has no answer.
             return relation.to_arrow_table() if relation is not None else pa.table({})
         except duckdb.InterruptException:

@@ -27,6 +27,12 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 
 SECONDS = 600.0  # for one question with a recipe's expression in it; 10 million members take about a minute
+# Functions that run SQL which the parser does not see, or change what a locked connection should keep.
+REFUSED = {
+    *("query", "json_execute_serialized_sql", "from_substrait", "from_substrait_json", "import_database"),
+    *("enable_logging", "disable_logging", "truncate_duckdb_logs", "write_log", "checkpoint", "force_checkpoint"),
+    *("enable_profiling", "enable_profile", "disable_profiling", "disable_profile", "sleep_ms"),
+}
 LONGEST = 20_000  # characters of an expression
 READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # A Python variable's name is not a table.
@@ -43,14 +49,15 @@ SETTINGS = {
 _PARSED = """
     WITH parsed AS (SELECT json_serialize_sql($1)::JSON AS j), node AS (
         SELECT j, json_extract(j, '$.statements[0].node') AS n FROM parsed)
-    SELECT j->>'$.error_message', j->>'$.error_type' = 'not implemented',
+    SELECT (j->>'$.error_message'), (j->>'$.error_type') = 'not implemented',
            coalesce(json_array_length(j, '$.statements'), 0),
            list_distinct(regexp_extract_all(j::VARCHAR, '"type":"([A-Z_]+_NODE)"', 1)),
-           coalesce(n->>'$.type' = 'SELECT_NODE' AND n->>'$.from_table.type' = 'EMPTY'
+           list_distinct(regexp_extract_all(lower(j::VARCHAR), '"function_name":"([^"]+)"', 1)),
+           coalesce((n->>'$.type') = 'SELECT_NODE' AND (n->>'$.from_table.type') = 'EMPTY'
                AND json_array_length(n, '$.select_list') = 1 AND json_array_length(n, '$.modifiers') = 0
                AND json_array_length(n, '$.cte_map.map') = 0 AND json_array_length(n, '$.group_expressions') = 0
-               AND n->>'$.where_clause' IS NULL AND n->>'$.having' IS NULL AND n->>'$.qualify' IS NULL
-               AND n->>'$.sample' IS NULL AND json_array_length(j, '$.statements[0].named_param_map') = 0, false)
+               AND (n->>'$.where_clause') IS NULL AND (n->>'$.having') IS NULL AND (n->>'$.qualify') IS NULL
+               AND (n->>'$.sample') IS NULL AND json_array_length(j, '$.statements[0].named_param_map') = 0, false)
     FROM node"""
 
 
@@ -64,7 +71,7 @@ def check_expression(key: str, text: str) -> None:
         raise UsageError(f"{key}: {short(text)}: {found.error}")
     if not found.alone:
         raise UsageError(f"{key}: {short(text)}: expected one SQL expression, found more than that")
-    _refuse_writing(key, text, found.nodes)
+    _refuse_writing(key, text, found)
 
 
 def check_question(query: str) -> None:
@@ -77,7 +84,7 @@ def check_question(query: str) -> None:
         raise UsageError(
             f"query: {short(query)}: expected one SELECT, found {what}; `--unsafe` runs any SQL, files and all"
         )
-    _refuse_writing("query", query, found.nodes)
+    _refuse_writing("query", query, found)
 
 
 def lock(con: duckdb.DuckDBPyConnection, folders: Sequence[str] = ()) -> None:
@@ -134,9 +141,10 @@ def one_line(error: Exception | str) -> str:
     return " ".join(re.split(r"\n\s*LINE \d+:", str(error))[0].split())
 
 
-def _refuse_writing(key: str, text: str, nodes: tuple[str, ...]) -> None:
-    if writing := sorted(set(nodes) - READING):
-        kind = ", ".join(node.removesuffix("_NODE").removesuffix("_QUERY") for node in writing)
+def _refuse_writing(key: str, text: str, parsed: _Parsed) -> None:
+    writing = [node.removesuffix("_NODE").removesuffix("_QUERY") for node in sorted(set(parsed.nodes) - READING)]
+    if writing := writing + sorted(set(parsed.functions) & REFUSED):
+        kind = ", ".join(writing)
         raise UsageError(f"{key}: {short(text)}: expected SQL that only reads, found {kind}")
 
 
@@ -151,6 +159,7 @@ class _Parsed:
     other_kind: bool = False  # a statement of another kind than SELECT
     statements: int = 0
     nodes: tuple[str, ...] = ()  # kinds of the queries in it
+    functions: tuple[str, ...] = ()  # names, in lower case
     alone: bool = False  # SELECT <one expression>, and nothing besides
 
 
@@ -158,8 +167,9 @@ class _Parsed:
 def _parse(text: str) -> _Parsed:
     con = _parser().cursor()  # a cursor a call: connections are not thread-safe
     try:
-        error, other, statements, nodes, alone = con.execute(_PARSED, [text]).fetchall()[0]
-        return _Parsed(one_line(error) if error else None, bool(other), statements, tuple(nodes or ()), alone)
+        error, other, statements, nodes, names, alone = con.execute(_PARSED, [text]).fetchall()[0]
+        lists = tuple(nodes or ()), tuple(names or ())
+        return _Parsed(one_line(error) if error else None, bool(other), statements, *lists, alone)
     except duckdb.Error as error:
         return _Parsed(one_line(error))
     finally:
