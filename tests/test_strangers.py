@@ -45,6 +45,9 @@ EXPRESSIONS = {
     "a setting": "(SELECT count(*) FROM enable_logging(storage = 'file', storage_path = '{lake}/log'))",
     "SQL in a text": "(SELECT count(*) FROM query('FROM x'))",
     "SQL in JSON": "(SELECT count(*) FROM json_execute_serialized_sql(json_serialize_sql('FROM x')))",
+    "an address": "(SELECT count(*) FROM arrow_scan(1, 2, 3))",
+    "an address in an argument": "(SELECT count(*) FROM range((SELECT count(*) FROM pandas_scan(1))))",
+    "an address under a name": '(SELECT count(*) FROM range(3) AS range(arrow_scan), "Arrow_Scan"(1, 2, 3))',
     "sleeps": "sleep_ms(3600000) IS NULL",
     "a very deep one": "(" * 20_000 + "1" + ")" * 5_000,
     "a deep one": "(" * 5_000 + "1" + ")" * 5_000,
@@ -79,6 +82,8 @@ STATEMENTS = {
     "writes in a query of a text": "FROM query('WITH x AS (COPY (SELECT 1) TO ''{lake}/out.csv'') FROM x')",
     "writes in a query of JSON": "FROM json_execute_serialized_sql(json_serialize_sql("
     "'WITH x AS (COPY (SELECT 1) TO ''{lake}/out.csv'') FROM x'))",
+    "an address": "FROM arrow_scan(1, 2, 3)",
+    "an address behind another": "SELECT * FROM range(3) r, LATERAL (FROM pandas_scan(1))",
     "writes a log": "FROM enable_logging(storage = 'file', storage_path = '{lake}/log')",
     "nothing": "-- nothing",
 }
@@ -183,6 +188,8 @@ def test_a_condition_may_ask_the_lake(lake: str) -> None:
         "explain analyze\n SELECT * FROM members",
         "VALUES (1), (2)",
         "SELECT ';' -- and a comment",
+        "SELECT function_name FROM duckdb_functions()",
+        "SELECT unnest([1, 2]) FROM range(2)",
     ],
 )
 def test_good_queries_go_on_working(query: str, lake: str) -> None:

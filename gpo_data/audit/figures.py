@@ -177,7 +177,7 @@ def _bins(values: np.ndarray, top: float = 1.0) -> list[float]:
         low, high = 0.0, top + 1e-9  # the float above 0.5 that is a standard deviation of 0 and 1
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, 21).tolist()
+    return [float(edge) for edge in np.linspace(low, high, 21)]
 
 
 def _legend_above(axes: Axes) -> None:

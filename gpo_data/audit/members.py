@@ -56,7 +56,8 @@ class Members:
     def row(self, group: int, member: int) -> dict[str, Any]:
         """A measured member's columns: key, prompt, what was read, place in the tar."""
         index = int(self.row_of[group, member])
-        return self.table.slice(index, 1).to_pylist()[0]
+        row: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        return row
 
 
 def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Members:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -21,7 +22,7 @@ LOST = 64  # pixels of a cell where no group has a picture
 def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
     read_manifest(folder)
-    places: dict[str, dict] = {}
+    places: dict[str, dict[str, Any]] = {}
     for sidecar in sidecars(folder):
         for row in read_rows(sidecar, ["group_key", *PLACE]):
             places.setdefault(row["group_key"], row)

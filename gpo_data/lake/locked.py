@@ -27,12 +27,16 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 
 SECONDS = 600.0  # for one question with a recipe's expression in it; 10 million members take about a minute
-# Functions that run SQL which the parser does not see, or change what a locked connection should keep.
-REFUSED = {
-    *("query", "json_execute_serialized_sql", "from_substrait", "from_substrait_json", "import_database"),
-    *("enable_logging", "disable_logging", "truncate_duckdb_logs", "write_log", "checkpoint", "force_checkpoint"),
-    *("enable_profiling", "enable_profile", "disable_profiling", "disable_profile", "sleep_ms"),
+# Table functions that may stand in an expression, and in a question. DuckDB has others that run SQL which its parser
+# does not see (`query`), write a log, or take addresses in memory (`arrow_scan`).
+TABLES = {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
+TABLES_ASKED = TABLES | {
+    *("read_parquet", "parquet_scan", "parquet_schema", "parquet_metadata", "parquet_kv_metadata", "glob"),
+    *("parquet_file_metadata", "read_json", "read_json_auto", "read_csv", "read_csv_auto", "read_text", "read_blob"),
+    *("duckdb_columns", "duckdb_functions", "duckdb_views", "duckdb_tables", "duckdb_settings", "duckdb_types"),
+    *("duckdb_memory", "pragma_table_info", "pragma_version", "summary"),
 }
+REFUSED = {"sleep_ms", "write_log"}  # of the functions that give a value
 LONGEST = 20_000  # characters of an expression
 READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 # A Python variable's name is not a table.
@@ -53,6 +57,8 @@ _PARSED = """
            coalesce(json_array_length(j, '$.statements'), 0),
            list_distinct(regexp_extract_all(j::VARCHAR, '"type":"([A-Z_]+_NODE)"', 1)),
            list_distinct(regexp_extract_all(lower(j::VARCHAR), '"function_name":"([^"]+)"', 1)),
+           list_distinct(regexp_extract_all(
+               lower(j::VARCHAR), '"type":"table_function".*?"function_name":"([^"]+)"', 1)),
            coalesce((n->>'$.type') = 'SELECT_NODE' AND (n->>'$.from_table.type') = 'EMPTY'
                AND json_array_length(n, '$.select_list') = 1 AND json_array_length(n, '$.modifiers') = 0
                AND json_array_length(n, '$.cte_map.map') = 0 AND json_array_length(n, '$.group_expressions') = 0
@@ -71,7 +77,7 @@ def check_expression(key: str, text: str) -> None:
         raise UsageError(f"{key}: {short(text)}: {found.error}")
     if not found.alone:
         raise UsageError(f"{key}: {short(text)}: expected one SQL expression, found more than that")
-    _refuse_writing(key, text, found)
+    _refuse(key, text, found, TABLES)
 
 
 def check_question(query: str) -> None:
@@ -84,7 +90,7 @@ def check_question(query: str) -> None:
         raise UsageError(
             f"query: {short(query)}: expected one SELECT, found {what}; `--unsafe` runs any SQL, files and all"
         )
-    _refuse_writing("query", query, found)
+    _refuse("query", query, found, TABLES_ASKED)
 
 
 def lock(con: duckdb.DuckDBPyConnection, folders: Sequence[str] = ()) -> None:
@@ -141,11 +147,11 @@ def one_line(error: Exception | str) -> str:
     return " ".join(re.split(r"\n\s*LINE \d+:", str(error))[0].split())
 
 
-def _refuse_writing(key: str, text: str, parsed: _Parsed) -> None:
+def _refuse(key: str, text: str, parsed: _Parsed, tables: set[str]) -> None:
     writing = [node.removesuffix("_NODE").removesuffix("_QUERY") for node in sorted(set(parsed.nodes) - READING)]
-    if writing := writing + sorted(set(parsed.functions) & REFUSED):
-        kind = ", ".join(writing)
-        raise UsageError(f"{key}: {short(text)}: expected SQL that only reads, found {kind}")
+    functions = sorted((set(parsed.functions) & REFUSED) | (set(parsed.tables) - tables))
+    if found := writing + functions:
+        raise UsageError(f"{key}: {short(text)}: expected SQL that only reads the lake, found {', '.join(found)}")
 
 
 def short(text: str) -> str:
@@ -159,7 +165,8 @@ class _Parsed:
     other_kind: bool = False  # a statement of another kind than SELECT
     statements: int = 0
     nodes: tuple[str, ...] = ()  # kinds of the queries in it
-    functions: tuple[str, ...] = ()  # names, in lower case
+    functions: tuple[str, ...] = ()  # names of all, in lower case
+    tables: tuple[str, ...] = ()  # of those that give a table
     alone: bool = False  # SELECT <one expression>, and nothing besides
 
 
@@ -167,8 +174,8 @@ class _Parsed:
 def _parse(text: str) -> _Parsed:
     con = _parser().cursor()  # a cursor a call: connections are not thread-safe
     try:
-        error, other, statements, nodes, names, alone = con.execute(_PARSED, [text]).fetchall()[0]
-        lists = tuple(nodes or ()), tuple(names or ())
+        error, other, statements, nodes, functions, tables, alone = con.execute(_PARSED, [text]).fetchall()[0]
+        lists = tuple(nodes or ()), tuple(functions or ()), tuple(tables or ())
         return _Parsed(one_line(error) if error else None, bool(other), statements, *lists, alone)
     except duckdb.Error as error:
         return _Parsed(one_line(error))

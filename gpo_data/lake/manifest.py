@@ -47,7 +47,8 @@ def drawn_in(lake: str, name: str) -> str | None:
     """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
     if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
         return None
-    return read_manifest(dataset_folder(lake, name)).get("fields", {}).get("sampler.dtype")
+    dtype = read_manifest(dataset_folder(lake, name))["fields"].get("sampler.dtype")
+    return None if dtype is None else str(dtype)
 
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _refuse_difference(recipe: Recipe, folder: Path, old: dict, new: dict, what: str) -> None:
+def _refuse_difference(recipe: Recipe, folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} in the recipe" for k in differing)

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -81,7 +82,7 @@ class Place:
     advantages: tuple[float, ...]
 
 
-class Reader(torch.utils.data.Dataset):
+class Reader(torch.utils.data.Dataset[TrainGroup]):
     """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
 
     def __init__(self, lake: str, snapshot: pa.Table) -> None:
@@ -149,7 +150,7 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     folder = lake.rstrip("/")
-    by_group: dict[tuple[str, str], list[dict]] = {}
+    by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.select([*catalog.SNAPSHOT, "advantage"]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []

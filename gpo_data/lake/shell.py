@@ -181,7 +181,8 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
 
 
 def columns_of(lake: str) -> list[str]:
-    return ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")["column_name"].to_pylist()
+    names = ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")["column_name"]
+    return [str(name) for name in names.to_pylist()]
 
 
 def history_file() -> Path:

@@ -92,7 +92,7 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> l
         con.execute("CREATE OR REPLACE TABLE no_members AS SELECT * FROM arrow_empty")
         con.unregister("arrow_empty")
         con.execute(f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM no_members")
-        return _empty().names
+        return list(_empty().names)
     read = read_parquet(files, files.patterns(SHARDS))
     names = _columns(con, f"SELECT * FROM {read}")
     _check_types(con, names)
