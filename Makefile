@@ -3,6 +3,9 @@ TASK  ?= text
 MODEL ?= tiny
 MODE  ?= offline
 ARGS  ?=
+# As it is, and by the environment: neither make nor the shell expands what stands in a query.
+override Q := $(value Q)
+export Q
 PYTHON ?= python3
 RECIPE = recipes/$(TASK)-$(MODEL).yaml
 BIN    = .venv/bin
@@ -38,7 +41,7 @@ audit: $(READY) ## what is in a dataset: a table, and an HTML page beside the sh
 	@$(BIN)/gpo-data audit $(RECIPE) $(ARGS)
 
 sql: $(READY) ## query the lake: Q="select ...", or an interactive prompt without Q
-	@$(BIN)/gpo-data sql $(RECIPE) $(if $(Q),"$(subst ",\",$(Q))") $(ARGS)
+	@$(BIN)/gpo-data sql $(RECIPE) $(if $(Q),"$$Q") $(ARGS)
 
 measure: $(READY) ## add the recipe's evaluators to shards already drawn
 	@$(BIN)/gpo-data measure $(RECIPE) $(ARGS)

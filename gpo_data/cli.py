@@ -51,12 +51,20 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
+    argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
 )
 def sql(recipe: Recipe, options: Options) -> None:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
     from gpo_data.lake import shell
 
-    shell.run(recipe.lake, options.query, options.format, options.out, recipe.reward if options.reward else None)
+    shell.run(
+        recipe.lake,
+        options.query,
+        options.format,
+        options.out,
+        recipe.reward if options.reward else None,
+        options.unsafe,
+    )
 
 
 @command.verb(
@@ -78,7 +86,8 @@ def measure(recipe: Recipe, options: Options) -> None:
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
     from gpo_data.generation.redraw import redraw
-    from gpo_data.lake.verify import repair, verify
+    from gpo_data.lake.repair import repair
+    from gpo_data.lake.verify import verify
 
     folder = _folder(recipe)
     report = verify(folder)
@@ -89,13 +98,19 @@ def verify(recipe: Recipe, options: Options) -> int:
     )
     for path, problem in report.problems:
         console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
+    differing = 0
     for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
-        agrees = "agrees" if row["reward"] == row["reward_again"] else f"is now {row['reward_again']}"
+        same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
+        now = "agrees" if row.reward == row.reward_again else f"is now {row.reward_again}"
         console.print(
-            f"  redrawn {row['group_key']} member {row['member']:2d}: largest difference of latents "
-            f"{row['difference']:.2e}, reward {row['reward']:.3f} {agrees}",
+            f"  redrawn {row.group_key} member {row.member:2d}: difference of latents {row.difference:.1e} of their "
+            f"norm, {same}; reward {row.reward} {now}",
             soft_wrap=True,
         )
+        differing += not row.agrees
+    if differing:
+        console.print(f"{differing} of {options.redraw} members are not what the recipe draws from their seeds")
+        return 1
     if report.problems and options.repair:
         moved = repair(folder, report)
         console.print(f"repaired: {moved} files moved to .quarantine or removed; `gpo-data shards` draws them again")

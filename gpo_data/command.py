@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpo_data import recipe as recipes
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import DISK, RunError, UsageError
 from gpo_data.recipe import Recipe
 from gpo_data.recipe.checks import MOST_INT
 
@@ -91,6 +91,11 @@ class Command:
         except BrokenPipeError:  # `gpo-data sql ... | head`
             sys.stderr.close()
             return 0
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+            return 1
 
 
 class _VerbParser(argparse.ArgumentParser):

@@ -5,6 +5,19 @@
 Each message is what was expected, what was found and what to do, and is printed without a traceback.
 """
 
+import errno
+from collections.abc import Sequence
+
+# What a disk or a file system that fails says, whatever was done with it.
+DISK = (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EACCES)
+MOST = 10  # names in a list of a message
+
+
+def few(names: Sequence[str], none: str = "none") -> str:
+    """`a, b, c`, cut where there are many."""
+    more = f", and {len(names) - MOST:,} more" if len(names) > MOST else ""
+    return ", ".join(names[:MOST]) + more or none
+
 
 class UsageError(Exception):
     exit_code = 2

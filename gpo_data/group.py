@@ -8,8 +8,8 @@ On disk a group is one WebDataset sample:
     text-00000042.00.png ...           a preview a member: lossless PNG below 128 px, WebP above
 
 What always holds: the key matches `[a-z0-9_-]+` (a dot would split a sample), every list has G entries, and the
-bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is its reason, its reward
-is None, and it may lack a preview.
+bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is a code (status.py) and
+`reasons[i]` says why; its reward is None, and it may lack a preview.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from gpo_data import status
+from gpo_data.errors import few
+from gpo_data.parts import PICTURE, Damage, open_json, open_picture, open_tensors
 from gpo_data.prompt import Prompt
 
-OK = "ok"
 LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
 
 
@@ -43,6 +44,7 @@ class Group:
     conditioning: dict[str, torch.Tensor]
     images: list[np.ndarray | None]
     statuses: list[str] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)  # empty where no member failed
     measurements: list[dict[str, Any]] = field(default_factory=list)
     rewards: list[float | None] = field(default_factory=list)
 
@@ -73,6 +75,8 @@ def to_sample(group: Group) -> dict[str, bytes]:
         "measurements": group.measurements,
         "rewards": group.rewards,
     }
+    if any(group.reasons):  # not in a group that is whole, whose bytes are those of 0.1
+        meta["reasons"] = group.reasons
     sample = {
         "group.json": json.dumps(meta, ensure_ascii=False, allow_nan=False).encode(),
         "latents.safetensors": save_safetensors({"latents": group.latents.contiguous()}),
@@ -86,24 +90,54 @@ def to_sample(group: Group) -> dict[str, bytes]:
 
 
 def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
-    """The inverse of `to_sample`; with `images=False` previews stay undecoded (None)."""
-    meta = json.loads(sample["group.json"])
-    pictures: list[np.ndarray | None] = [None] * len(meta["seeds"])
-    if images:
-        for name, data in sample.items():
-            if name.endswith((".png", ".webp")):
-                pictures[int(name.split(".")[0])] = decode_image(data)
+    """The inverse of `to_sample`; with `images=False` previews stay undecoded (None). Raises parts.Damage."""
+    meta = open_json(sample["group.json"])
+    statuses, reasons = statuses_of(meta)
+    size = len(meta["seeds"])
+    pictures: list[np.ndarray | None] = [None] * size
+    for name, data in sample.items():
+        if picture := PICTURE.fullmatch(name):
+            if (member := int(picture[1])) >= size:
+                raise Damage(f"{name}: expected members below {size}")
+            if images:
+                pictures[member] = np.asarray(open_picture(data, name))
+    if images and (lost := [i for i in range(size) if statuses[i] == status.OK and pictures[i] is None]):
+        raise Damage(f"members {few([str(i) for i in lost])} are ok and have no picture")
+    conditioning = open_tensors(sample["prompt.safetensors"], "prompt.safetensors")
+    if "prompt_embeds" not in conditioning:
+        raise Damage(f"prompt.safetensors: expected prompt_embeds, found {few(sorted(conditioning))}")
     return Group(
         key=meta["key"],
         prompt=Prompt(meta["prompt_id"], meta["prompt"], meta["target"]),
         seeds=meta["seeds"],
-        latents=load_safetensors(sample["latents.safetensors"])["latents"],
-        conditioning=load_safetensors(sample["prompt.safetensors"]),
+        latents=_latents(sample["latents.safetensors"], statuses),
+        conditioning=conditioning,
         images=pictures,
-        statuses=meta["statuses"],
+        statuses=statuses,
+        reasons=reasons,
         measurements=meta["measurements"],
         rewards=meta["rewards"],
     )
+
+
+def _latents(data: bytes, statuses: list[str]) -> torch.Tensor:
+    """[G, C, h, w], finite where a member is ok. Raises parts.Damage."""
+    tensors = open_tensors(data, "latents.safetensors")
+    latents = tensors.get("latents")
+    if latents is None or latents.ndim != 4 or len(latents) != len(statuses) or not latents.is_floating_point():
+        found = "none" if latents is None else f"{latents.dtype} of shape {list(latents.shape)}"
+        raise Damage(f"latents.safetensors: expected numbers of shape [{len(statuses)}, C, h, w], found {found}")
+    good = torch.tensor([one == status.OK for one in statuses])
+    if not torch.isfinite(latents[good]).all():
+        raise Damage("latents.safetensors: expected finite latents of the members that are ok")
+    return latents
+
+
+def statuses_of(meta: dict[str, Any]) -> tuple[list[str], list[str | None]]:
+    """The members' codes and reasons, out of a group.json of any version."""
+    found = meta["statuses"]
+    pairs = [status.split(*pair) for pair in zip(found, meta.get("reasons") or [None] * len(found), strict=True)]
+    return [code for code, _ in pairs], [reason for _, reason in pairs]
 
 
 def encode_image(image: np.ndarray) -> tuple[str, bytes]:
@@ -114,7 +148,3 @@ def encode_image(image: np.ndarray) -> tuple[str, bytes]:
         return "png", buffer.getvalue()
     Image.fromarray(image).save(buffer, "WEBP", quality=90)
     return "webp", buffer.getvalue()
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

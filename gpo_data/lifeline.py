@@ -1,31 +1,24 @@
-"""Worker processes end with the process that made them, however that ends.
-
-A pipe is held open by the one who made it; in a worker a thread waits for its end. A worker's own parent says nothing:
-under `forkserver` that is the server, which lives as long as its workers do.
-"""
+"""Worker processes end with the process that made them, however that ends."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-from multiprocessing import Pipe
-from typing import Any
 
 
-class Lifeline:
-    """Called in a worker (as a DataLoader's `worker_init_fn`, or a pool's initializer), it ties it to its maker."""
+def end_with_parent(*worker: object) -> None:
+    """Called in a worker: as a pool's initializer, or a DataLoader's `worker_init_fn`.
 
-    def __init__(self) -> None:
-        self._end, self._held = Pipe(duplex=False)
+    A parent that was killed cannot end its processes, which would keep their models in memory for ever.
+    """
+    threading.Thread(target=_wait, daemon=True).start()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_end": self._end}  # what is held stays with the maker
 
-    def __call__(self, *worker: object) -> None:
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def _wait(self) -> None:
-        try:
-            self._end.recv()
-        except (EOFError, OSError):
-            os._exit(1)
+def _wait() -> None:
+    # Not PR_SET_PDEATHSIG: it fires when the thread ends that started the process, which is not the parent's main one.
+    # Nor os.getppid: under `forkserver` that is the server, which lives as long as its workers do.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

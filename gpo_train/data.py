@@ -20,7 +20,7 @@ import torch
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup, batches
-from gpo_data.lifeline import Lifeline
+from gpo_data.lifeline import end_with_parent
 from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import TASKS
 
@@ -71,7 +71,7 @@ class GroupLoader:
             prefetch_factor=4 if self.workers else None,
             # `fork` would copy the threads' locks of torch and OpenMP.
             multiprocessing_context="forkserver" if self.workers else None,
-            worker_init_fn=Lifeline() if self.workers else None,
+            worker_init_fn=end_with_parent,
         )
 
 

@@ -20,7 +20,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models
 from gpo_data.errors import UsageError
-from gpo_data.lake.shard import TEMPORARY
+from gpo_data.lake.durable import TEMPORARY
 from gpo_train.policy import Policy
 from gpo_train.run import Run
 from gpo_train.sharded import class_name, whole_state

@@ -27,7 +27,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from gpo_data.errors import RunError
-from gpo_data.lake.shard import TEMPORARY, fsync_folder
+from gpo_data.lake.durable import HOST, TEMPORARY, fsync_folder
 
 DIGEST = 8  # bytes of blake2b in a checkpoint's name
 
@@ -52,7 +52,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+        temporary = path.with_name(f"{path.name}.{HOST}-{os.getpid()}{TEMPORARY}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:

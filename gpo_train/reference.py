@@ -23,8 +23,8 @@ from safetensors.torch import save
 
 from gpo_data.errors import RunError
 from gpo_data.generation.worker import Interrupted
+from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.reader import Reader, TrainGroup
-from gpo_data.lake.shard import write_atomic
 
 Errors = dict[str, torch.Tensor]
 

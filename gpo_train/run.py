@@ -30,8 +30,8 @@ from typing import Any
 import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
+from gpo_data.lake.durable import TEMPORARY, write_atomic
 from gpo_data.lake.manifest import drawn_in, with_dtype
-from gpo_data.lake.shard import TEMPORARY, write_atomic
 from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")

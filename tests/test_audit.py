@@ -23,6 +23,7 @@ from gpo_data.audit.show import load_groups
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import shard
+from gpo_data.lake.stage import stage
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.tiny import render, words
 from gpo_train.evaluation import evaluate
@@ -107,14 +108,23 @@ def write_dataset(lake, task, groups=12, size=G, per_shard=6, fail=False, paid=1
         group = write_group(rng, task, index, size)
         group.rewards = [paid * reward for reward in group.rewards]
         if fail and index == 2:
-            group.statuses[3], group.rewards[3], group.images[3] = "failed: NaN from the model", None, None
+            group.statuses[3], group.rewards[3], group.images[3] = "failed_latents", None, None
+            group.reasons = [None, None, None, "NaN from the model", *[None] * (size - 4)]
             group.measurements[3] = {}
-        shard.stage(folder, group)
+        stage(folder, group, "f" * 16)
         keys.append(group.key)
     for i in range(0, groups, per_shard):
         shard.commit(folder, i // per_shard, keys[i : i + per_shard], COLUMNS[task], "f" * 16)
     recipe = {"model": "tiny", "reward": RECIPES[task], "task": {"kind": task}}
-    head = {"name": name, "fingerprint": "f" * 16, "fields": {}, "recipe": recipe, "versions": {}, "created": ""}
+    head = {
+        "name": name,
+        "fingerprint": "f" * 16,
+        "fields": {},
+        "measured": {},
+        "recipe": recipe,
+        "versions": {},
+        "created": "",
+    }
     (folder / "dataset.json").write_text(json.dumps(head))
     return str(lake), name
 
@@ -174,7 +184,7 @@ def test_numbers_of_a_known_dataset(text):
     data = members.read(*text, None, None)
     figures = statistics.summarise(data)
     assert data.shape == (12, G)
-    assert data.failed == [("failed: NaN from the model", 1)]
+    assert data.failed == [("NaN from the model", 1)]
     assert np.isnan(data.rewards).sum() == 1 and np.isnan(data.rewards[2, 3])
     assert np.array_equal(data.rewards, data.exact, equal_nan=True)
     assert figures.dead_high[0] and figures.dead_low[1]
@@ -235,7 +245,7 @@ def test_large_pictures_are_made_smaller():
     from gpo_data.group import encode_image
 
     extension, coded = encode_image(np.zeros((600, 400, 3), np.uint8))
-    uri, width = galleries.data_uri(coded)
+    uri, width = galleries.data_uri(coded, "00.webp")
     assert extension == "webp" and uri.startswith("data:image/webp") and width < galleries.SHOWN
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec import AbstractFileSystem
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -22,11 +24,16 @@ from gpo_data.generation.measure import measure
 from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake import shell as query
+from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured
-from gpo_data.lake.shard import claim, commit, sidecar_schema, stage, tar_path
+from gpo_data.lake.shard import commit, tar_path
+from gpo_data.lake.sidecar import sidecar_schema
+from gpo_data.lake.stage import stage
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
 
+MANIFEST = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "measured": {}, "recipe": {}, "versions": {}}
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 
 
@@ -42,7 +49,8 @@ def rows_of(group: int, rewards: list[float | None], target: str = "AB") -> list
             "seed": 100 * group + i,
             "ocr_text": "AB" if r == 1 else "AX",
             "reward": r,
-            "status": "ok" if r is not None else "failed: no picture",
+            "status": "ok" if r is not None else "failed_evaluator",
+            "status_reason": None if r is not None else "no picture",
             "tar": "shard-000000.tar",
             "offset": 0,
             "size": 10,
@@ -60,13 +68,12 @@ def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None 
     with files.open(f"{folder}/shard-{shard:06d}.parquet", "wb") as stream:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
     with files.open(f"{folder}/dataset.json", "wb") as stream:
-        card = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "recipe": {}, "versions": {}, "created": "t"}
-        stream.write(json.dumps(card).encode())
+        stream.write(json.dumps(MANIFEST | {"created": "t"}).encode())
 
 
 def write_measure(folder, measure: str, shard: int, rows: list[dict]) -> None:
     (folder / "measures" / measure).mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows)
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"tar_sha256": "ab"})
     pq.write_table(table, folder / "measures" / measure / f"shard-{shard:06d}.parquet")
 
 
@@ -90,6 +97,11 @@ def test_the_empty_view_has_the_columns_of_a_sidecar(tmp_path, lake):
     full = {r[0]: r[1] for r in catalog.connect(str(lake)).execute("DESCRIBE members").fetchall()}
     assert full.items() <= empty.items()
     assert next(iter(full)) == "dataset" and list(full)[-4:] == ["filename", "shard", "exact", "level"]
+
+
+def test_the_empty_view_has_the_columns_of_every_task(tmp_path):
+    empty = {r[0] for r in catalog.connect(str(tmp_path)).execute("DESCRIBE members").fetchall()}
+    assert all({*kind.columns, *kind.reads()} <= empty for kind in TASKS.values())
 
 
 def test_views(lake):
@@ -319,6 +331,41 @@ def test_a_lake_behind_a_url():
         catalog.connect("nosuch://x")
 
 
+class Bucket(AbstractFileSystem):
+    """An object store, which names its objects without a slash in front, as S3 does; over memory."""
+
+    protocol, cachable = "bucket", False
+
+    def ls(self, path, detail=True, **kwargs):
+        found = fsspec.filesystem("memory").ls("/" + self._strip_protocol(path), detail=True)
+        entries = [entry | {"name": entry["name"].lstrip("/")} for entry in found]
+        return entries if detail else [entry["name"] for entry in entries]
+
+    def modified(self, path):
+        return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    def _open(self, path, mode="rb", **kwargs):
+        return fsspec.filesystem("memory").open("/" + self._strip_protocol(path), mode)
+
+
+@pytest.mark.parametrize("lake", ["memory://store/lake", "bucket://store/lake"])
+def test_a_url_lake_is_locked_like_a_folder(lake, tmp_path):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    write_shard("/store/lake/dataset=a", 0, rows_of(0, [0.0, 1.0]), files=files)
+    files.pipe("/store/secret.csv", b"a\n1\n")
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    con = catalog.connect(lake, "a")
+    assert catalog.snapshot(con, "a", reward="1.0 * member", where="ocr_text <> ''").num_rows == 2
+    assert catalog.ask(lake, "SELECT dataset, fingerprint FROM datasets").to_pylist() == [
+        {"dataset": "a", "fingerprint": "f00d"}
+    ]
+    for place in (tmp_path, lake.partition("://")[0] + "://store"):
+        with pytest.raises(UsageError, match="Permission Error"):
+            catalog.snapshot(con, "a", where=f"(SELECT count(*) FROM read_text('{place}/secret.csv')) > 0")
+
+
 def test_a_damaged_sidecar_is_named(lake):
     (lake / "dataset=a" / "shard-000001.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UsageError, match="shard-000001.parquet.*verify"):
@@ -403,15 +450,16 @@ def drawn(tmp_path):
             latents=torch.zeros(4, 1, 2, 2),
             conditioning={"prompt_embeds": torch.zeros(1, 2)},
             images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
-            statuses=["failed: no picture" if x else "ok" for x in lost],
+            statuses=["failed_evaluator" if x else "ok" for x in lost],
+            reasons=["no picture" if x else None for x in lost],
             measurements=[{"ocr_text": "AB"}] * 4,
             rewards=[None if x else 1.0 for x in lost],
         )
-        stage(folder, group)
+        stage(folder, group, "f00d")
     columns = {"target": pa.string(), "ocr_text": pa.string()}
     for shard in range(3):
         commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
-    (folder / "dataset.json").write_text("{}")
+    (folder / "dataset.json").write_text(json.dumps(MANIFEST))
     return Recipe(name="text-x", lake=str(tmp_path), evaluators=["ocr"], reward="text_exact(target, ocr_text)")
 
 
@@ -436,7 +484,9 @@ def test_a_member_that_the_evaluator_raises_on_is_null_and_tried_again(drawn, ca
     judge = Brightness()
     judge.broken = {41}
     measure(drawn, [judge])
-    assert "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: failed: brightness" in shown
+    assert (
+        "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: brightness: ValueError" in shown
+    )
     count = "SELECT count(brightness) FROM members"
     assert catalog.connect(drawn.lake).execute(count).fetchall() == [(22,)]
     judge.broken = set()
@@ -497,7 +547,7 @@ def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_setting
 
     monkeypatch.setattr("gpo_data.evaluators.build", lambda recipe, alone: [Reader()])
     recipe = dataclasses.replace(drawn, evaluators=["ocr"])
-    card = {"measured": measured(recipe)}
+    card = MANIFEST | {"measured": measured(recipe)}
     (Path(drawn.lake) / "dataset=text-x" / "dataset.json").write_text(json.dumps(card))
     assert measure(recipe) == []
     changed = dataclasses.replace(recipe, ocr=dataclasses.replace(recipe.ocr, upscale=2.0))

@@ -142,7 +142,8 @@ def test_an_evaluator_that_raises_gives_a_status_row_and_is_retried(
         folder = draw(made, quiet())
     rows = [r for p in sorted(folder.glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()]
     failed = [r for r in rows if r["status"] != "ok"]
-    assert len(failed) == 1 and "ValueError: cannot look at this one" in failed[0]["status"]
+    assert [row["status"] for row in failed] == ["failed_evaluator"]
+    assert "ValueError: cannot look at this one" in failed[0]["status_reason"]
     assert failed[0]["reward"] is None and verify(folder).failed == 1
     draw(made, quiet())
     assert shard_bytes(folder) == shard_bytes(drawn_lake / "dataset=small")
@@ -196,8 +197,17 @@ def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: p
 
 def test_redraw_agrees(drawn: tuple[recipe.Recipe, Path]) -> None:
     for row in redraw(drawn[0], drawn[1], 5):
-        assert row["difference"] < 1e-3
-        assert row["reward_again"] == pytest.approx(row["reward"], abs=0.02)
+        assert row.agrees and row.difference < 1e-4
+        assert row.reward_again == pytest.approx(row.reward, abs=0.02)
+
+
+def test_redraw_finds_what_another_recipe_drew(
+    drawn: tuple[recipe.Recipe, Path], recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(recipe_file), "--redraw", "3"]) == 0
+    assert capsys.readouterr().out.count("as stored; reward") == 3
+    assert cli.main(["verify", str(recipe_file), "--redraw", "3", "--sampler.num_inference_steps", "3"]) == 1
+    assert "3 of 3 members are not what the recipe draws" in capsys.readouterr().out
 
 
 def test_repaired_damage_is_drawn_again(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:

@@ -183,8 +183,7 @@ def test_draws_and_measures_with_it(own: Path, recipe_file: Path) -> None:
 def test_an_exception_costs_its_members_only(own: Path) -> None:
     from gpo_data.generation.worker import measure_each
 
-    statuses = ["ok"] * 4
     images: list[np.ndarray | None] = [np.full((8, 8, 3), value, np.uint8) for value in (100, 250, 20, 110)]
-    found = measure_each(evaluator("fragile"), images, statuses, TARGET)
-    assert found == {0: {"x": 1.0}, 3: {"x": 1.0}} and statuses[0] == statuses[3] == "ok"
-    assert "ValueError: too bright" in statuses[1] and "x is nan" in statuses[2]
+    found, raised = measure_each(evaluator("fragile"), images, TARGET)
+    assert found == {0: {"x": 1.0}, 3: {"x": 1.0}} and raised.keys() == {1, 2}
+    assert "ValueError: too bright" in raised[1] and "x is nan" in raised[2]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,16 @@ import torch
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample, member_seed, to_sample
+from gpo_data.lake.locks import claim
 from gpo_data.lake.record import Record
 from gpo_data.lake.reopen import reopen
-from gpo_data.lake.shard import claim, commit, stage
-from gpo_data.lake.verify import repair, verify
+from gpo_data.lake.repair import repair
+from gpo_data.lake.shard import commit
+from gpo_data.lake.stage import stage
+from gpo_data.lake.verify import verify
 from gpo_data.prompt import Prompt, prompt_id
 
+MANIFEST: dict[str, Any] = {"fingerprint": "f", "fields": {}, "measured": {}, "recipe": {}}
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string()}
 
 
@@ -42,9 +47,9 @@ def make_group(index: int, size: int = 3) -> Group:
 
 def commit_two(folder: Path) -> None:
     (folder / ".stage").mkdir(parents=True)
-    (folder / "dataset.json").write_text(json.dumps({"fingerprint": "f"}))
+    (folder / "dataset.json").write_text(json.dumps(MANIFEST))
     for index in range(2):
-        stage(folder, make_group(index))
+        stage(folder, make_group(index), "f")
     commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
 
 
@@ -140,7 +145,7 @@ def test_a_full_disk_is_a_clear_error(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="cannot write: No space left on device; the lake is valid"):
-        stage(folder, make_group(5))
+        stage(folder, make_group(5), "f")
     monkeypatch.undo()
     assert not list((folder / ".stage").glob("*.tmp")) and verify(folder).problems == []
 
@@ -161,11 +166,11 @@ def test_reopen_keeps_the_good_groups(tmp_path: Path) -> None:
     folder = tmp_path / "dataset=z"
     (folder / ".stage").mkdir(parents=True)
     bad = make_group(1)
-    bad.statuses[2], bad.rewards[2] = "failed: a reason", None
+    bad.statuses[2], bad.reasons, bad.rewards[2] = "failed_reward", [None, None, "a reason"], None
     for group in (make_group(0), bad):
-        stage(folder, group)
+        stage(folder, group, "f")
     commit(folder, 0, ["text-00000000", "text-00000001"], COLUMNS, "f")
-    assert reopen(folder, 0) == 1
+    assert reopen(folder, 0, "f") == 1
     assert [p.name for p in (folder / ".stage").glob("*.sample")] == ["text-00000000.sample"]
     assert not list(folder.glob("shard-*"))
 

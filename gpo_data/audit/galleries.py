@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
 from gpo_data.lake.record import Record
+from gpo_data.parts import Damage, open_picture
 from gpo_data.tasks import TASKS
 
 SHOWN = 256  # pixels
@@ -84,15 +84,23 @@ def _shown(data: Members, figures: Figures, group: int) -> Shown:
     side = min(SIDE, -(-len(ranked) // 2))
     best, worst = ranked[:side], ranked[side:][-side:]
     row = data.row(group, int(members[0]))
-    sample = Record.of(row, data.folder).read()
+    record = Record.of(row, data.folder)
+    sample = record.read()
+
+    def pictures(members: np.ndarray) -> list[Picture]:
+        try:
+            return [_picture(data, group, int(m), sample) for m in members]
+        except Damage as damage:
+            raise record.damaged(str(damage)) from None
+
     return Shown(
         key=row["group_key"],
         prompt=row["prompt"],
         right=int(np.nansum(data.exact[group])),
         measured=len(members),
         std=float(figures.std[group]),
-        best=[_picture(data, group, int(m), sample) for m in best],
-        worst=[_picture(data, group, int(m), sample) for m in worst],
+        best=pictures(best),
+        worst=pictures(worst),
     )
 
 
@@ -100,18 +108,16 @@ def _picture(data: Members, group: int, member: int, sample: dict[str, bytes]) -
     row = data.row(group, member)
     uri, pixels = None, 0
     for extension in ("png", "webp"):
-        if coded := sample.get(f"{member:02d}.{extension}"):
-            uri, pixels = data_uri(coded)
+        if coded := sample.get(name := f"{member:02d}.{extension}"):
+            uri, pixels = data_uri(coded, name)
     reward, exact = float(data.rewards[group, member]), bool(data.exact[group, member])
     return Picture(member, uri, TASKS[data.task].describe(row), reward, exact, pixels)
 
 
-def data_uri(coded: bytes) -> tuple[str, int]:
-    """(data URI, width in pixels) of a coded picture, made smaller where it is larger than SHOWN."""
-    image: Image.Image = Image.open(io.BytesIO(coded))
-    kind = (image.format or "png").lower()
+def data_uri(coded: bytes, name: str) -> tuple[str, int]:
+    """(data URI, width in pixels) of the part `name`, made smaller where it is larger than SHOWN. Raises Damage."""
+    image, kind = open_picture(coded, name), name.rpartition(".")[2]
     if max(image.size) > SHOWN:
-        image = image.convert("RGB")
         image.thumbnail((SHOWN, SHOWN))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=85)

@@ -8,7 +8,6 @@ What always holds: every group has at least one measured member, and rewards are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gpo_data.errors import RunError, UsageError
-from gpo_data.lake import catalog, shard
+from gpo_data.errors import RunError, UsageError, few
+from gpo_data.lake import catalog, locked, shard
+from gpo_data.lake.manifest import read_manifest
+from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
 IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
@@ -64,16 +65,25 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     folder = shard.dataset_folder(lake, dataset)
     head = _head(folder, lake, dataset)
     recipe = head["recipe"]
-    task = recipe["task"]["kind"]
-    connection = catalog.scored(catalog.connect(lake), reward, dataset)
-    counts = connection.execute(
-        "select status, count(*) from members where dataset = ? group by status order by 2 desc, 1", [dataset]
-    ).fetchall()
-    drawn, failed = sum(n for _, n in counts), [(str(s), n) for s, n in counts if s != "ok"]
+    task = (recipe.get("task") or {}).get("kind")
+    if task not in TASKS:
+        raise UsageError(f"{folder / 'dataset.json'}: recipe.task.kind: expected {' or '.join(TASKS)}, found {task!r}")
+    connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
+    counts = [
+        tuple(row.values())
+        for row in locked.answer(
+            connection,
+            "select status, coalesce(status_reason, status) as reason, count(*) as n from members where dataset = ? "
+            "group by 1, 2 order by 3 desc, 2",
+            [dataset],
+            reward,
+        ).to_pylist()
+    ]
+    drawn, failed = sum(n for *_, n in counts), [(str(reason), n) for code, reason, n in counts if code != OK]
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0] for row in connection.execute("describe members").fetchall()}
-    table = _query(connection, dataset, task, where, sorted(columns & set(IMAGE_STATISTICS)))
+    table = _query(connection, dataset, task, reward, where, sorted(columns & set(IMAGE_STATISTICS)))
     # A condition leaves members out on purpose; without one, whoever has no reward or no reading is counted here.
     if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
         failed.append(("no reward or no reading", lost))
@@ -99,9 +109,9 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
         folder=folder,
         name=dataset,
         task=task,
-        model=recipe["model"],
+        model=str(recipe.get("model")),
         fingerprint=head["fingerprint"],
-        reward=reward or recipe["reward"],
+        reward=reward or str(recipe.get("reward")),
         where=where,
         failed=failed,
         drawn=drawn,
@@ -124,25 +134,23 @@ def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
     if "://" in lake:
         raise UsageError(f"lake {lake}: the audit page is written beside the shards; expected a local folder")
     if not folder.is_dir():
-        known = ", ".join(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*"))) or "none"
+        known = few(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*")))
         raise UsageError(
             f"dataset {dataset}: no such dataset in {lake} (there: {known}); run `{command(dataset)}` to draw it"
         )
-    path = folder / "dataset.json"
-    try:
-        head: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: expected the dataset's recipe, found {error}; run `{command(dataset)}`") from None
-    return head
+    return read_manifest(folder)
 
 
 def _query(
     connection: duckdb.DuckDBPyConnection,
     dataset: str,
     task: str,
+    reward: str | None,
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
+    if where is not None:
+        locked.check_expression("where", where)
     kind = TASKS[task]
     read = dict.fromkeys([*kind.columns, *kind.measured])
     names = ["group_key", "prompt", "member", *read, *statistics, "tar", '"offset"', "size", "crc32"]
@@ -152,18 +160,11 @@ def _query(
                 exact::double as exact, level
             from (select m.*, g.* exclude (dataset, group_key, prompt)
                   from members m join groups g using (dataset, group_key) where m.dataset = ?)
-            where status = 'ok' and ({where or "true"}\n)
+            where status = '{OK}' and ({where or "true"}\n)
         )
         select * from measured where isfinite(r) and exact is not null order by group_key, member
     """
-    try:
-        return connection.sql(sql, params=[dataset]).to_arrow_table()
-    except duckdb.Error as error:
-        said = " ".join(str(error).split())
-        raise UsageError(
-            f"dataset {dataset}, where {where or 'true'!r}: SQL refuses: {said}; "
-            f'`gpo-data sql RECIPE "describe members"` lists the columns'
-        ) from None
+    return locked.answer(connection, sql, [dataset], reward, where)
 
 
 def _pivot(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

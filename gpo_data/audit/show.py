@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from gpo_data.errors import UsageError
-from gpo_data.group import Group, from_sample
+from gpo_data.errors import UsageError, few
+from gpo_data.group import Group
 from gpo_data.lake.manifest import read_manifest
-from gpo_data.lake.record import Record
+from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.shard import sidecars
+from gpo_data.lake.sidecar import read_rows
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
+LOST = 64  # pixels of a cell where no group has a picture
 
 
 def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
@@ -23,18 +24,20 @@ def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> 
     read_manifest(folder)
     places: dict[str, dict[str, Any]] = {}
     for sidecar in sidecars(folder):
-        for row in pq.read_table(sidecar, columns=["group_key", "tar", "offset", "size", "crc32"]).to_pylist():
+        for row in read_rows(sidecar, ["group_key", *PLACE]):
             places.setdefault(row["group_key"], row)
+    if not places:
+        raise UsageError(f"{folder}: no committed shard; `gpo-data shards RECIPE` draws some")
     if missing := [key for key in keys or [] if key not in places]:
-        known = f"{next(iter(places))} to {next(reversed(places))}" if places else "none: draw some first"
-        raise UsageError(f"{folder}: no group {', '.join(missing)}; groups here: {known}")
+        known = f"{next(iter(places))} to {next(reversed(places))}"
+        raise UsageError(f"{folder}: no group {few(missing)}; groups here: {known}")
     chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
-    return [from_sample(Record.of(r, folder).read()) for r in chosen]
+    return [Record.of(r, folder).group() for r in chosen]
 
 
 def grid(groups: list[Group], scale: int = 2) -> Image.Image:
     """One picture: per group its prompt and its members, captioned `reward  what was seen`."""
-    side = max(i.shape[0] for g in groups for i in g.images if i is not None) * scale
+    side = max((i.shape[0] for g in groups for i in g.images if i is not None), default=LOST) * scale
     cell_w, cell_h = side + GAP, side + LABEL + GAP
     heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
     sheet = Image.new("RGB", (COLUMNS * cell_w + GAP, sum(heights) + GAP), "white")

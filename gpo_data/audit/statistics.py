@@ -73,7 +73,8 @@ class Figures:
 
     @property
     def dead(self) -> np.ndarray:
-        return np.asarray(self.dead_low | self.dead_high)
+        dead: np.ndarray = self.dead_low | self.dead_high
+        return dead
 
 
 def summarise(data: Members) -> Figures:

@@ -58,7 +58,7 @@ def failures(data: Members) -> str:
     failed = sum(n for _, n in data.failed)
     if not failed:
         return "No member failed."
-    listed = "; ".join(f"{reason.removeprefix('failed: ')} ({n:,})" for reason, n in data.failed[:5])
+    listed = "; ".join(f"{reason} ({n:,})" for reason, n in data.failed[:5])
     are = "is" if failed == 1 else "are"
     return f"{count(failed, 'member')} of {data.drawn:,} failed and {are} left out: {listed}."
 

@@ -6,7 +6,8 @@
 Processes are spawned, never forked: the parent has threads and perhaps CUDA.
 
 What always holds: the order is kept; an error of `load` or of a batch is raised to the caller as it was; a process
-that dies (out of memory, a crash in native code) costs its call, and the next call gets new processes.
+that dies (out of memory, a crash in native code) costs its call, and the next call gets new processes; the processes
+end with their parent, also where that is killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from gpo_data import hardware
+from gpo_data.lifeline import end_with_parent
 
 Batch = list[tuple[Any, dict[str, Any]]]
 Measure = Callable[[Batch], list[dict[str, Any]]]
@@ -90,6 +92,7 @@ _loaded: Measure | Exception | None = None
 
 def _start(load: Callable[[Any, int], Measure], settings: Any) -> None:
     global _loaded
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group of processes; the parent decides
     try:
         _loaded = load(settings, 1)

@@ -1,7 +1,7 @@
 """The verb `shards`: what is planned and not committed gets drawn; a second run says what it skipped.
 
-Ctrl-C and SIGTERM drop the batch in flight, let the groups behind it reach the stage, and leave a lake that resumes;
-a second Ctrl-C stops at once, which loses no more than a kill would.
+Ctrl-C, SIGTERM and SIGHUP drop the batch in flight, let the groups behind it reach the stage, and leave a lake that
+resumes; a second Ctrl-C stops at once, which loses no more than a kill would.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
@@ -23,10 +22,14 @@ from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
+from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
 from gpo_data.lake.reopen import reopen
-from gpo_data.lake.shard import claim, sidecar_path, staged_path
+from gpo_data.lake.shard import sidecar_path
+from gpo_data.lake.sidecar import footer_of, read_rows
+from gpo_data.lake.stage import staged, staged_path
 from gpo_data.recipe import Recipe
+from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
 
@@ -56,14 +59,14 @@ def draw(
         evaluators.try_out(judges, shards[0].groups[0].prompt, recipe.sampler)
     folder = open_dataset(recipe, fields)
     fingerprint = read_manifest(folder)["fingerprint"]
-    todo = _missing(recipe, folder, shards[share[0] :: share[1]], console)
-    if not todo:
+    todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
+    if not todo.shards:
         console.print(
             f"nothing to draw: all {len(shards[share[0] :: share[1]])} shards of {folder} are committed", soft_wrap=True
         )
         return folder
     if not new:
-        evaluators.try_out(judges, todo[0].groups[0].prompt, recipe.sampler)
+        evaluators.try_out(judges, todo.shards[0].groups[0].prompt, recipe.sampler)
     if model is None:
         device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
         hardware.take_threads()
@@ -76,12 +79,11 @@ def draw(
             models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint, model, judges, stop=stop, clock=clock)
-        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo), 0
-        staged = sum(staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
-        with DrawProgress(total - staged, recipe.group_size, console) as progress:
+        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
+        with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
             generator.on_group = progress.group
             try:
-                for shard in todo:
+                for shard in todo.shards:
                     elsewhere += not generator.draw(shard)
                 generator.finish()
             finally:
@@ -92,10 +94,10 @@ def draw(
         soft_wrap=True,
     )
     for reason, count in progress.reasons.most_common(5):
-        console.print(f"  {count} members {reason}", soft_wrap=True, markup=False)
+        console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
     if progress.members and progress.failed == progress.members:
         raise RunError(
-            f"dataset {folder}: all {progress.members} members {next(iter(progress.reasons))}; the pictures "
+            f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "
             f"are kept, and the same command tries them again"
         )
     if elsewhere:
@@ -104,29 +106,63 @@ def draw(
     return folder
 
 
-def _missing(recipe: Recipe, folder: Path, shards: list[PlannedShard], console: Console) -> list[PlannedShard]:
+@dataclass
+class Todo:
+    """What is left to draw, and what lies on the stage for it."""
+
+    shards: list[PlannedShard]
+    staged: int = 0
+    retried: int = 0
+
+
+def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console: Console) -> Todo:
     """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
-    todo, retried = [], 0
+    todo = Todo([])
+    on_stage = {path.name for path in (folder / ".stage").glob("*.sample")}
     for shard in shards:
-        sidecar = sidecar_path(folder, shard.shard_id)
-        if sidecar.is_file():
-            status = pq.read_table(sidecar, columns=["status"]).column("status")
-            if pc.all(pc.equal(status, "ok")).as_py():
-                continue
+        failed = _failed_members(folder, fingerprint, shard)
+        left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
+        if failed or (failed == 0 and left):
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
-                retried += reopen(folder, shard.shard_id)
-        todo.append(shard)
-    staged = sum(staged_path(folder, g.key).is_file() for s in todo for g in s.groups)
-    if len(todo) < len(shards) or staged:
-        done = sum(len(s.groups) for s in shards) - sum(len(s.groups) for s in todo)
+                failed = _failed_members(folder, fingerprint, shard)  # another process may have tried them meanwhile
+                if failed:
+                    todo.retried += reopen(folder, shard.shard_id, fingerprint)
+                elif failed == 0:  # what was killed between its commit and the clearing of the stage
+                    for path in left:
+                        path.unlink(missing_ok=True)
+        if failed != 0:
+            todo.shards.append(shard)
+    todo.staged = sum(
+        staged(folder, group.key, fingerprint, group.seeds) is not None for s in todo.shards for group in s.groups
+    )
+    if len(todo.shards) < len(shards) or todo.staged:
+        done = sum(len(s.groups) for s in shards) - sum(len(s.groups) for s in todo.shards)
         console.print(
-            f"resuming {folder}: skipped {done} groups in {len(shards) - len(todo)} committed shards "
-            f"and {staged} staged groups" + (f"; trying {retried} failed members again" if retried else ""),
+            f"resuming {folder}: skipped {done} groups in {len(shards) - len(todo.shards)} committed shards "
+            f"and {todo.staged} staged groups"
+            + (f"; trying {todo.retried} failed members again" if todo.retried else ""),
             soft_wrap=True,
         )
     return todo
+
+
+def _failed_members(folder: Path, fingerprint: str, shard: PlannedShard) -> int | None:
+    """How many members of a committed shard failed; None where it is not committed. Raises RunError for another's."""
+    sidecar = sidecar_path(folder, shard.shard_id)
+    try:
+        rows, footer = read_rows(sidecar, ["status"]), footer_of(sidecar)
+    except RunError:
+        if sidecar.exists():
+            raise
+        return None  # also where another process takes it back just now
+    if footer["fingerprint"] != fingerprint:
+        raise RunError(
+            f"{sidecar}: fingerprint {footer['fingerprint']}, expected {fingerprint}, the one of dataset.json: "
+            f"another recipe drew it; run `gpo-data verify RECIPE --repair`"
+        )
+    return len([row for row in rows if row["status"] != OK])
 
 
 @contextmanager
@@ -135,19 +171,22 @@ def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
     stop = threading.Event()
 
     def handle(number: int, frame: object) -> None:
-        console.print(f"\n{signal.Signals(number).name}: dropping the batch in flight, keeping what is finished")
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        with suppress(OSError):  # after SIGHUP there is no terminal
+            console.print(f"\n{signal.Signals(number).name}: dropping the batch in flight, keeping what is finished")
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     with same_signals():
         for number in SIGNALS:
-            signal.signal(number, handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, handle)
         yield stop
 
 
+# SIGHUP: the terminal is gone; what ends `shards` there keeps what is finished as well.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -27,18 +26,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpo_data import evaluators as known
 from gpo_data.errors import RunError, UsageError
-from gpo_data.group import OK, decode_image, from_sample
+from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured, read_manifest
-from gpo_data.lake.record import Record
-from gpo_data.lake.shard import (
-    TEMPORARY,
-    claim,
-    dataset_folder,
-    footer_of,
-    parquet_bytes,
-    sidecars,
-    write_atomic,
-)
+from gpo_data.lake.measures import values_digest
+from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
+from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
 
 MEASURES = "measures"
@@ -96,7 +90,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             bar = progress.add_task("measuring", total=total, line="")
             for judge, sidecar in work:
                 # The shard's lock: nobody else measures it, and `shards` does not draw its failed members again.
-                with claim(folder, int(sidecar.stem.removeprefix("shard-"))) as mine:
+                with claim(folder, number_of(sidecar)) as mine:
                     if not mine or not sidecar.is_file() or up_to_date(folder, judge, sidecar):
                         continue
                     rows, reasons = [], []
@@ -133,22 +127,15 @@ def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, An
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
     from gpo_data.generation.worker import measure_each  # brings in the model code; only needed once there is work
 
-    wanted = ["group_key", "offset", "size", "crc32"]
-    places = pq.read_table(sidecar, columns=wanted).group_by(wanted, use_threads=False).aggregate([]).to_pylist()
-    for place in sorted(places, key=lambda place: place["offset"]):
-        sample = Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent).read()
-        group = from_sample(sample, images=False)
-        images: list[np.ndarray | None] = [None] * group.size
-        for name, data in sample.items():
-            if name.endswith((".png", ".webp")):
-                images[int(name.split(".")[0])] = decode_image(data)
+    places = {row["group_key"]: row for row in read_rows(sidecar, ["group_key", *PLACE])}
+    for place in places.values():
+        group = Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent).group()
         # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
-        statuses = [OK] * group.size
-        found = measure_each(judge, images, statuses, known.asked(group.prompt))
+        found, raised = measure_each(judge, group.images, known.asked(group.prompt))
         nothing = dict.fromkeys(judge.columns)
         yield (
             [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
-            [f"{group.key} {i}: {status}" for i, status in enumerate(statuses) if status != OK],
+            [f"{group.key} {i}: {reason}" for i, reason in raised.items()],
         )
 
 
@@ -163,7 +150,7 @@ def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
         return False
     try:
         footer = footer_of(path)
-    except (pa.ArrowInvalid, OSError):
+    except RunError:
         return False  # damaged: measured again and replaced
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
@@ -199,14 +186,13 @@ def _write(folder: Path, judge: Any, sidecar: Path, rows: list[dict[str, Any]], 
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
-    for left in path.parent.glob(f"{path.name}.*{TEMPORARY}"):
-        left.unlink(missing_ok=True)  # of a run that was killed
+    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | judge.columns).items()))
     footer = {
         "tar_sha256": footer_of(sidecar)["tar_sha256"],
         "evaluator": judge.name,
         "version": judge.version,
         "failed": failed,
+        "values": values_digest(pa.Table.from_pylist(rows, schema=schema)),
     }
-    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | judge.columns).items()))
     write_atomic(path, parquet_bytes(rows, schema, footer))
     return path

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpo_data.group import OK, Group
+from gpo_data.group import Group
 from gpo_data.lake.advantage import is_dead
 
 
@@ -72,7 +72,7 @@ class DrawProgress:
             self.groups += 1
             self.members += group.size
             self.failed += group.size - len(rewards)
-            self.reasons.update(status for status in group.statuses if status != OK)
+            self.reasons.update(reason for reason in group.reasons if reason)
             self.dead += bool(is_dead(min(rewards), max(rewards))) if rewards else True
             self.reward_sum, self.rewards = self.reward_sum + sum(rewards), self.rewards + len(rewards)
             self._bar.update(self._task, completed=self.groups, line=self.line())

@@ -23,11 +23,15 @@ from gpo_data.errors import UsageError
 from gpo_data.evaluators import asked, columns_of
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import Clock
-from gpo_data.group import OK, Group
+from gpo_data.group import Group
+from gpo_data.lake.durable import clear_stale
+from gpo_data.lake.locks import claim
 from gpo_data.lake.rewards import score
-from gpo_data.lake.shard import TEMPORARY, claim, commit, sidecar_path, stage, staged_path
+from gpo_data.lake.shard import commit, sidecar_path, tar_path
+from gpo_data.lake.stage import stage, staged, staged_path
 from gpo_data.models import Conditioning, Model, repeat
 from gpo_data.recipe import Recipe
+from gpo_data.status import FAILED_EVALUATOR, FAILED_LATENTS, FAILED_REWARD, LATENTS_REASON, OK, REWARD_REASON
 from gpo_data.tasks import TASKS
 
 GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
@@ -125,7 +129,7 @@ class Generator:
     def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
         group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
         with self.clock.time("write"):
-            stage(self.folder, group)
+            stage(self.folder, group, self.fingerprint)
         self.on_group(group)
 
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
@@ -134,14 +138,13 @@ class Generator:
             commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
-        return staged_path(self.folder, group.key).is_file()
+        return staged(self.folder, group.key, self.fingerprint, group.seeds) is not None
 
     def _clear_temporaries(self, shard: PlannedShard) -> None:
-        # The claim is ours, so a temporary of this shard was left by a process that was killed.
-        names = [f"shard-{shard.shard_id:06d}.", *(f".stage/{g.key}." for g in shard.groups)]
-        for name in names:
-            for path in self.folder.glob(f"{name}*{TEMPORARY}"):
-                path.unlink(missing_ok=True)
+        for path in (tar_path(self.folder, shard.shard_id), sidecar_path(self.folder, shard.shard_id)):
+            clear_stale(path)
+        for group in shard.groups:
+            clear_stale(staged_path(self.folder, group.key))
 
 
 def finish_group(
@@ -155,11 +158,11 @@ def finish_group(
 ) -> Group:
     """Decode, measure and score the members; latents [G, C, h, w]. A failed member keeps its place and its reason."""
     size, clock = len(planned.seeds), clock or Clock()
-    statuses = [OK] * size
+    statuses, reasons = [OK] * size, list[str | None]([None] * size)
     images: list[np.ndarray | None] = [None] * size
     for i in range(size):
         if not torch.isfinite(latents[i]).all():
-            statuses[i] = "failed: the model drew latents that are not finite"
+            statuses[i], reasons[i] = FAILED_LATENTS, LATENTS_REASON
     good = [i for i in range(size) if statuses[i] == OK]
     for start in range(0, len(good), recipe.sampler.batch_size):
         part = good[start : start + recipe.sampler.batch_size]
@@ -169,8 +172,13 @@ def finish_group(
     measurements: list[dict[str, Any]] = [{} for _ in range(size)]
     for evaluator in evaluators:
         with clock.time("measure"):
-            for i, found in measure_each(evaluator, images, statuses, asked(planned.prompt)).items():
-                measurements[i] |= found
+            # What one evaluator raised on, the next does not see: the member has failed.
+            good_images = [image if statuses[i] == OK else None for i, image in enumerate(images)]
+            found, raised = measure_each(evaluator, good_images, asked(planned.prompt))
+        for i, values in found.items():
+            measurements[i] |= values
+        for i, reason in raised.items():
+            statuses[i], reasons[i] = FAILED_EVALUATOR, reason
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
@@ -178,7 +186,7 @@ def finish_group(
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:
-            statuses[i] = "failed: the reward is not a finite number"
+            statuses[i], reasons[i] = FAILED_REWARD, REWARD_REASON
     return Group(
         key=planned.key,
         prompt=planned.prompt,
@@ -187,29 +195,29 @@ def finish_group(
         conditioning=conditioning,
         images=images,
         statuses=statuses,
+        reasons=reasons,
         measurements=measurements,
         rewards=rewards,
     )
 
 
 def measure_each(
-    evaluator: Any, images: list[np.ndarray | None], statuses: list[str], target: dict[str, Any]
-) -> dict[int, dict[str, Any]]:
-    """{member: measurements}; a member that the evaluator raises on gets the reason into `statuses`."""
-    members = [i for i, image in enumerate(images) if image is not None and statuses[i] == OK]
-    if not members:
-        return {}
-    pictures = [image for i in members if (image := images[i]) is not None]
+    evaluator: Any, images: list[np.ndarray | None], target: dict[str, Any]
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """({member: measurements}, {member that the evaluator raised on: reason}), of the members with a picture."""
+    pictures = {i: image for i, image in enumerate(images) if image is not None}
+    if not pictures:
+        return {}, {}
     try:
-        found = evaluator.measure(pictures, [target] * len(members))
-        return dict(zip(members, found, strict=True))
+        found = evaluator.measure(list(pictures.values()), [target] * len(pictures))
+        return dict(zip(pictures, found, strict=True)), {}
     except UsageError:
         raise
     except Exception:  # one bad picture spoils the batch: find it, one by one
-        measured = {}
-        for i, picture in zip(members, pictures, strict=True):
+        measured, reasons = {}, {}
+        for i, picture in pictures.items():
             try:
                 measured[i] = evaluator.measure([picture], [target])[0]
             except Exception as error:
-                statuses[i] = f"failed: {evaluator.name}: {type(error).__name__}: {error}"[:300]
-        return measured
+                reasons[i] = f"{evaluator.name}: {type(error).__name__}: {error}"[:300]
+        return measured, reasons

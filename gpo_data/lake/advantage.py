@@ -20,8 +20,8 @@ DEAD_SQL = f"coalesce(max - min <= {TOLERANCE} * greatest(abs(max), abs(min)), t
 def is_dead(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
     """Whether groups with these smallest and largest rewards are dead; NaN, a group without any, is."""
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    varies: np.ndarray = high - low > TOLERANCE * np.maximum(np.abs(high), np.abs(low))
-    return ~varies
+    dead: np.ndarray = ~(high - low > TOLERANCE * np.maximum(np.abs(high), np.abs(low)))
+    return dead
 
 
 def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,34 +16,92 @@ value (NULL), the older one stands. A question changes nothing: another reward i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from gpo_data.errors import UsageError
-from gpo_data.lake import rewards, views
+from gpo_data.errors import UsageError, few
+from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import extremes, standardise
-from gpo_data.lake.views import NUMBERS, columns_of, identifier, quote
+from gpo_data.lake.damaged import conflicting
+from gpo_data.lake.files import open_lake, require
+from gpo_data.lake.relabel import relabelled
+from gpo_data.lake.sidecar import REPAIR
+from gpo_data.lake.sql import identifier, quote
+from gpo_data.lake.views import NUMBERS, columns_of
+from gpo_data.status import FAILED_REWARD, OK, REWARD_REASON
 
 VIEWS = ("members", "groups", "shards", "datasets")
-NO_REWARD = "failed: the reward"  # how the status of a member starts that was measured but could not be scored
 SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
 
 
-def connect(lake: str, dataset: str | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection with the four views and the reward macros.
+def connect(
+    lake: str, dataset: str | Sequence[str] | None = None, unsafe: bool = False, whole: bool = False
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection with the four views and the reward macros, which reads the lake and nothing else.
 
     Args:
         lake: a folder or an fsspec URL.
-        dataset: the views show this one alone, so that a question about it costs the same in a lake of a hundred
-            others; all of them where it has no committed shard.
+        dataset: the views show this one alone, or these, so that a question about it costs the same in a lake of a
+            hundred others; all of them where it has no committed shard.
+        unsafe: may read and write any file, for the user's own SQL; never for a recipe's.
+        whole: read every row first, to leave damaged datasets out that look whole by their footers.
+
+    Raises UsageError. A damaged dataset beside others is left out, which is said on stderr.
     """
-    con = duckdb.connect()
-    con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
+    con = duckdb.connect(config=locked.CONFIG)
     rewards.add_macros(con)
-    views.create(con, lake, dataset)
+    files = views.create(con, lake, [dataset] if isinstance(dataset, str) else dataset, whole)
+    if not unsafe:
+        locked.lock(con, files.readable)
     return con
+
+
+def ask(
+    lake: str,
+    query: str,
+    parameters: Sequence[Any] = (),
+    reward: str | None = None,
+    unsafe: bool = False,
+) -> pa.Table:
+    """The answer to one question over the views; other arguments as of `connect` and `scored`. Raises UsageError.
+
+    Where a damaged file stops the question, it is asked again without the datasets that are damaged.
+    """
+    require(lake)
+    if not unsafe:
+        locked.check_question(query)
+    for whole in (False, True):
+        con = connect(lake, unsafe=unsafe, whole=whole)
+        try:
+            own = scored(con, reward)
+            relation = own.sql(query, params=list(parameters))
+            # A statement such as CREATE VIEW has no answer.
+            return relation.to_arrow_table() if relation is not None else pa.table({})
+        except duckdb.InterruptException:
+            raise KeyboardInterrupt from None
+        except duckdb.Error as error:
+            of_question = isinstance(error, OF_THE_QUESTION)
+            if isinstance(error, duckdb.ConversionException):  # of the question, unless two datasets differ in a column
+                of_question = not conflicting(open_lake(None, lake))
+            if whole or of_question:
+                raise UsageError(f"query: {locked.one_line(error)}") from None
+        finally:
+            con.close()
+    raise AssertionError("unreachable")
+
+
+# What is wrong with a question and not with a file.
+OF_THE_QUESTION = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ParserException,
+    duckdb.PermissionException,
+)
 
 
 def scored(
@@ -59,31 +117,35 @@ def scored(
     counts again, and one whose new reward is NULL or not finite fails. None: the stored rewards. Raises UsageError.
 
     Args:
-        relabel: cross-prompt relabelling, see `relabelled`, with the task's `targets`.
+        relabel: cross-prompt relabelling, see relabel.py, with the task's `targets`.
     """
     own = con.cursor()
-    own.execute("SET python_enable_replacements = false")
+    if reward is None and relabel is None:
+        return own
     source = "SELECT * FROM drawn_members"
     if relabel is not None:
         assert dataset is not None
         source = relabelled(own, dataset, relabel, targets)
     if reward is not None:
         source = _rescored(own, source, reward, dataset)
-    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(own, source)}")
+    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(source, columns_of(own, source))}")
     own.execute(f"CREATE TEMP VIEW groups AS {views.GROUPS}")
     return own
 
 
 def _rescored(own: duckdb.DuckDBPyConnection, source: str, reward: str, dataset: str | None) -> str:
+    locked.check_expression("reward", reward)
     here = f"dataset = {quote(dataset)}" if dataset is not None else "true"
-    counts = f"(status = 'ok' OR starts_with(status, '{NO_REWARD}')) AND {here}"
+    counts = f"status IN ('{OK}', '{FAILED_REWARD}') AND {here}"
     columns = own.execute(f"SELECT * FROM ({source}) LIMIT 0").description or []
-    names = [c[0] for c in columns if c[0] not in ("reward", "status")]
+    names = [c[0] for c in columns if c[0] not in ("reward", "status", "status_reason")]
     query = f"""
         SELECT * EXCLUDE (rescored_value, rescored_here) REPLACE (
             CASE WHEN rescored_here THEN rescored_value ELSE reward END AS reward,
-            CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN 'ok'
-                 ELSE '{NO_REWARD} is not a finite number' END AS status)
+            CASE WHEN NOT rescored_here THEN status WHEN rescored_value IS NOT NULL THEN '{OK}'
+                 ELSE '{FAILED_REWARD}' END AS status,
+            CASE WHEN NOT rescored_here THEN status_reason WHEN rescored_value IS NULL THEN '{REWARD_REASON}'
+                 END AS status_reason)
         FROM (SELECT * REPLACE (CASE WHEN isfinite(rescored_value) THEN rescored_value END AS rescored_value)
               FROM (SELECT *, {counts} AS rescored_here,
                            CASE WHEN {counts} THEN CAST(({reward}\n) AS DOUBLE) END AS rescored_value
@@ -115,7 +177,7 @@ def snapshot(
         reward: expression in the place of the stored reward.
         where: SQL condition on the columns of members and groups; filters members before standardisation.
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
-        relabel: see `relabelled`, with `targets`; the table then has a column `lender`, and its own members come first.
+        relabel: see relabel.py, with `targets`; the table then has a column `lender`, and its own members come first.
         members: of each group keep so many, its best and its worst, with the advantages that they have among all.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
@@ -124,22 +186,26 @@ def snapshot(
     present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM drawn_members ORDER BY 1").fetchall()]
     if dataset not in present:
         raise UsageError(
-            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; "
-            f"the lake has: {', '.join(present) or 'none'}"
+            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
         )
+    _check_fingerprints(con, dataset)
     own = scored(con, reward, dataset, relabel, targets)
+    if where is not None:
+        locked.check_expression("where", where)
     chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
                        FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
                  WHERE ({where or "true"}\n)"""
     lent = relabel is not None
-    try:
-        names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
-        table = own.sql(f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = 'ok' AND reward IS NOT NULL
-                            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member
-                            """).to_arrow_table()
-        failed = own.execute(f"SELECT count(*) {chosen} AND status <> 'ok'").fetchall()[0][0]
-    except duckdb.Error as error:
-        raise UsageError(f"where: {where!r}: {rewards.one_line(error)}") from None
+    names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
+    table = locked.answer(
+        own,
+        f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = '{OK}' AND reward IS NOT NULL
+            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member""",
+        reward=reward,
+        where=where,
+    )
+    failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
+    _refuse_twins(table, dataset)
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
@@ -159,45 +225,36 @@ def snapshot(
         "digest": digest(table),
         "groups": str(len(alive) if keep_dead else int(alive.sum())),
         "dead_groups": str(int((~alive).sum())),
-        "failed_members": str(failed),
+        "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
 
 
-def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targets: tuple[str, ...]) -> str:
-    """SQL of all members, in which the groups of `dataset` have members of each other besides their own.
+def _refuse_twins(table: pa.Table, dataset: str) -> None:
+    """Raise UsageError where a member is there twice: two rows of measures for one member would do that."""
+    names = [name for name in ("group_key", "lender", "member") if name in table.column_names]
+    counts = table.group_by(names).aggregate([([], "count_all")])
+    if counts.num_rows != table.num_rows:
+        twin = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
+        raise UsageError(f"dataset {dataset}: {twin['group_key']} member {twin['member']} is there twice; {REPAIR}")
 
-    A picture of four squares that was drawn for "five squares" is wrong there and right for "four squares". Where the
-    condition holds for a pair of groups, the lender's members stand in the borrower's group too, with its prompt and
-    targets; `lender` is the group that a member was drawn in. Since a picture is better in one group and worse in the
-    other, what all good pictures have in common cancels out, and what fits the prompt remains.
 
-    Args:
-        own: gets a temporary table of the pairs.
-        relabel: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
-        targets: the task's target columns.
-
-    The stored rewards were given for the lender's target: a reward has to be given again. Raises UsageError.
-    """
-    columns = columns_of(own, "SELECT * FROM drawn_members")
-    mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
-    of_group = ", ".join(map(identifier, mine))
-    try:
-        # A table: the condition is evaluated once, on prompts, and what it raises is raised here.
-        own.execute(f"""
-            CREATE TEMP TABLE relabelled AS
-            WITH prompts AS (SELECT DISTINCT {of_group} FROM drawn_members WHERE dataset = {quote(dataset)})
-            SELECT borrower.*, lender.group_key AS lender
-            FROM prompts borrower JOIN prompts lender ON borrower.group_key = lender.group_key OR ({relabel}\n)""")
-    except duckdb.Error as error:
+def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
+    """Raise UsageError where a shard was not drawn by the recipe in dataset.json."""
+    found = con.execute(
+        """SELECT file_name, f.fingerprint, d.fingerprint FROM footers f LEFT JOIN datasets d USING (dataset)
+           WHERE dataset = $1 AND f.fingerprint IS DISTINCT FROM d.fingerprint ORDER BY 1 LIMIT 1""",
+        [dataset],
+    ).fetchall()
+    for path, fingerprint, expected in found:
+        if expected is None:
+            raise UsageError(
+                f"dataset {dataset}: dataset.json has no fingerprint; it is missing or damaged: restore it"
+            )
         raise UsageError(
-            f"relabel: {relabel!r}: {rewards.one_line(error)}; columns of borrower and lender: {', '.join(mine)}"
-        ) from None
-    return f"""
-        SELECT *, group_key AS lender FROM drawn_members WHERE dataset <> {quote(dataset)}
-        UNION ALL BY NAME
-        SELECT l.*, m.* EXCLUDE ({of_group})
-        FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender"""
+            f"{path}: fingerprint {fingerprint}, expected {expected}, the one of dataset.json: another recipe drew it; "
+            f"{REPAIR}"
+        )
 
 
 def digest(table: pa.Table) -> str:

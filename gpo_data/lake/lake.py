@@ -13,11 +13,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
-from gpo_data.errors import UsageError
-from gpo_data.lake import catalog, rewards
+from gpo_data.errors import UsageError, few
+from gpo_data.lake import catalog, locked
+from gpo_data.lake.files import open_lake
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
@@ -52,17 +52,20 @@ class Lake:
 
     def datasets(self) -> list[str]:
         """Names of the datasets, sorted."""
-        rows = catalog.connect(self.path).execute("SELECT dataset FROM datasets ORDER BY 1").fetchall()
-        return [row[0] for row in rows]
+        return open_lake(None, self.path).datasets()
 
     def __getitem__(self, name: str) -> Dataset:
         if name not in (names := self.datasets()):
-            raise UsageError(f"lake {self.path}: no dataset {name!r}; there are: {', '.join(names) or 'none'}")
+            raise UsageError(f"lake {self.path}: no dataset {name!r}; there are: {few(names)}")
         return Dataset(self, name)
 
-    def sql(self, query: str, parameters: list[Any] | None = None) -> pa.Table:
-        """The answer to a query over `members`, `groups`, `shards` and `datasets`."""
-        return _answer(catalog.connect(self.path), query, parameters or [], "query", query)
+    def sql(self, query: str, parameters: list[Any] | None = None, unsafe: bool = False) -> pa.Table:
+        """The answer to a query over `members`, `groups`, `shards` and `datasets`. Raises UsageError.
+
+        Args:
+            unsafe: any SQL, which may read and write other files; never for a query that somebody else wrote.
+        """
+        return catalog.ask(self.path, query, parameters or [], unsafe=unsafe)
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ class Dataset:
             reward: SQL expression in the place of the stored reward.
             where: SQL condition on the columns of `members`.
         """
+        locked.check_expression("where", where)
         con = catalog.scored(catalog.connect(self.lake.path, self.name), reward, self.name)
         query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
-        return _answer(con, query, [self.name], "where", where)
+        return locked.answer(con, query, [self.name], reward, None if where == "true" else where)
 
     def groups(self, reward: str | None = None, where: str | None = None, relabel: str | None = None) -> Reader:
         """A torch Dataset of the groups that are worth learning from, with their advantages. Raises UsageError.
@@ -95,10 +99,3 @@ class Dataset:
         con = catalog.connect(self.lake.path, self.name)
         targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
         return Reader(self.lake.path, catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets))
-
-
-def _answer(con: duckdb.DuckDBPyConnection, query: str, parameters: list[Any], key: str, asked: str) -> pa.Table:
-    try:
-        return con.sql(query, params=parameters).to_arrow_table()
-    except duckdb.Error as error:
-        raise UsageError(f"{key}: {asked!r}: {rewards.one_line(error)}") from None

@@ -19,9 +19,12 @@ from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest
-from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.lake.durable import clear_stale, write_atomic
+from gpo_data.lake.locks import held
+from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
+RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
 NOT_MEASURED = ("device", "batch_size", "workers")
 
@@ -44,8 +47,8 @@ def drawn_in(lake: str, name: str) -> str | None:
     """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
     if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
         return None
-    fields: dict[str, str] = read_manifest(dataset_folder(lake, name)).get("fields", {})
-    return fields.get("sampler.dtype")
+    dtype = read_manifest(dataset_folder(lake, name))["fields"].get("sampler.dtype")
+    return None if dtype is None else str(dtype)
 
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     }
     if recipe.policy is not None:
         fields["policy_digest"] = models.digest(Path(recipe.policy))
+        if recipe.sampler.dtype != "float32" and not (Path(recipe.policy) / models.LORA_FILE).is_file():
+            fields["policy_rounding"] = "random"  # models/rounding.py; before it, to the nearest
     return fields
 
 
@@ -87,23 +92,30 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     card = folder / "dataset.json"
-    if card.is_file():
-        found = read_manifest(folder)
-        _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
-        _refuse_difference(
-            recipe,
-            folder,
-            found["measured"],
-            measured(recipe),
-            "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
-            "`--reward` of audit and training tries another reward; or draw",
-        )
-        (folder / ".stage").mkdir(exist_ok=True)
-        return folder
     try:
         (folder / ".stage").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+    clear_stale(card)
+    if not card.exists():
+        with held(folder / ".stage" / "dataset.lock", wait=True):
+            if not card.exists():
+                _write(card, recipe, fields)
+    # Read again also where it was written here: two recipes of one name may have begun together.
+    found = read_manifest(folder)
+    _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
+    _refuse_difference(
+        recipe,
+        folder,
+        found["measured"],
+        measured(recipe),
+        "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
+        "`--reward` of audit and training tries another reward; or draw",
+    )
+    return folder
+
+
+def _write(card: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
     content = {
         "name": recipe.name,
         "fingerprint": fingerprint_of(fields),
@@ -114,18 +126,29 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_atomic(card, json.dumps(content, indent=2, ensure_ascii=False).encode())
-    return folder
+
+
+# What is read of a dataset.json, by type.
+PARTS: dict[str, type] = {"fingerprint": str, "fields": dict, "measured": dict, "recipe": dict}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of dataset.json. Raises UsageError where there is none or it is not one."""
+    path = folder / "dataset.json"
     try:
-        card: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+        card = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{folder / 'dataset.json'}: not JSON ({error}); restore it, or draw under another --name"
-        ) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror}; {RESTORE}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); {RESTORE}") from None
+    if not isinstance(card, dict):
+        raise UsageError(f"{path}: expected an object, found {type(card).__name__}; {RESTORE}")
+    for name, kind in PARTS.items():
+        if not isinstance(card.get(name), kind):
+            found = type(card[name]).__name__ if name in card else "nothing"
+            raise UsageError(f"{path}: {name}: expected {kind.__name__}, found {found}; {RESTORE}")
     return card
 
 

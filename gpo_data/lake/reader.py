@@ -22,7 +22,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from gpo_data.errors import UsageError
@@ -73,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """A group: its own record first, then those that it borrows members from (see catalog.relabelled)."""
+    """A group: its own record first, then those that it borrows members from (see relabel.py)."""
 
     key: str
     prompt: str
@@ -95,18 +94,20 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
 
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
-        records = [part.record.read(self._files) for part in place.parts]
-        latents = [
-            load_safetensors(record["latents.safetensors"])["latents"][list(part.members)]
-            for record, part in zip(records, place.parts, strict=True)
-        ]
+        groups = [part.record.group(self._files, images=False) for part in place.parts]
+        for group, part in zip(groups, place.parts, strict=True):
+            if not 0 <= min(part.members) <= max(part.members) < group.size:
+                raise part.record.damaged(f"expected members {part.members}, found {group.size} of them")
+        members = [(group, member) for group, part in zip(groups, place.parts, strict=True) for member in part.members]
+        if place.seeds != tuple(group.seeds[member] for group, member in members):
+            raise place.parts[0].record.damaged(f"expected the seeds that the rows of {place.key} have, found others")
         return TrainGroup(
             key=place.key,
             prompt=place.prompt,
-            members=tuple(member for part in place.parts for member in part.members),
+            members=tuple(member for _, member in members),
             seeds=place.seeds,
-            latents=torch.cat(latents),
-            conditioning=load_safetensors(records[0]["prompt.safetensors"]),
+            latents=torch.stack([group.latents[member] for group, member in members]),
+            conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
         )

@@ -5,28 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from gpo_data.lake.durable import fsync_folder
+from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.shard import sidecar_path, tar_path
+from gpo_data.lake.sidecar import read_rows
+from gpo_data.lake.stage import stage_blocks
+from gpo_data.status import OK
 
-from gpo_data.lake.record import Record
-from gpo_data.lake.shard import fsync_folder, pack_sample, sidecar_path, staged_path, tar_path, write_atomic
 
-
-def reopen(folder: Path, shard_id: int) -> int:
+def reopen(folder: Path, shard_id: int, fingerprint: str) -> int:
     """Put a committed shard's good groups back on the stage and uncommit it; the number of failed members.
 
-    The sidecar goes first and the tar last, so a kill in between leaves an unfinished shard, never a wrong one.
+    Whoever calls holds the shard's claim. The sidecar goes first and the tar last, so a kill in between leaves an
+    unfinished shard, never a wrong one. Raises RunError.
     """
-    rows = pq.read_table(
-        sidecar_path(folder, shard_id), columns=["group_key", "status", "tar", "offset", "size", "crc32"]
-    )
     groups: dict[str, dict[str, Any]] = {}
-    for row in rows.to_pylist():
+    for row in read_rows(sidecar_path(folder, shard_id), ["group_key", "status", *PLACE]):
         group = groups.setdefault(row["group_key"], row | {"failed": 0})
-        group["failed"] += row["status"] != "ok"
+        group["failed"] += row["status"] != OK
     for key, g in groups.items():
         if not g["failed"]:
-            sample = Record.of(g, folder).read()
-            write_atomic(staged_path(folder, key), pack_sample(key, sample))
+            record = Record.of(g, folder)
+            record.group(images=False)  # what cannot be opened is not kept
+            stage_blocks(folder, key, record.blocks(), fingerprint)
     sidecar_path(folder, shard_id).unlink()
     fsync_folder(folder)
     tar_path(folder, shard_id).unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import duckdb
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
+from gpo_data.lake import locked
 
 MACROS = Path(__file__).with_name("rewards.sql")
+MEMORY = "2GB"  # for scoring a shard's members, which are a few megabytes
 
 
 def add_macros(con: duckdb.DuckDBPyConnection) -> None:
@@ -68,16 +69,13 @@ def score(
     return [v if v is not None and math.isfinite(v) else None for v in numbers]
 
 
-def one_line(error: Exception) -> str:
-    """DuckDB's message on one line, without the picture of the query that it ends with."""
-    return " ".join(re.split(r"\n\s*LINE \d+:", str(error))[0].split())
-
-
 def explain(reward: str, error: Exception, columns: list[str]) -> UsageError:
     """A UsageError that names the expression, DuckDB's reason, the columns and the named rewards."""
-    return UsageError(
-        f"reward: {reward!r}: {one_line(error)}; columns: {', '.join(columns)}; named rewards: {', '.join(named())}"
-    )
+    return UsageError(f"reward: {locked.short(reward)}: {locked.one_line(error)}; {_choice(columns)}")
+
+
+def _choice(columns: list[str]) -> str:
+    return f"columns: {', '.join(columns)}; named rewards: {', '.join(named())}"
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -95,18 +93,23 @@ def _is_number(kind: pa.DataType) -> bool:
 
 @functools.cache
 def _database() -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(config={"threads": 1})
-    con.execute("SET python_enable_replacements = false")  # a Python variable's name is not a table
+    con = duckdb.connect(config={**locked.CONFIG, "threads": 1, "memory_limit": MEMORY, "temp_directory": ""})
     add_macros(con)
+    locked.lock(con)  # it needs no file: the rows are handed over
     return con
 
 
 def _evaluate(reward: str, table: pa.Table) -> pa.Table:
+    try:
+        locked.check_expression("reward", reward)
+    except UsageError as error:
+        raise UsageError(f"{error}; {_choice(table.column_names)}") from None
     con = _database().cursor()  # a cursor a call: connections are not thread-safe, the drawing process scores in two
     try:
         con.register("scored", table)
         # The line break keeps a trailing `-- comment` from hiding the parenthesis.
-        result = con.sql(f"SELECT ({reward}\n) AS reward FROM scored").to_arrow_table()
+        with locked.time_limit(con, f"reward: {locked.short(reward)}"):
+            result = con.sql(f"SELECT ({reward}\n) AS reward FROM scored").to_arrow_table()
     except duckdb.Error as error:
         raise explain(reward, error, table.column_names) from None
     finally:

@@ -1,40 +1,33 @@
-"""The store: stage groups, pack a shard, commit it, read it back.
+"""The store: pack a shard of staged groups and commit it.
 
     dataset=<name>/shard-000012.tar        WebDataset, one sample a group, deterministic bytes
     dataset=<name>/shard-000012.parquet    the sidecar, one row a member; written last: its existence is the commit
     dataset=<name>/dataset.json            recipe, fingerprint, versions
     dataset=<name>/.stage/                 finished groups of shards not yet committed, and locks
 
-Every file is written under a temporary name in its own directory, flushed, fsynced, renamed, and its directory
-fsynced. A sample's bytes in the tar are the staged bytes, so packing is concatenation. Rows carry the sample's
-offset, size and crc32; the sidecar's footer carries the tar's sha256. What does not match is never read as data.
+A sample's bytes in the tar are the staged bytes, so packing is concatenation. Rows carry the sample's offset, size and
+crc32; the sidecar's footer carries the tar's sha256. What does not match is never read as data.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
-import json
-import os
-import tarfile
+import re
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset as wds
 
 from gpo_data.errors import RunError
-from gpo_data.group import Group, to_sample
-
-SCHEMA_VERSION = 1
-BLOCK = 512
-END = bytes(2 * BLOCK)  # a tar ends with two empty blocks
-TEMPORARY = ".tmp"
+from gpo_data.group import Group, from_sample
+from gpo_data.lake.durable import write_atomic as write_atomic
+from gpo_data.lake.sidecar import SCHEMA_VERSION
+from gpo_data.lake.sidecar import sidecar_schema as sidecar_schema
+from gpo_data.lake.stage import END, staged, staged_path
+from gpo_data.parts import open_archive
 
 
 def dataset_folder(lake: str | Path, name: str) -> Path:
@@ -51,77 +44,30 @@ def sidecar_path(folder: Path, shard_id: int) -> Path:
 
 def sidecars(folder: Path) -> list[Path]:
     """The sidecars of all committed shards, in their order."""
-    return sorted(folder.glob("shard-*.parquet"))
+    return sorted(path for path in folder.glob("shard-*.parquet") if re.fullmatch(r"shard-\d{6,}", path.stem))
 
 
-def staged_path(folder: Path, key: str) -> Path:
-    return folder / ".stage" / f"{key}.sample"
-
-
-def write_atomic(path: Path, *chunks: bytes) -> None:
-    """Temporary name, flush, fsync, rename, fsync of the directory. A full disk leaves the old file or none."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with temporary.open("wb") as stream:
-            for chunk in chunks:
-                stream.write(chunk)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: cannot write: {error.strerror}; the lake is valid as it is; free space or fix the folder "
-            f"and run the same command again, it goes on where it stopped"
-        ) from error
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def pack_sample(key: str, sample: dict[str, bytes]) -> bytes:
-    """One WebDataset sample as tar blocks, without the end of the archive."""
-    buffer = io.BytesIO()
-    with wds.TarWriter(buffer, encoder=False, mtime=0) as writer:  # mtime must be an int, or the bytes vary
-        writer.write({"__key__": key} | sample)
-    length = sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in sample.values())
-    return buffer.getvalue()[:length]
-
-
-def unpack_sample(blocks: bytes) -> tuple[str, dict[str, bytes]]:
-    """The inverse of `pack_sample`: (key, {extension: bytes})."""
-    key, sample = "", {}
-    with tarfile.open(fileobj=io.BytesIO(blocks + END), mode="r:") as archive:
-        for entry in archive:
-            key, _, extension = entry.name.partition(".")
-            stream = archive.extractfile(entry)
-            assert stream is not None
-            sample[extension] = stream.read()
-    return key, sample
-
-
-def stage(folder: Path, group: Group) -> None:
-    """Keep a finished group until its shard is whole."""
-    write_atomic(staged_path(folder, group.key), pack_sample(group.key, to_sample(group)))
+def number_of(path: Path) -> int:
+    """Of a tar or a sidecar."""
+    return int(path.stem.removeprefix("shard-"))
 
 
 def commit(folder: Path, shard_id: int, keys: list[str], columns: dict[str, pa.DataType], fingerprint: str) -> None:
-    """Pack the staged groups `keys` into a tar, then write the sidecar, then clear the stage."""
+    """Pack the staged groups `keys` into a tar, then write the sidecar, then clear the stage. Raises RunError."""
     tar = tar_path(folder, shard_id)
-    blocks = [staged_path(folder, key).read_bytes() for key in keys]
+    blocks = []
+    for key in keys:
+        block = staged(folder, key, fingerprint)
+        if block is None:
+            raise RunError(f"{staged_path(folder, key)}: lost or damaged before its commit; run the same command again")
+        blocks.append(block)
     rows, offset, group_size = [], 0, 0
     for block in blocks:
-        meta = json.loads(unpack_sample(block)[1]["group.json"])
+        group = from_sample(open_archive(block + END)[1], images=False)
         place = {"tar": tar.name, "offset": offset, "size": len(block), "crc32": zlib.crc32(block)}
-        rows += [row | place for row in member_rows(meta)]
+        rows += [row | place for row in member_rows(group)]
         offset += len(block)
-        group_size = len(meta["seeds"])
+        group_size = group.size
     sha256 = hashlib.sha256()
     for block in [*blocks, END]:
         sha256.update(block)
@@ -139,24 +85,18 @@ def commit(folder: Path, shard_id: int, keys: list[str], columns: dict[str, pa.D
         staged_path(folder, key).unlink(missing_ok=True)
 
 
-def member_rows(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group.json as the sidecar's rows, without the place in the tar."""
-    shared = {"group_key": meta["key"], "prompt_id": meta["prompt_id"], "prompt": meta["prompt"]} | meta["target"]
+def member_rows(group: Group) -> list[dict[str, Any]]:
+    """A group as the sidecar's rows, without the place in the tar."""
+    prompt = group.prompt
+    shared = {"group_key": group.key, "prompt_id": prompt.prompt_id, "prompt": prompt.text} | prompt.target
+    reasons = group.reasons or [None] * group.size
     return [
         shared
-        | {"member": i, "seed": seed, "reward": meta["rewards"][i], "status": meta["statuses"][i]}
-        | meta["measurements"][i]
-        for i, seed in enumerate(meta["seeds"])
+        | {"member": i, "seed": seed, "reward": group.rewards[i]}
+        | {"status": group.statuses[i], "status_reason": reasons[i]}
+        | group.measurements[i]
+        for i, seed in enumerate(group.seeds)
     ]
-
-
-def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
-    """`columns`: the task's target columns and the evaluators' measurement columns."""
-    head = {"group_key": pa.string(), "prompt_id": pa.string(), "prompt": pa.string()}
-    tail = {"member": pa.int32(), "seed": pa.int64()} | columns
-    tail |= {"reward": pa.float64(), "status": pa.string(), "tar": pa.string()}
-    tail |= {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
-    return pa.schema(list((head | tail).items()))
 
 
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
@@ -164,20 +104,3 @@ def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[st
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
-
-
-def footer_of(sidecar: Path) -> dict[str, str]:
-    metadata = pq.read_schema(sidecar).metadata or {}
-    return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
-
-
-@contextmanager
-def claim(folder: Path, shard_id: int) -> Iterator[bool]:
-    """Hold a shard for this process: yields False where another process draws it. The kernel frees it on a kill."""
-    with (folder / ".stage" / f"shard-{shard_id:06d}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -5,7 +5,8 @@
     parquet    every row, to `--out FILE`
 
 The prompt connects again for every query, so shards that were committed meanwhile are seen. A query that DuckDB
-refuses is a `UsageError` of one line that ends with the views there are.
+refuses is a `UsageError` of one line that ends with the views there are. A query reads the lake and nothing else, and
+writes nothing, unless `unsafe`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -43,37 +43,33 @@ def run(
     format: str = "table",
     out: str | Path | None = None,
     reward: str | None = None,
+    unsafe: bool = False,
 ) -> None:
     """Print the answer to `query`, or write it to the file `out`. Without a query: a prompt, or all of a piped stdin.
 
     Args:
         format: one of FORMATS.
         reward: expression in the place of the stored reward.
+        unsafe: any SQL, which may read and write other files.
     """
     if format not in FORMATS:
         raise UsageError(f"--format: expected one of {', '.join(FORMATS)}, found {format!r}")
     if query is None and sys.stdin.isatty():
-        return prompt(lake, format, reward)
+        return prompt(lake, format, reward, unsafe)
     if format == "parquet" and out is None:
         raise UsageError("--format parquet: expected --out FILE, found none; a terminal cannot show Parquet")
     query = sys.stdin.read() if query is None else query
     if not query.strip(" \n\t;"):
         raise UsageError('query: expected SQL such as "select * from groups", found nothing')
-    write(ask(lake, query, reward), format, out)
+    write(ask(lake, query, reward, unsafe), format, out)
 
 
-def ask(lake: str, query: str, reward: str | None = None) -> pa.Table:
+def ask(lake: str, query: str, reward: str | None = None, unsafe: bool = False) -> pa.Table:
     """The answer to one query; UsageError with DuckDB's reason and the views."""
-    con = catalog.connect(lake)
     try:
-        con = catalog.scored(con, reward)
-        relation = con.sql(query)
-        # A statement such as CREATE VIEW has no answer.
-        return relation.to_arrow_table() if relation is not None else pa.table({})
-    except duckdb.Error as error:
-        raise UsageError(f"query: {rewards.one_line(error)}; views: {', '.join(catalog.VIEWS)}") from None
-    finally:
-        con.close()
+        return catalog.ask(lake, query, reward=reward, unsafe=unsafe)
+    except UsageError as error:
+        raise UsageError(f"{error}; views: {', '.join(catalog.VIEWS)}") from None
 
 
 def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
@@ -134,7 +130,7 @@ def show(table: pa.Table, console: Console, rows: int = TABLE_ROWS) -> None:
     console.print(f"{table.num_rows} row{'s' if table.num_rows != 1 else ''}{more}")
 
 
-def prompt(lake: str, format: str = "table", reward: str | None = None) -> None:
+def prompt(lake: str, format: str = "table", reward: str | None = None, unsafe: bool = False) -> None:
     """Read queries until Ctrl-D or `.quit`; the history is kept between sessions."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -158,10 +154,10 @@ def prompt(lake: str, format: str = "table", reward: str | None = None) -> None:
         if line in (".quit", ".exit"):
             return
         if line:
-            answer(lake, line, format, reward, console)
+            answer(lake, line, format, reward, console, unsafe)
 
 
-def answer(lake: str, line: str, format: str, reward: str | None, console: Console) -> None:
+def answer(lake: str, line: str, format: str, reward: str | None, console: Console, unsafe: bool = False) -> None:
     """One line of the prompt; an error is shown, not raised."""
     try:
         if line == ".tables":
@@ -177,16 +173,16 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
         elif line.startswith("."):
             console.print(Text(f"unknown command {line}; .tables, .help or .quit"))
         elif format in ("table", "parquet"):
-            show(ask(lake, line, reward), console)
+            show(ask(lake, line, reward, unsafe), console)
         else:
-            console.out(text_of(ask(lake, line, reward), format), end="", highlight=False)
+            console.out(text_of(ask(lake, line, reward, unsafe), format), end="", highlight=False)
     except UsageError as error:
         console.print(Text(str(error)))
 
 
 def columns_of(lake: str) -> list[str]:
-    found = ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")
-    return [str(name) for name in found["column_name"].to_pylist()]
+    names = ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")["column_name"]
+    return [str(name) for name in names.to_pylist()]
 
 
 def history_file() -> Path:

@@ -1,29 +1,30 @@
-"""The verb `verify`: prove a dataset, and repair it.
+"""The verb `verify`: prove a dataset. Reads only; repair.py takes away what is found.
 
-Checks each shard's sidecar, footer, size, sha256, every sample's crc32, row counts, duplicate groups, finite rewards;
-and the folder's orphans (a tar without a sidecar) and temporaries that a kill left. `repair` moves damaged shards to
-`.quarantine/`, where nothing reads them, so that the next `gpo-data shards` plans and draws them again.
+Checks of each shard its sidecar, footer, rows, size and sha256, and opens every part of every sample as readers do
+(parts.py); of each measures file that it belongs to its shard and holds the values that were written; and the folder
+for orphans (a tar without a sidecar) and temporaries that a kill left. Without problems, everything can be opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from gpo_data.errors import RunError
-from gpo_data.group import OK
+from gpo_data import status
+from gpo_data.errors import RunError, few
+from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import read_manifest
-from gpo_data.lake.record import Record
-from gpo_data.lake.shard import TEMPORARY, footer_of, fsync_folder, member_rows, sidecar_schema, sidecars
+from gpo_data.lake.measures import problem_of_measures
+from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.shard import member_rows, sidecars
+from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, problem_of, read_rows
+from gpo_data.lake.stage import END
 
-FOOTER = {"tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint"}
+Stamp = tuple[tuple[int, int] | None, ...]
 
 
 @dataclass
@@ -35,103 +36,141 @@ class Report:
     members: int = 0
     failed: int = 0
     problems: list[tuple[Path, str]] = field(default_factory=list)
+    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of the files that have problems, as they were looked at
 
 
 def verify(folder: Path) -> Report:
-    """Check every byte of the dataset in `folder`. Reads only."""
+    """Check every byte of the dataset in `folder`. Raises UsageError where dataset.json is none."""
     report, fingerprint, seen = Report(), read_manifest(folder)["fingerprint"], dict[str, Path]()
     for sidecar in sidecars(folder):
         report.shards += 1
-        report.problems += [(sidecar, problem) for problem in _verify_shard(sidecar, fingerprint, seen, report)]
+        stamp = stamp_of(sidecar)
+        try:
+            for problem in _shard(sidecar, fingerprint, seen, report):
+                _note(report, sidecar, problem, stamp)
+        except RunError as error:
+            _note(report, sidecar, str(error), stamp)
     for tar in sorted(folder.glob("shard-*.tar")):
-        if not tar.with_suffix(".parquet").is_file():
-            report.problems.append((tar, "orphan: a tar without a sidecar (a run was killed); it is not data"))
+        if not tar.with_suffix(".parquet").exists():
+            _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
+    for path in sorted(folder.glob("measures/*@*/shard-*.parquet")):
+        if wrong := problem_of_measures(path, folder / path.name):
+            _note(report, path, wrong)
     for temporary in sorted(folder.rglob(f"*{TEMPORARY}")):
-        if not _alive(temporary):
-            report.problems.append((temporary, "stale temporary of a process that is gone"))
+        if is_stale(temporary):
+            _note(report, temporary, "stale temporary of a process that is gone")
     return report
 
 
-def repair(folder: Path, report: Report) -> int:
-    """Quarantine what `report` found; the number of files moved or removed."""
-    quarantine, moved = folder / ".quarantine", 0
-    for path in {p for p, _ in report.problems}:
-        if path.name.endswith(TEMPORARY):
-            path.unlink(missing_ok=True)
-            moved += 1
-            continue
-        quarantine.mkdir(exist_ok=True)
-        for file in (path.with_suffix(".parquet"), path.with_suffix(".tar")):  # the sidecar first: it is the commit
-            if file.is_file():
-                file.replace(quarantine / file.name)
-                moved += 1
-    fsync_folder(folder)
-    return moved
+def stamp_of(path: Path) -> Stamp:
+    """Changes when a shard is committed anew: size and time of its sidecar and tar."""
+    files = (path.with_suffix(".parquet"), path.with_suffix(".tar"))
+    return tuple((s.st_size, s.st_mtime_ns) if (s := _stat(file)) else None for file in files)
 
 
-def _verify_shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Report) -> list[str]:
+def _stat(path: Path) -> Any:
     try:
-        footer = footer_of(sidecar)
-        if missing := FOOTER - footer.keys():
-            return [f"the sidecar's footer lacks {', '.join(sorted(missing))}"]
-        table = pq.read_table(sidecar, page_checksum_verification=True)
-        if missing := set(sidecar_schema({}).names) - set(table.column_names):
-            return [f"the sidecar lacks the columns {', '.join(sorted(missing))}"]
-        rows = table.to_pylist()
-        groups, size, _ = (int(footer[k]) for k in ("groups", "group_size", "tar_bytes"))
-    except Exception as error:  # pyarrow raises many kinds on damaged bytes
-        return [f"the sidecar cannot be read: {type(error).__name__}: {error}"]
-    problems = []
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _note(report: Report, path: Path, problem: str, stamp: Stamp | None = None) -> None:
+    report.problems.append((path, problem))
+    report.stamps[path] = stamp or stamp_of(path)
+
+
+def _shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Report) -> Iterator[str]:
+    if problem := problem_of(sidecar, whole=True):
+        yield problem
+        return
+    footer, rows = footer_of(sidecar), read_rows(sidecar)
+    groups, size = int(footer["groups"]), int(footer["group_size"])
     if footer["fingerprint"] != fingerprint:
-        problems.append(f"fingerprint {footer['fingerprint']}, expected the dataset's {fingerprint}")
-    if len(rows) != groups * size:
-        problems.append(f"{len(rows)} rows, expected {groups} groups of {size}")
-    keys = list(dict.fromkeys(row["group_key"] for row in rows))
-    if len(keys) != groups or len({(r["group_key"], r["member"]) for r in rows}) != len(rows):
-        problems.append(f"{len(keys)} distinct groups in {len(rows)} rows, expected {groups} of {size} members")
-    for key in keys:
-        if key in seen:
-            problems.append(f"group {key} is also in {seen[key].name}")
-        seen[key] = sidecar
+        yield f"fingerprint {footer['fingerprint']}, expected the dataset's {fingerprint}"
+    if len(rows) != groups * size or not rows:
+        yield f"{len(rows)} rows, expected {groups} groups of {size}"
+    if bad := _bad_row(rows, sidecar, size):
+        yield bad
+        return
+    by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["status"] == OK and (row["reward"] is None or not math.isfinite(row["reward"])):
-            problems.append(f"{row['group_key']} member {row['member']}: status ok with reward {row['reward']}")
-    report.groups += len(keys)
+        by_key.setdefault(row["group_key"], []).append(row)
+    if len(by_key) != groups or any([r["member"] for r in of] != list(range(size)) for of in by_key.values()):
+        yield f"{len(by_key)} distinct groups in {len(rows)} rows, expected {groups} of members 0 to {size - 1}"
+    for key in by_key:
+        if key in seen:
+            yield f"group {key} is also in {seen[key].name}"
+        seen[key] = sidecar
+    report.groups += len(by_key)
     report.members += len(rows)
-    report.failed += sum(row["status"] != OK for row in rows)
-    return problems + _verify_tar(sidecar.with_suffix(".tar"), footer, rows)
+    report.failed += sum(row["status"] != status.OK for row in rows)
+    tar = sidecar.with_suffix(".tar")
+    if problem := _tar(tar, footer):
+        yield problem
+        return
+    end = 0
+    for key, of_group in by_key.items():
+        if any(row[name] != of_group[0][name] for row in of_group for name in PLACE) or of_group[0]["offset"] != end:
+            yield f"the rows of {key} place it at {of_group[0]['offset']} in {tar.name}, expected {end}"
+        end = of_group[0]["offset"] + of_group[0]["size"]
+        yield from _group(key, of_group, tar)
+    if end + len(END) != int(footer["tar_bytes"]):
+        yield f"the rows end at byte {end} of {tar.name}, expected {int(footer['tar_bytes']) - len(END)}"
 
 
-def _verify_tar(tar: Path, footer: dict[str, str], rows: list[dict[str, Any]]) -> list[str]:
+def _bad_row(rows: list[dict[str, Any]], sidecar: Path, size: int) -> str | None:
+    """The first row that cannot be one, whatever its tar says."""
+    for row in rows:
+        where = f"{row['group_key']} member {row['member']}"
+        if empty := [n for n in CORE.names if row.get(n) is None and n not in (*OPTIONAL, "reward")]:
+            return f"{where}: no {', '.join(empty)}"
+        if not 0 <= row["member"] < size:
+            return f"{where}: expected a member below {size}"
+        if row["tar"] != sidecar.with_suffix(".tar").name:
+            return f"{where}: is of {row['tar']!r}, expected {sidecar.with_suffix('.tar').name}"
+        if row["status"] not in status.CODES and not row["status"].startswith(status.OLD):
+            return f"{where}: status {row['status']!r}, expected one of {', '.join(status.CODES)}"
+        if row["status"] == status.OK and (row["reward"] is None or not math.isfinite(row["reward"])):
+            return f"{where}: status ok with reward {row['reward']}"
+    return None
+
+
+def _tar(tar: Path, footer: dict[str, str]) -> str | None:
     if not tar.is_file():
-        return [f"{tar.name} is missing"]
-    data = tar.read_bytes()
-    if len(data) != int(footer["tar_bytes"]):
-        return [f"{tar.name} has {len(data)} bytes, expected {footer['tar_bytes']}"]
-    if (found := hashlib.sha256(data).hexdigest()) != footer["tar_sha256"]:
-        return [f"{tar.name} has sha256 {found}, expected {footer['tar_sha256']}"]
-    problems = []
-    for key, row in {r["group_key"]: r for r in rows}.items():
-        try:
-            sample = Record.of(row | {"tar": tar.name}, tar.parent).read()
-        except RunError as error:
-            problems.append(str(error))
-            continue
-        # Parquet checksums its pages but not its footer; what the tar says settles it.
-        told = member_rows(json.loads(sample["group.json"]))
-        of_group = [r for r in rows if r["group_key"] == key]
-        listed = [{k: r.get(k) for k in t} for t, r in zip(told, of_group, strict=False)]
-        if listed != told:
-            problems.append(f"the sidecar's rows of {key} are not what its group.json in {tar.name} says")
-    return problems
-
-
-def _alive(temporary: Path) -> bool:
-    """Whether the process in the temporary's name (`<file>.<pid>.tmp`) still runs."""
+        return f"{tar.name} is {'a folder' if tar.is_dir() else 'missing'}"
+    found = hashlib.sha256()
     try:
-        os.kill(int(temporary.name.split(".")[-2]), 0)
-        return True
-    except (ValueError, IndexError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
+        if (length := tar.stat().st_size) != int(footer["tar_bytes"]):
+            return f"{tar.name} has {length} bytes, expected {footer['tar_bytes']}"
+        with tar.open("rb") as stream:
+            while chunk := stream.read(2**22):
+                found.update(chunk)
+    except OSError as error:
+        return f"{tar.name} cannot be read: {error.strerror}"
+    if found.hexdigest() != footer["tar_sha256"]:
+        return f"{tar.name} has sha256 {found.hexdigest()}, expected {footer['tar_sha256']}"
+    return None
+
+
+def _group(key: str, rows: list[dict[str, Any]], tar: Path) -> Iterator[str]:
+    """Opens every part; Parquet checksums its pages but not its footer, and what the tar says settles it."""
+    try:
+        group = Record.of(rows[0], tar.parent).group()
+    except RunError as error:
+        yield f"{key}: {error}"
+        return
+    told = member_rows(group)
+    listed = []
+    for row in rows:  # a lake of 0.1 has code and reason in one
+        code, reason = status.split(row["status"], row.get("status_reason"))
+        listed.append(row | {"status": code, "status_reason": reason})
+    differing = [
+        name
+        for a, b in zip(told, listed, strict=False)
+        for name in a
+        if a[name] != b.get(name) and not (a[name] != a[name] and b.get(name) != b.get(name))  # NaN
+    ]
+    if len(told) != len(listed) or differing:
+        names = few(sorted(set(differing))) or "their number"
+        yield f"the sidecar's rows of {key} are not what its group.json in {tar.name} says: {names}"

@@ -2,152 +2,153 @@
 
 drawn_members   the sidecars dataset=*/shard-*.parquet, joined with dataset=*/measures/<evaluator>@<version>/
 members         drawn_members with the task's `exact` and `level`; `groups` and `shards` follow it
+
+A measures file counts while its footer names the shard's present tar_sha256. It adds columns; it cannot replace those
+that say what and where a member is (PROTECTED), and gets a name of its own there: `reward__ocr@2`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import re
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Sequence
 
 import duckdb
-import fsspec
+import pyarrow as pa
 
 from gpo_data.errors import UsageError
-from gpo_data.lake import rewards
+from gpo_data.lake import locked
 from gpo_data.lake.advantage import DEAD_SQL
+from gpo_data.lake.damaged import leave_out
+from gpo_data.lake.files import SHARDS, Files, open_lake
+from gpo_data.lake.measures import PROTECTED, TARGETS, sources_of
+from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
+from gpo_data.lake.sql import identifier, listed, quote, read_parquet
+from gpo_data.status import OK, sql_split
 from gpo_data.tasks import TASKS
 
-# Of an empty lake; a lake with shards has the columns that its sidecars have.
-EMPTY = {
-    "group_key": "VARCHAR",
-    "prompt_id": "VARCHAR",
-    "prompt": "VARCHAR",
-    "target": "VARCHAR",
-    "target_class": "VARCHAR",
-    "target_count": "INTEGER",
-    "color": "VARCHAR",
-    "member": "INTEGER",
-    "seed": "BIGINT",
-    "ocr_text": "VARCHAR",
-    "ocr_confidence": "DOUBLE",
-    "n_detected": "INTEGER",
-    "entropy": "DOUBLE",
-    "edge_density": "DOUBLE",
-    "dark_fraction": "DOUBLE",
-    "reward": "DOUBLE",
-    "status": "VARCHAR",
-    "tar": "VARCHAR",
-    "offset": "BIGINT",
-    "size": "BIGINT",
-    "crc32": "BIGINT",
-    "filename": "VARCHAR",
-}
-NUMBERS = (
-    "BOOLEAN",
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "UTINYINT",
-    "USMALLINT",
-    "UINTEGER",
-    "UBIGINT",
-    "UHUGEINT",
-    "FLOAT",
-    "DOUBLE",
-    "DECIMAL",
-)
+INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+NUMBERS = ("BOOLEAN", *INTEGERS, "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
 GROUPS = f"""
     SELECT * EXCLUDE (spread), CASE WHEN dead THEN 0.0::DOUBLE ELSE spread END AS std
     FROM (SELECT *, {DEAD_SQL} AS dead
           FROM (SELECT dataset, group_key, any_value(prompt) AS prompt,
-                       count(*) FILTER (status = 'ok') AS n,
-                       count(*) FILTER (status <> 'ok') AS failed,
-                       avg(reward) FILTER (status = 'ok') AS mean,
-                       stddev_pop(reward) FILTER (status = 'ok') AS spread,
-                       min(reward) FILTER (status = 'ok') AS min,
-                       max(reward) FILTER (status = 'ok') AS max,
-                       max(reward) FILTER (status = 'ok') AS best_of_n,
-                       arg_max(member, reward) FILTER (status = 'ok') AS best_member
+                       count(*) FILTER (status = '{OK}') AS n,
+                       count(*) FILTER (status <> '{OK}') AS failed,
+                       avg(reward) FILTER (status = '{OK}') AS mean,
+                       stddev_pop(reward) FILTER (status = '{OK}') AS spread,
+                       min(reward) FILTER (status = '{OK}') AS min,
+                       max(reward) FILTER (status = '{OK}') AS max,
+                       max(reward) FILTER (status = '{OK}') AS best_of_n,
+                       arg_max(member, reward) FILTER (status = '{OK}') AS best_member
                 FROM members GROUP BY dataset, group_key))"""
 
-SHARDS = "shard-*.parquet"
+DATASET_OF = r"regexp_extract({}, '.*dataset=([^/\\]+)', 1)"  # of a path
+MANIFEST = ("name", "fingerprint", "created")
+MANIFEST_JSON = ("fields", "recipe", "versions")
 
 
-@dataclass(frozen=True)
-class Lake:
-    """The folders that the views read, as fsspec (`folder`) and as DuckDB (`prefix`) name them."""
+def create(
+    con: duckdb.DuckDBPyConnection, lake: str, datasets: Sequence[str] | None = None, whole: bool = False
+) -> Files:
+    """Make the views on a connection; arguments as of `catalog.connect`. Says on stderr what is left out and why.
 
-    files: fsspec.AbstractFileSystem
-    folder: str
-    prefix: str
-    datasets: str = "dataset=*"
+    Raises UsageError: no dataset that is asked for can be read.
+    """
+    files = open_lake(con, lake)
+    if "://" not in files.prefix:  # footers are read once; a change is noticed by the file's time
+        con.execute("SET parquet_metadata_cache = true")
+    asked = files.of(datasets) if datasets is not None else files
+    if datasets is not None and not asked.found(SHARDS):
+        asked = files
+    try:
+        if whole:
+            asked = leave_out(asked, whole)
+        else:
+            try:
+                _create(con, asked, whole)
+                return asked
+            except duckdb.Error:
+                asked = leave_out(asked)
+        _create(con, asked, whole)
+    except duckdb.Error as error:
+        raise UsageError(f"lake: cannot read the sidecars of {lake}: {locked.one_line(error)}; {REPAIR}") from None
+    return asked
 
-    def found(self, name: str) -> list[str]:
-        paths: list[str] = self.files.glob(f"{glob.escape(self.folder)}/{self.datasets}/{name}")
-        return paths
 
-    def pattern(self, name: str) -> str:
-        return f"{glob.escape(self.prefix)}/{self.datasets}/{name}"
-
-    @cached_property
-    def has_shards(self) -> bool:
-        return bool(self.found(SHARDS))
-
-
-def create(con: duckdb.DuckDBPyConnection, lake: str, dataset: str | None = None) -> None:
-    """Make the views on a connection; arguments as of `catalog.connect`. Raises UsageError."""
-    files = _open(con, lake)
-    if dataset is not None:
-        one = dataclasses.replace(files, datasets=f"dataset={glob.escape(dataset)}")
-        files = one if one.has_shards else files
-    _stored_view(con, files)
-    con.execute(f"CREATE VIEW members AS {with_task_columns(con, 'SELECT * FROM drawn_members')}")
-    con.execute(f"CREATE VIEW groups AS {GROUPS}")
+def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> None:
+    # DuckDB opens every footer again for each view and each DESCRIBE: few of them, where there are thousands of files.
+    columns = _stored_view(con, files, whole)
+    con.execute(f"CREATE OR REPLACE VIEW members AS {with_task_columns('SELECT * FROM drawn_members', columns)}")
+    con.execute(f"CREATE OR REPLACE VIEW groups AS {GROUPS}")
     _shards_view(con, files)
     _datasets_view(con, files)
 
 
-def _stored_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> list[str]:
+    """Makes drawn_members; its columns."""
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
-    if not lake.has_shards:
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | EMPTY).items())
-        con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns}) WHERE false")
-        return
-    read = _read_parquet(lake, SHARDS)
-    names = columns_of(con, f"SELECT * FROM {read}")
+    if not files.found(SHARDS):
+        con.register("arrow_empty", _empty().empty_table())
+        con.execute("CREATE OR REPLACE TABLE no_members AS SELECT * FROM arrow_empty")
+        con.unregister("arrow_empty")
+        con.execute(f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM no_members")
+        return list(_empty().names)
+    read = read_parquet(files, files.patterns(SHARDS))
+    names = _columns(con, f"SELECT * FROM {read}")
+    _check_types(con, names)
     selected, joins = {name: f"s.{identifier(name)}" for name in names}, ""
-    found = {path.rstrip("/").split("/")[-2] for path in lake.found(f"measures/*@*/{SHARDS}")}
-    for i, measure in enumerate(sorted(found, key=_version_order)):
-        source = _read_parquet(lake, f"measures/{glob.escape(measure)}/{SHARDS}")
+    for i, (measure, source) in enumerate(sources_of(con, files, whole).items()):
         joins += f"\nLEFT JOIN {source} m{i} USING (dataset, group_key, member)"
-        for name, kind in columns_of(con, f"SELECT * FROM {source}").items():
+        for name, kind in _columns(con, f"SELECT * FROM {source}").items():
             if name in ("dataset", "group_key", "member", "filename"):
                 continue
             new, old = f"m{i}.{identifier(name)}", selected.get(name)
-            if old is not None and name in names and kind != names[name] and not {kind, names[name]} <= set(NUMBERS):
-                name = f"{name}__{measure}"  # another kind of value cannot take the old one's place
-                old = None
+            another = old is not None and name in names and kind != names[name]
+            if name in PROTECTED or (another and not {kind, names[name]} <= set(NUMBERS)):
+                name, old = f"{name}__{measure}", None  # another kind of value cannot take the old one's place
             selected[name] = f"coalesce({new}, {old})" if old else new
             names.setdefault(name, kind)
-    order = ["dataset", *(n for n in selected if n not in ("dataset", "filename")), "filename"]
+    stored_reason = selected.get("status_reason", "NULL::VARCHAR")  # a lake of 0.1 has none
+    selected["status"], reason = sql_split(selected["status"], stored_reason)
+    order = ["dataset", *(n for n in selected if n not in ("dataset", "filename", "status_reason")), "filename"]
+    order.insert(order.index("status") + 1, "status_reason")
+    selected["status_reason"] = reason
     columns = ", ".join(f"{selected[name]} AS {identifier(name)}" for name in order)
-    con.execute(f"CREATE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})")
+    con.execute(
+        f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM (SELECT {columns} FROM {read} s {joins})"
+    )
+    return order
 
 
-def with_task_columns(con: duckdb.DuckDBPyConnection, query: str) -> str:
-    """`query`, members of any tasks, with `exact` and `level` as each member's task defines them.
+def _check_types(con: duckdb.DuckDBPyConnection, names: dict[str, str]) -> None:
+    """Raise duckdb.Error where one file's column of another type has made all others of that type."""
+    core = dict(zip(CORE.names, CORE.types, strict=True))
+    for name, type in (core | TARGETS).items():
+        if name not in names and (name in OPTIONAL or name in TARGETS):
+            continue
+        whole = NUMBERS if name in TARGETS else INTEGERS
+        kinds = {"string": ("VARCHAR",), "double": ("DOUBLE", "FLOAT")}.get(str(type), whole)
+        if names.get(name) not in kinds:
+            raise duckdb.Error(f"column {name} is {names.get(name, 'missing')}, expected {type}")
+
+
+def _empty() -> pa.Schema:
+    """Of an empty lake; a lake with shards has the columns that its sidecars have."""
+    from gpo_data.evaluators import boxes, color, image_stats, ocr, yolo  # with torch; few look at an empty lake
+
+    measured = {
+        name: type for module in (image_stats, ocr, yolo, color, boxes) for name, type in module.COLUMNS.items()
+    }
+    columns = sidecar_schema(TARGETS | measured)
+    return pa.schema([pa.field("dataset", pa.string()), *columns, pa.field("filename", pa.string())])
+
+
+def with_task_columns(query: str, columns: Iterable[str]) -> str:
+    """`query`, members of any tasks with these columns, with `exact` and `level` as each member's task defines them.
 
     A member's task is the beginning of its group's key. NULL where a column that they read is in no shard of the lake.
     """
-    names = set(columns_of(con, query))
+    names = set(columns)
     kinds = {name: kind for name, kind in TASKS.items() if kind.reads() <= names}
 
     def by_task(expressions: dict[str, str], type: str) -> str:
@@ -162,87 +163,48 @@ def with_task_columns(con: duckdb.DuckDBPyConnection, query: str) -> str:
     )
 
 
-def _shards_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    footer = f"parquet_kv_metadata({quote(lake.pattern(SHARDS))})"
-    if not lake.has_shards:
-        footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
+def _shards_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
+    footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
+    if files.found(SHARDS):
+        footer = f"parquet_kv_metadata({listed(files.patterns(SHARDS))})"
+    facts = ("tar_bytes", "tar_sha256", "fingerprint")
+    values = ", ".join(f"max(decode(value)) FILTER (decode(key) = '{fact}') AS {fact}" for fact in facts)
     con.execute(f"""
-        CREATE VIEW shards AS
+        CREATE OR REPLACE VIEW footers AS
+        SELECT {DATASET_OF.format("file_name")} AS dataset, file_name, {values}
+        FROM {footer} WHERE decode(key) IN {facts} GROUP BY file_name""")
+    con.execute(f"""
+        CREATE OR REPLACE VIEW shards AS
         SELECT m.dataset, m.shard, m.groups, m.members, m.failed,
             f.tar_bytes::BIGINT AS tar_bytes, f.tar_sha256, f.fingerprint, m.filename
         FROM (SELECT dataset, shard, filename, count(DISTINCT group_key) AS groups, count(*) AS members,
-                     count(*) FILTER (status <> 'ok') AS failed
+                     count(*) FILTER (status <> '{OK}') AS failed
               FROM members GROUP BY ALL) m
-        LEFT JOIN (SELECT file_name,
-                          max(decode(value)) FILTER (decode(key) = 'tar_bytes') AS tar_bytes,
-                          max(decode(value)) FILTER (decode(key) = 'tar_sha256') AS tar_sha256,
-                          max(decode(value)) FILTER (decode(key) = 'fingerprint') AS fingerprint
-                   FROM {footer} WHERE decode(key) IN ('tar_bytes', 'tar_sha256', 'fingerprint')
-                   GROUP BY file_name) f
-        ON m.filename = f.file_name""")
+        LEFT JOIN footers f ON m.filename = f.file_name""")
 
 
-def _datasets_view(con: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    kinds = {
-        "name": "VARCHAR",
-        "fingerprint": "VARCHAR",
-        "created": "VARCHAR",
-        "fields": "JSON",
-        "recipe": "JSON",
-        "versions": "JSON",
-    }
-    if lake.found("dataset.json"):
-        columns = ", ".join(f"{name}: '{kind}'" for name, kind in kinds.items())
-        source = f"""(SELECT * FROM read_json({quote(lake.pattern("dataset.json"))},
-                      columns = {{{columns}}}, hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}))"""
-    else:
-        columns = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ({"dataset": "VARCHAR"} | kinds).items())
-        source = f"(SELECT {columns} WHERE false)"
-    con.execute(f"CREATE VIEW datasets AS SELECT dataset, {', '.join(kinds)} FROM {source}")
+def _datasets_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
+    """A row a dataset.json; where it is damaged, with nothing but the dataset's name."""
+    source = "(SELECT ''::VARCHAR AS filename, ''::BLOB AS content WHERE false)"
+    if files.found("dataset.json"):
+        source = f"read_blob({listed(files.patterns('dataset.json'))})"
+    values = [f"j->>'$.{name}' AS {name}" for name in MANIFEST]
+    values += [f"json_extract(j, '$.{name}') AS {name}" for name in MANIFEST_JSON]
+    con.execute(f"""
+        CREATE OR REPLACE VIEW datasets AS
+        SELECT dataset, {", ".join(values)}
+        FROM (SELECT {DATASET_OF.format("filename")} AS dataset,
+                     try_cast(TRY(decode(content)) AS JSON) AS j FROM {source})""")
 
 
-def _open(con: duckdb.DuckDBPyConnection, lake: str) -> Lake:
-    if "://" not in lake:
-        con.execute("SET parquet_metadata_cache = true")  # footers are read once; a changed file is noticed by its time
-        folder = str(Path(lake).resolve())
-        return Lake(fsspec.filesystem("file"), folder, folder)
-    lake = lake.rstrip("/")
-    try:
-        files, folder = fsspec.core.url_to_fs(lake)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"lake: {lake}: {error}") from None
-    con.register_filesystem(files)
-    return Lake(files, folder, f"{urlsplit(lake).scheme}://{folder.lstrip('/')}")
-
-
-def _read_parquet(lake: Lake, name: str) -> str:
-    # `key=value` folders above the lake would become columns too.
-    outer = {part.split("=")[0] for part in lake.prefix.split("/") if "=" in part}
-    exclude = f" EXCLUDE ({', '.join(map(identifier, sorted(outer)))})" if outer else ""
-    return f"""(SELECT *{exclude} FROM read_parquet({quote(lake.pattern(name))}, union_by_name = true,
-                hive_partitioning = true, hive_types = {{'dataset': VARCHAR}}, filename = true))"""
+def _columns(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
+    """{column of a query: its type}"""
+    return {row[0]: row[1] for row in con.execute(f"DESCRIBE {query}").fetchall()}
 
 
 def columns_of(con: duckdb.DuckDBPyConnection, query: str) -> dict[str, str]:
     """{column of a query: its type}. Raises UsageError where a sidecar cannot be read."""
     try:
-        return {row[0]: row[1] for row in con.execute(f"DESCRIBE {query}").fetchall()}
+        return _columns(con, query)
     except duckdb.Error as error:
-        raise UsageError(
-            f"lake: cannot read the sidecars: {rewards.one_line(error)}; run `gpo-data verify RECIPE --repair`"
-        ) from None
-
-
-def _version_order(measure: str) -> list[tuple[int, int, str]]:
-    """Sorts ocr@2 before ocr@10."""
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", measure)]
-
-
-def quote(text: str) -> str:
-    """A string of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(text: str) -> str:
-    """A name of SQL."""
-    return '"' + text.replace('"', '""') + '"'
+        raise UsageError(f"lake: cannot read the sidecars: {locked.one_line(error)}; {REPAIR}") from None

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.generation.generate import draw
-from gpo_data.lake.shard import write_atomic
+from gpo_data.lake.durable import write_atomic
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate, report
 from gpo_train.evaluation.prompts import EvalPrompts, choose

@@ -29,9 +29,9 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.lake import catalog
+from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.manifest import identity, measured
 from gpo_data.lake.reader import diversity
-from gpo_data.lake.shard import write_atomic
 from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
-from gpo_data.lake.views import columns_of, identifier
+from gpo_data.lake.sql import identifier
+from gpo_data.lake.views import columns_of
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task
 from gpo_data.tasks import TASKS

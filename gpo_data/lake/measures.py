@@ -1,0 +1,122 @@
+"""Which measures of a lake count: dataset=<name>/measures/<evaluator>@<version>/shard-*.parquet.
+
+A file counts while its footer names the shard's present `tar_sha256`: a shard that was drawn again has other pictures.
+It adds columns, and cannot replace those that say what and where a member is (PROTECTED).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpo_data.errors import few
+from gpo_data.lake.damaged import can_be_read
+from gpo_data.lake.files import SHARDS, Files
+from gpo_data.lake.sidecar import CORE, footer_of, read_rows
+from gpo_data.lake.sql import listed, read_parquet
+from gpo_data.tasks import TASKS
+
+TARGETS = {name: type for kind in TASKS.values() for name, type in kind.columns.items()}
+PROTECTED = {"dataset", *CORE.names, *TARGETS}
+
+
+def values_digest(table: pa.Table) -> str:
+    """Of the rows of a measures file: blake2b with a 16-byte digest, in hex, of their JSON."""
+    text = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def problem_of_measures(path: Path, sidecar: Path) -> str | None:
+    """Why a measures file of a shard does not count; None if it does, or if its shard is still to be drawn again.
+
+    Raises RunError where the sidecar is none.
+    """
+    if not sidecar.exists():
+        return None
+    again = "`gpo-data verify RECIPE --repair` and `gpo-data measure RECIPE` make it again"
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+    except Exception as error:  # pyarrow raises many kinds on damaged bytes
+        return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; {again}"
+    footer = {k.decode(): v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
+    if footer.get("tar_sha256") != footer_of(sidecar).get("tar_sha256"):
+        return f"measures another tar than {sidecar.name} has now; {again}"
+    if not {"group_key", "member"} <= set(table.column_names):
+        return f"lacks group_key or member; {again}"
+    if taken := sorted((PROTECTED & set(table.column_names)) - {"group_key", "member"}):
+        return f"has the columns {', '.join(taken)}, which a shard has itself; {again}"
+    places = [
+        [(row["group_key"], row["member"]) for row in rows]
+        for rows in (table.select(["group_key", "member"]).to_pylist(), read_rows(sidecar, ["group_key", "member"]))
+    ]
+    if sorted(places[0], key=str) != sorted(places[1], key=str):
+        return f"has other rows than {sidecar.name}; {again}"
+    if footer.get("values", values_digest(table)) != values_digest(table):
+        return f"its values were changed after they were measured; {again}"
+    return None
+
+
+def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> dict[str, str]:
+    """{<evaluator>@<version>: SQL of its rows}, the oldest version first; of files that belong to their shard."""
+    found: dict[str, list[str]] = {}
+    for path in files.found(f"measures/*@*/{SHARDS}"):
+        found.setdefault(path.rstrip("/").split("/")[-2], []).append(path)
+    if not found:
+        return {}
+    ours = _hashes(con, files, files.found(SHARDS))
+    sources = {}
+    for measure in sorted(found, key=_version_order):
+        hashes = _hashes(con, files, found[measure])
+        good = [path for path in found[measure] if hashes.get(path) and hashes[path] == ours.get(_shard_of(path))]
+        good = [path for path in good if not whole or can_be_read(files, path)]
+        if stale := [_shard_of(path) for path in found[measure] if path not in good]:
+            print(
+                f"left out {len(stale)} measures of {measure}, damaged or older than their shards: {few(stale)}; "
+                f"`gpo-data measure RECIPE` makes them again",
+                file=sys.stderr,
+            )
+        if good:
+            sources[measure] = read_parquet(files, files.exact(good))
+    return sources
+
+
+def _hashes(con: duckdb.DuckDBPyConnection, files: Files, paths: list[str]) -> dict[str, str]:
+    """{path: the tar_sha256 of its footer}; without those that cannot be read."""
+    by_name = dict(zip(files.exact(paths), paths, strict=True))
+
+    def read(patterns: list[str]) -> dict[str, str]:
+        rows = con.execute(
+            f"""SELECT file_name, decode(value) FROM parquet_kv_metadata({listed(patterns)})
+                WHERE decode(key) = 'tar_sha256'"""
+        ).fetchall()
+        return dict(rows)
+
+    try:
+        told = read(list(by_name))
+    except duckdb.Error:
+        told = {}
+        for pattern in by_name:
+            try:
+                told |= read([pattern])
+            except duckdb.Error:
+                continue  # damaged
+    end = {name.split("dataset=")[-1]: sha for name, sha in told.items()}
+    return {path: end[path.split("dataset=")[-1]] for path in paths if path.split("dataset=")[-1] in end}
+
+
+def _shard_of(measure_path: str) -> str:
+    folder, _, rest = measure_path.rpartition("/measures/")
+    return f"{folder}/{rest.split('/')[-1]}"
+
+
+def _version_order(measure: str) -> list[tuple[int, int, str]]:
+    """Sorts ocr@2 before ocr@10."""
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", measure)]

@@ -1,0 +1,115 @@
+"""The sidecar of a shard: one row a member, and a footer. What it must be to be read as one.
+
+What always holds: whoever reads rows gets them from a file that has the columns and the types of a sidecar, with page
+checksums checked, or an error of one line.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpo_data.errors import RunError
+
+SCHEMA_VERSION = 1
+FOOTER = ("tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint")
+OPTIONAL = ("status_reason",)  # lakes of 0.1 lack it
+REPAIR = "run `gpo-data verify RECIPE --repair`"
+
+
+def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
+    """`columns`: the task's target columns and the evaluators' measurement columns."""
+    head = {"group_key": pa.string(), "prompt_id": pa.string(), "prompt": pa.string()}
+    tail = {"member": pa.int32(), "seed": pa.int64()} | columns
+    tail |= {"reward": pa.float64(), "status": pa.string(), "status_reason": pa.string()}
+    tail |= {"tar": pa.string(), "offset": pa.int64(), "size": pa.int64(), "crc32": pa.int64()}
+    return pa.schema(list((head | tail).items()))
+
+
+CORE = sidecar_schema({})
+
+
+def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | None:
+    """Why this is no sidecar; None if it is one.
+
+    Args:
+        whole: read every row, with page checksums; else the footer alone.
+    """
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            problem = _wrong_footer(schema.metadata or {}) or _wrong_columns(schema)
+            if problem is None and whole:
+                if (written := _written_names(file)) is not None and written != schema.names:
+                    return f"the sidecar has the columns {', '.join(schema.names)}, written as {', '.join(written)}"
+                for _ in file.iter_batches():
+                    pass
+    except Exception as error:  # pyarrow raises many kinds on damaged bytes
+        return f"the sidecar cannot be read: {_words(error)}"
+    return problem
+
+
+def read_rows(sidecar: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a sidecar, of these columns that it has. Raises RunError where it is none."""
+    if problem := problem_of(sidecar):
+        raise RunError(f"{sidecar}: {problem}; {REPAIR}")
+    try:
+        with pq.ParquetFile(sidecar, page_checksum_verification=True) as file:
+            names = [n for n in columns if n in file.schema_arrow.names] if columns is not None else None
+            rows: list[dict[str, Any]] = file.read(columns=names).to_pylist()
+            return rows
+    except Exception as error:
+        raise RunError(f"{sidecar}: the sidecar cannot be read: {_words(error)}; {REPAIR}") from None
+
+
+def footer_of(path: Path) -> dict[str, str]:
+    """A Parquet file's own key-value metadata. Raises RunError."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
+    except Exception as error:
+        raise RunError(f"{path}: cannot be read: {_words(error)}; {REPAIR}") from None
+
+
+def _written_names(file: pq.ParquetFile) -> list[str] | None:
+    """The columns as Arrow wrote them once more, in a part of its own; None where another library wrote the file."""
+    coded = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    return list(pa.ipc.read_schema(pa.BufferReader(base64.b64decode(coded))).names) if coded else None
+
+
+def _wrong_footer(metadata: dict[bytes, bytes]) -> str | None:
+    if missing := [key for key in FOOTER if key.encode() not in metadata]:
+        return f"the sidecar's footer lacks {', '.join(missing)}"
+    for key in ("tar_bytes", "groups", "group_size", "schema_version"):
+        if not metadata[key.encode()].isdigit():
+            return f"the sidecar's footer has {key} {metadata[key.encode()][:40]!r}, expected a number"
+    if (version := int(metadata[b"schema_version"])) > SCHEMA_VERSION:
+        return f"the sidecar has schema_version {version}, expected at most {SCHEMA_VERSION}; a newer gpo-data wrote it"
+    return None
+
+
+def _wrong_columns(schema: pa.Schema) -> str | None:
+    if missing := [name for name in CORE.names if name not in schema.names and name not in OPTIONAL]:
+        return f"the sidecar lacks the columns {', '.join(missing)}"
+    for field in CORE:
+        if field.name in schema.names and kind_of(found := schema.field(field.name).type) != kind_of(field.type):
+            return f"the sidecar's column {field.name} is {found}, expected {field.type}"
+    return None
+
+
+def kind_of(type: pa.DataType) -> str:
+    """Text, whole number or number: which width another writer chose does not matter."""
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return "text"
+    if pa.types.is_integer(type):
+        return "whole number"
+    return "number" if pa.types.is_floating(type) else str(type)
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,0 +1,127 @@
+"""The parts of a group's sample, opened as what their names say they are, and within limits.
+
+    group.json             JSON with the fields of a group, each list as long as there are members
+    *.safetensors          tensors, behind a header of at most HEADER bytes
+    00.png, 00.webp, ...   a picture of exactly that format, of at most PIXELS pixels
+
+Shards are shared, so a part may be anything: a picture that is a program to another decoder, a header that promises
+terabytes. What is not as it should be is damage (`Damage`), never data, and never another error. Everybody who opens a
+part does it here, so that what `gpo-data verify` finds whole can be opened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import warnings
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load as load_safetensors
+
+PIXELS = 8192 * 8192  # 200 MB decoded; models draw up to 4096 x 4096
+HEADER = 2**20  # bytes; the header of a group's tensors has a few hundred
+GROUP_JSON = 2**26  # bytes
+FORMATS = {"png": "PNG", "webp": "WEBP"}
+KEY = r"[a-z0-9_-]+"
+PICTURE = re.compile(r"(\d{2,6})\.(png|webp)")
+FILES = ("group.json", "latents.safetensors", "prompt.safetensors")
+
+_TEXT, _LIST = (str,), (list,)
+FIELDS: dict[str, tuple[type, ...]] = {"key": _TEXT, "prompt_id": _TEXT, "prompt": _TEXT, "target": (dict,)}
+# Of each member; `reasons` is not always there.
+LISTS: dict[str, tuple[type, ...]] = {
+    "seeds": (int,),
+    "statuses": _TEXT,
+    "measurements": (dict,),
+    "rewards": (int, float, type(None)),
+    "reasons": (str, type(None)),
+}
+
+
+class Damage(ValueError):
+    """A part is not what it should be; the message says what was expected and what was found."""
+
+
+def open_archive(blocks: bytes) -> tuple[str, dict[str, bytes]]:
+    """(key, {file: bytes}) of one sample's tar blocks. Raises Damage."""
+    found: dict[str, bytes] = {}
+    keys: set[str] = set()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(blocks), mode="r:") as archive:
+            for entry in archive:
+                name = re.fullmatch(rf"({KEY})\.(.+)", entry.name)
+                if name is None or not entry.isreg() or entry.issparse():
+                    raise Damage(f"expected files named <key>.<part>, found {entry.name[:100]!r}")
+                if name[2] not in FILES and not PICTURE.fullmatch(name[2]):
+                    raise Damage(f"expected group.json, tensors and pictures, found {name[2][:100]!r}")
+                stream = archive.extractfile(entry)
+                assert stream is not None
+                if name[2] in found:
+                    raise Damage(f"{name[2]} is there twice")
+                keys.add(name[1])
+                found[name[2]] = stream.read()
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        raise error if isinstance(error, Damage) else Damage(f"not a tar: {_words(error)}") from None
+    if len(keys) != 1:
+        raise Damage(f"expected one key in a sample, found {', '.join(sorted(keys)) or 'none'}")
+    if missing := [name for name in FILES if name not in found]:
+        raise Damage(f"lacks {', '.join(missing)}")
+    return keys.pop(), found
+
+
+def open_json(data: bytes) -> dict[str, Any]:
+    """The content of a group.json. Raises Damage."""
+    if len(data) > GROUP_JSON:
+        raise Damage(f"group.json: expected at most {GROUP_JSON} bytes, found {len(data)}")
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Damage(f"group.json: not JSON: {_words(error)}") from None
+    if not isinstance(meta, dict):
+        raise Damage(f"group.json: expected an object, found {type(meta).__name__}")
+    for name, kinds in FIELDS.items():
+        if not isinstance(meta.get(name), kinds):
+            raise Damage(f"group.json: {name}: expected {kinds[0].__name__}, found {type(meta.get(name)).__name__}")
+    size = len(meta["seeds"]) if isinstance(meta.get("seeds"), list) else 0
+    for name, kinds in LISTS.items():
+        values = meta.get(name, [None] * size if name == "reasons" else None)
+        if not isinstance(values, list) or not size or len(values) != size:
+            raise Damage(f"group.json: {name}: expected a list of one entry a member, {size or 'one or more'}")
+        if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
+            raise Damage(f"group.json: {name}: expected entries of {' or '.join(kind.__name__ for kind in kinds)}")
+    return meta
+
+
+def open_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors. Raises Damage."""
+    header = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
+    if not 0 < header <= min(HEADER, len(data) - 8):
+        raise Damage(f"{name}: expected a header of at most {HEADER} bytes, found {header} in {len(data)} bytes")
+    try:
+        return load_safetensors(data)
+    except Exception as error:  # the library raises many kinds on damaged bytes
+        raise Damage(f"{name}: not safetensors: {_words(error)}") from None
+
+
+def open_picture(data: bytes, name: str) -> Image.Image:
+    """The picture of a part `00.png`, decoded, in RGB. Raises Damage."""
+    kind = FORMATS[name.rpartition(".")[2]]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+            image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
+        if image.width * image.height > PIXELS:
+            raise Damage(f"{name}: expected at most {PIXELS} pixels, found {image.width} x {image.height}")
+        return image.convert("RGB")
+    except Damage:
+        raise
+    except Exception as error:  # Pillow raises many kinds on damaged bytes
+        raise Damage(f"{name}: not a {kind} picture: {_words(error)}") from None
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
