@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
+import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -362,8 +363,10 @@ def test_a_url_lake_is_locked_like_a_folder(lake, tmp_path):
         {"dataset": "a", "fingerprint": "f00d"}
     ]
     for place in (tmp_path, lake.partition("://")[0] + "://store"):
-        with pytest.raises(UsageError, match="Permission Error"):
+        with pytest.raises(UsageError, match="only reads the lake, found read_text"):
             catalog.snapshot(con, "a", where=f"(SELECT count(*) FROM read_text('{place}/secret.csv')) > 0")
+        with pytest.raises(duckdb.PermissionException):  # the connection itself, whoever asks
+            con.execute(f"SELECT * FROM read_text('{place}/secret.csv')")
 
 
 def test_a_damaged_sidecar_is_named(lake):
