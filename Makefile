@@ -15,7 +15,7 @@ READY  = .venv/.ready
 # Bytecode is kept even where the environment says otherwise: every command imports thousands of modules.
 unexport PYTHONDONTWRITEBYTECODE
 RUN   ?=
-.PHONY: help setup shards audit sql measure verify show train watch eval export demo test test-slow lint docs bench bench-gpu tiny clean
+.PHONY: test-faults help setup shards audit sql measure verify show train watch eval export demo test test-slow lint docs bench bench-gpu tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ test: $(READY) ## the test suite, in a process a core, four at most; ARGS="-n 0"
 
 test-slow: $(READY) ## the long suites: 50 kills, every cut of a tar
 	@$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+test-faults: $(READY) ## kill campaigns, hours: ARGS="--kills 100 --only online"; docs/reliability.md
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -4,6 +4,7 @@ begin_at     A checkpoint of `on_train_batch_end` counts its batch as not done, 
              trains next depends on how long that epoch was (#18060, #19815, both open). So a checkpoint never holds
              a place inside Lightning's epoch: it says that so many epochs are done, and the data module, which knows
              the place, gives what is left of the next one (data.py).
+             Nor does Lightning look whether an epoch is left before it asks for its loader (fit_loop.run).
 WholeFiles   A checkpoint is staged in the temporary folder and moved from there, in pieces where that is another file
              system (#20270, #21253): a kill or a full disk leaves half of one.
 Average      The average of the weights takes the policy's place in `on_train_end`, which is not called where a run is

@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
+from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder, write_atomic
@@ -94,12 +95,11 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
     """What a run trains on offline. Raises UsageError."""
     if settings.datasets is None:
         return [str(recipe.name)]
-    present = [row[0] for row in catalog.connect(recipe.lake).sql("SELECT dataset FROM datasets ORDER BY 1").fetchall()]
+    present = sorted(open_lake(None, recipe.lake).datasets())
     found = fnmatch.filter(present, settings.datasets)
     if not found:
         raise UsageError(
-            f"train.datasets: no dataset of {recipe.lake} matches {settings.datasets!r}; there are: "
-            f"{', '.join(present) or 'none'}"
+            f"train.datasets: no dataset of {recipe.lake} matches {settings.datasets!r}; there are: {few(present)}"
         )
     return found
 
@@ -110,7 +110,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: str, console: Cons
         _same_model(recipe, name, here)
     where = recipe.where
     if settings.objective == "sft":
-        where = f"({where or 'true'}) AND reward >= {settings.sft_reward}"
+        where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"
     table = snapshot_of(recipe, name, where, keep_dead=settings.objective == "sft")
     facts = facts_of(table)
     console.print(

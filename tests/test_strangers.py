@@ -214,15 +214,19 @@ def test_make_hands_a_query_on_as_it_is(tmp_path: Path) -> None:
     program = tmp_path / ".venv/bin/gpo-data"
     program.write_text('#!/bin/sh\nfor one in "$@"; do printf "%s\\n" "<$one>"; done\n')
     program.chmod(0o755)
+    alone = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}  # under `make test`
+
+    def make(*arguments: str) -> str:
+        command = ["make", "sql", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True).stdout
+
     for query in (
         "select `touch made` \"a\" from members where x = 'y'",
         "select $(touch made) $HOME \\ ; touch made",
         "select $(shell touch made) $$ # x",
         "select 1 %",
     ):
-        said = subprocess.run(
-            ["make", "sql", f"Q={query}"], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout
+        said = make(f"Q={query}")
         assert said == f"<sql>\n<recipes/text-tiny.yaml>\n<{query}>\n" and not (tmp_path / "made").exists()
-    said = subprocess.run(["make", "sql"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    said = make()
     assert said == "<sql>\n<recipes/text-tiny.yaml>\n"

@@ -1,7 +1,7 @@
 """What the grammars `scenes` evaluate with beyond what they train with: words and classes that no training prompt has.
 
 The split takes one key in five from a list, which leaves few: of the 139 words of text.py 11 are held out and 9 for
-validation. Intervals are as narrow as there are targets (gpo_train/evaluation/interval.py), so these come on top:
+validation. Intervals are as narrow as there are targets, so these come on top:
 
     text    with them 203 words are held out and 104 are for validation
     count   the keys of these classes that the split does not give to training: with them 65 classes, of whose keys 61
