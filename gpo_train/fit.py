@@ -58,9 +58,9 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     run = open_run(name, recipe, mode, model_folder, runs)
     with run.claim(_rank() == 0):
         iterations = recipe.online.iterations if mode == "online" else 0
-        if len(history(run.folder)) < iterations and "stopped_by" not in run.card():
+        if len(history(run.folder)) < iterations and "stopped_by" not in run.manifest():
             run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
-        if run.card()["state"] == "finished":
+        if run.manifest()["state"] == "finished":
             console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
             return run
         seed = recipe.seed if settings.seed is None else settings.seed
@@ -78,7 +78,9 @@ def _fit(
     recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console, trial: bool
 ) -> Run:
     dtype = getattr(torch, recipe.sampler.dtype)
-    online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.card()["mode"] == "online" else None
+    online = (
+        OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest()["mode"] == "online" else None
+    )
     prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     data = GroupDataModule(prepare, settings, seed)

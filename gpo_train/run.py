@@ -49,7 +49,7 @@ FREE_TRAIN = (
 )
 
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[a-z0-9_-]{1,80}")  # it is part of the names of datasets: <run>-it0003, <run>-eval-<hash>
 FACTS = {"mode", "recipe", "model_digest", "created", "state"}  # of run.json
 
 
@@ -65,7 +65,7 @@ class Run:
     def policy(self) -> Path:
         return self.folder / "policy"
 
-    def card(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         path = self.folder / "run.json"
         try:
             found: dict[str, Any] = json.loads(path.read_text())
@@ -101,12 +101,14 @@ class Run:
 
     def expect_online(self, otherwise: str) -> None:
         """Raise UsageError unless it is an online run; `otherwise`: what to do, or why."""
-        mode = self.card()["mode"]
+        mode = self.manifest()["mode"]
         if mode != "online":
             raise UsageError(f"run {self.folder}: expected an online run, found {mode}; {otherwise}")
 
     def note(self, **facts: Any) -> None:
-        write_atomic(self.folder / "run.json", json.dumps(self.card() | facts, indent=2, ensure_ascii=False).encode())
+        write_atomic(
+            self.folder / "run.json", json.dumps(self.manifest() | facts, indent=2, ensure_ascii=False).encode()
+        )
 
 
 def all_runs(folder: Path = RUNS) -> list[Run]:
@@ -114,15 +116,15 @@ def all_runs(folder: Path = RUNS) -> list[Run]:
     found = []
     for path in folder.glob("*/run.json"):
         with suppress(UsageError):  # a damaged one is told where it is asked for
-            found.append((Run(path.parent).card()["created"], path.parent))
+            found.append((Run(path.parent).manifest()["created"], path.parent))
     return [Run(folder) for _, folder in sorted(found)]
 
 
 def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
     """The newest run of a recipe and mode. Raises UsageError."""
     for run in reversed(all_runs(folder)):
-        card = run.card()
-        if card["recipe"]["name"] == recipe_name and card["mode"] == mode:
+        manifest = run.manifest()
+        if manifest["recipe"]["name"] == recipe_name and manifest["mode"] == mode:
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(
@@ -133,7 +135,7 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
 def named(runs: Path, name: str) -> Run:
     """The run of that name. Raises UsageError for what is no name: a run lies in its folder and nowhere else."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"--run: expected letters, digits, '.', '-' and '_', found {name!r}")
+        raise UsageError(f"--run: expected 1 to 80 letters a-z, digits, '-' and '_', found {name!r}")
     return Run(runs / name)
 
 
@@ -142,7 +144,7 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
 
     As the run in `folder` was begun, else as the first of `datasets` was drawn, else by the hardware.
     """
-    begun = Run(folder).card()["recipe"] if (folder / "run.json").is_file() else None
+    begun = Run(folder).manifest()["recipe"] if (folder / "run.json").is_file() else None
     device = hardware.device_of(recipe.sampler.device)
     dtype: str = recipe.sampler.dtype
     precision: str = recipe.train.precision
@@ -170,7 +172,7 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
     }
     if (run.folder / "run.json").is_file():
         refuse_older(run)
-        _refuse_difference(run, run.card(), content)
+        _refuse_difference(run, run.manifest(), content)
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomic(run.folder / "run.json", json.dumps(content, indent=2, ensure_ascii=False).encode())
@@ -179,7 +181,7 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
 
 def refuse_older(run: Run) -> None:
     """Raise UsageError if the run was begun under keys that have other names now."""
-    recipe = run.card()["recipe"]
+    recipe = run.manifest()["recipe"]
     older = [
         key
         for key in RENAMED

@@ -36,12 +36,12 @@ from gpo_train.run import Run
 def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> Prepare:
     """What gives an epoch's reader. Raises UsageError, RunError."""
     frozen = run.folder / "snapshot.parquet"
-    noted = run.card().get("snapshot")
+    noted = run.manifest().get("snapshot")
     table = _whole(frozen, noted)
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        here = run.card()["model_digest"]
+        here = run.manifest()["model_digest"]
         table = _sealed(
             merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
         )
@@ -134,10 +134,10 @@ def _turns(table: pa.Table) -> list[pa.Table]:
 
 def _same_model(recipe: Recipe, name: str, here: str) -> None:
     """The dataset's latents must be this model's."""
-    card = read_manifest(dataset_folder(recipe.lake, name))
-    drawn = card["fields"].get("model_digest")
+    manifest = read_manifest(dataset_folder(recipe.lake, name))
+    drawn = manifest["fields"].get("model_digest")
     if drawn != here:
         raise UsageError(
-            f"dataset {name} was drawn by another model ({card['fields'].get('model')}, digest {drawn}) than "
+            f"dataset {name} was drawn by another model ({manifest['fields'].get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
         )

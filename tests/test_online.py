@@ -120,7 +120,7 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
     again = fit(recipe.load(here, replay), "off", quiet())
     assert equal(weights_of(again), weights_of(whole))
     together = fit(recipe.load(here, [*replay, "--train.sequential", "false", "--train.epochs", "1"]), "all", quiet())
-    assert len(losses(together)) == 6 and together.card()["snapshot"]["groups"] == "12"
+    assert len(losses(together)) == 6 and together.manifest()["snapshot"]["groups"] == "12"
     with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
         fit(recipe.load(here, ["--train.datasets", "b-it*"]), "none", quiet())
     with pytest.raises(UsageError, match="online trains on what it draws; leave them out"):
@@ -194,7 +194,7 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
     online(here, *extra, "--online.iterations", "2", name="longer")
     assert len(history(Path("runs/longer"))) == 2
     longer = online(here, *extra, name="longer")
-    assert len(history(longer.folder)) == 3 and longer.card()["steps"] == whole.card()["steps"]
+    assert len(history(longer.folder)) == 3 and longer.manifest()["steps"] == whole.manifest()["steps"]
     assert equal(weights_of(longer), weights_of(whole))
     sizes = catalog.connect("lake").execute("SELECT DISTINCT n FROM groups").fetchall()
     assert sizes == [(2,)]
@@ -249,7 +249,11 @@ def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(arguments) == 0
     assert "stopping: online.stop_diversity: 5" in capsys.readouterr().out
     run = Run(Path("runs/small-online"))
-    assert run.card()["state"] == "finished" and run.card()["steps"] == 0 and "diversity" in run.card()["stopped_by"]
+    assert (
+        run.manifest()["state"] == "finished"
+        and run.manifest()["steps"] == 0
+        and "diversity" in run.manifest()["stopped_by"]
+    )
 
 
 def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,7 +313,7 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
     environment["OMP_NUM_THREADS"] = "1"
     subprocess.run(command, check=True, timeout=500, env=environment)
     assert tars("two-it0000") == tars("one-it0000")
-    assert Run(Path("runs/two")).card()["ranks"] == 2
+    assert Run(Path("runs/two")).manifest()["ranks"] == 2
     two = weights_of(Run(Path("runs/two")))
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)

@@ -6,7 +6,7 @@ charts are inside as data URIs, so the page opens anywhere, without a network.
     members.py     the catalog's rows as matrices [groups, G]
     statistics.py  the numbers: best-of-n, dead groups, margins, correlations
     galleries.py   which groups to look at, and their pictures out of the tars
-    figures.py     the numbers as SVG charts
+    charts.py      the numbers as SVG charts
     wording.py     the numbers as sentences
     page.py        all of it as HTML (page.html.j2); terminal.py: as a table
 

@@ -10,8 +10,7 @@ import base64
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gpo_data.audit import figures as charts
-from gpo_data.audit import wording
+from gpo_data.audit import charts, wording
 from gpo_data.audit.galleries import Gallery
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures

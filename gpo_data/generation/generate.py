@@ -49,14 +49,14 @@ def draw(
     """
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
-    judges = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(judges))
+    chosen = evaluators.build(recipe)
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen))
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
-        evaluators.try_out(judges, shards[0].groups[0].prompt, recipe.sampler)
+        evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
     folder = open_dataset(recipe, fields)
     fingerprint = read_manifest(folder)["fingerprint"]
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
@@ -66,7 +66,7 @@ def draw(
         )
         return folder
     if not new:
-        evaluators.try_out(judges, todo.shards[0].groups[0].prompt, recipe.sampler)
+        evaluators.try_out(chosen, todo.shards[0].groups[0].prompt, recipe.sampler)
     if model is None:
         device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
         hardware.take_threads()
@@ -78,7 +78,7 @@ def draw(
         if policy:
             models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint, model, judges, stop=stop, clock=clock)
+        generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
         with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
             generator.on_group = progress.group

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpo_data import evaluators as known
 from gpo_data.errors import RunError, UsageError
+from gpo_data.evaluators import asked, build
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured, read_manifest
@@ -53,21 +53,21 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
-    card = read_manifest(folder)
+    manifest = read_manifest(folder)
     committed = sidecars(folder)
-    judges = _build(recipe, evaluators)
+    chosen = _build(recipe, evaluators)
     work = [
-        (judge, sidecar)
-        for judge in judges
+        (evaluator, sidecar)
+        for evaluator in chosen
         for sidecar in committed
-        if not up_to_date(folder, judge, sidecar)
-        and (evaluators is not None or not _drawn_with(judge, sidecar, card, recipe))
+        if not up_to_date(folder, evaluator, sidecar)
+        and (evaluators is not None or not _drawn_with(evaluator, sidecar, manifest, recipe))
     ]
-    skipped = len(judges) * len(committed) - len(work)
+    skipped = len(chosen) * len(committed) - len(work)
     if skipped or not work:
         console.print(
-            f"skipped {skipped} of {len(judges) * len(committed)} shards that are measured already: "
-            f"{', '.join(map(folder_name, judges))}",
+            f"skipped {skipped} of {len(chosen) * len(committed)} shards that are measured already: "
+            f"{', '.join(map(folder_name, chosen))}",
             soft_wrap=True,
         )
     written: list[Path] = []
@@ -88,17 +88,17 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     try:
         with progress:
             bar = progress.add_task("measuring", total=total, line="")
-            for judge, sidecar in work:
+            for evaluator, sidecar in work:
                 # The shard's lock: nobody else measures it, and `shards` does not draw its failed members again.
                 with claim(folder, number_of(sidecar)) as mine:
-                    if not mine or not sidecar.is_file() or up_to_date(folder, judge, sidecar):
+                    if not mine or not sidecar.is_file() or up_to_date(folder, evaluator, sidecar):
                         continue
                     rows, reasons = [], []
-                    for group_rows, group_reasons in measure_shard(judge, sidecar):
+                    for group_rows, group_reasons in measure_shard(evaluator, sidecar):
                         rows += group_rows
                         reasons += group_reasons
-                        progress.update(bar, advance=1, line=f"{judge.name} {sidecar.stem}")
-                    written.append(_write(folder, judge, sidecar, rows, len(reasons)))
+                        progress.update(bar, advance=1, line=f"{evaluator.name} {sidecar.stem}")
+                    written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
                     failures += reasons
     except KeyboardInterrupt:
         console.print(
@@ -107,9 +107,9 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
         raise
     finally:
-        for judge in judges:
-            if hasattr(judge, "close"):  # ends its worker processes
-                judge.close()
+        for evaluator in chosen:
+            if hasattr(evaluator, "close"):  # ends its worker processes
+                evaluator.close()
     if work:
         console.print(f"measured {len(written)} of {len(work)} shards", soft_wrap=True)
     if len(written) < len(work):
@@ -123,7 +123,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     return written
 
 
-def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+def measure_shard(evaluator: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
     from gpo_data.generation.worker import measure_each  # brings in the model code; only needed once there is work
 
@@ -131,21 +131,21 @@ def measure_shard(judge: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, An
     for place in places.values():
         group = Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent).group()
         # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
-        found, raised = measure_each(judge, group.images, known.asked(group.prompt))
-        nothing = dict.fromkeys(judge.columns)
+        found, raised = measure_each(evaluator, group.images, asked(group.prompt))
+        nothing = dict.fromkeys(evaluator.columns)
         yield (
             [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
             [f"{group.key} {i}: {reason}" for i, reason in raised.items()],
         )
 
 
-def folder_name(judge: Any) -> str:
+def folder_name(evaluator: Any) -> str:
     """`<evaluator>@<version>`, fit for a file system."""
-    return f"{judge.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(judge.version))}"
+    return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
 
 
-def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
-    path = folder / MEASURES / folder_name(judge) / sidecar.name
+def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
+    path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     if not path.is_file():
         return False
     try:
@@ -155,42 +155,42 @@ def up_to_date(folder: Path, judge: Any, sidecar: Path) -> bool:
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(judge: Any, sidecar: Path, card: dict[str, Any], recipe: Recipe) -> bool:
+def _drawn_with(evaluator: Any, sidecar: Path, manifest: dict[str, Any], recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in of.items() if k.startswith(f"{judge.name}.")}
+        return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
-    same = settings(card.get("measured", {})) == settings(measured(recipe))
-    return same and set(judge.columns) <= set(pq.read_schema(sidecar).names)
+    same = settings(manifest.get("measured", {})) == settings(measured(recipe))
+    return same and set(evaluator.columns) <= set(pq.read_schema(sidecar).names)
 
 
 def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
     if evaluators is not None and not any(isinstance(e, str) for e in evaluators):
         return list(evaluators)
     if evaluators is None:
-        return list(known.build(recipe, alone=True))
+        return list(build(recipe, alone=True))
     for name in evaluators:
         if name not in (*EVALUATORS, "image_stats") and not OWN_EVALUATOR.fullmatch(name):
             raise UsageError(
                 f"evaluator: expected {', '.join(EVALUATORS)}, image_stats or module:function, found {name!r}"
             )
-    asked = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
-    built = known.build(dataclasses.replace(recipe, evaluators=asked), alone=True) if asked else known.build(recipe)[:1]
+    names = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
+    built = build(dataclasses.replace(recipe, evaluators=names), alone=True) if names else build(recipe)[:1]
     return built if "image_stats" in evaluators else built[1:]
 
 
-def _write(folder: Path, judge: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
-    path = folder / MEASURES / folder_name(judge) / sidecar.name
+def _write(folder: Path, evaluator: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
+    path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
-    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | judge.columns).items()))
+    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | evaluator.columns).items()))
     footer = {
         "tar_sha256": footer_of(sidecar)["tar_sha256"],
-        "evaluator": judge.name,
-        "version": judge.version,
+        "evaluator": evaluator.name,
+        "version": evaluator.version,
         "failed": failed,
         "values": values_digest(pa.Table.from_pylist(rows, schema=schema)),
     }

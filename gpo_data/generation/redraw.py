@@ -51,7 +51,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[Redrawn]:
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:
         models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
-    judges, found = evaluators.build(recipe), list[Redrawn]()
+    chosen, found = evaluators.build(recipe), list[Redrawn]()
     size = recipe.sampler.batch_size
     for start in range(0, len(picks), size):
         part = [rows[int(i)] for i in picks[start : start + size]]
@@ -60,7 +60,7 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[Redrawn]:
         again = model.draw(repeat(embeds, [1] * len(part)), [r["seed"] for r in part])
         for row, group, latent in zip(part, groups, again, strict=True):
             planned = PlannedGroup(group.key, group.prompt, [row["seed"]])
-            drawn = finish_group(recipe, model, judges, planned, latent[None], group.conditioning)
+            drawn = finish_group(recipe, model, chosen, planned, latent[None], group.conditioning)
             stored, member = group.latents[row["member"]].float(), row["member"]
             difference = ((latent.float().to(stored.device) - stored).norm() / stored.norm().clamp(min=1e-12)).item()
             tolerance = TOLERANCE[recipe.sampler.dtype]

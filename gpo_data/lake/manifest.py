@@ -91,16 +91,16 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
         )
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
-    card = folder / "dataset.json"
+    manifest = folder / "dataset.json"
     try:
         (folder / ".stage").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
-    clear_stale(card)
-    if not card.exists():
+    clear_stale(manifest)
+    if not manifest.exists():
         with held(folder / ".stage" / "dataset.lock", wait=True):
-            if not card.exists():
-                _write(card, recipe, fields)
+            if not manifest.exists():
+                _write(manifest, recipe, fields)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
@@ -115,7 +115,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(card: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
+def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
     content = {
         "name": recipe.name,
         "fingerprint": fingerprint_of(fields),
@@ -125,7 +125,7 @@ def _write(card: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
         "versions": models.versions() | {"gpo": gpo_data.__version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    write_atomic(card, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    write_atomic(manifest, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
 # What is read of a dataset.json, by type.
@@ -136,20 +136,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of dataset.json. Raises UsageError where there is none or it is not one."""
     path = folder / "dataset.json"
     try:
-        card = json.loads(path.read_bytes())
+        manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read: {error.strerror}; {RESTORE}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON ({error}); {RESTORE}") from None
-    if not isinstance(card, dict):
-        raise UsageError(f"{path}: expected an object, found {type(card).__name__}; {RESTORE}")
+    if not isinstance(manifest, dict):
+        raise UsageError(f"{path}: expected an object, found {type(manifest).__name__}; {RESTORE}")
     for name, kind in PARTS.items():
-        if not isinstance(card.get(name), kind):
-            found = type(card[name]).__name__ if name in card else "nothing"
+        if not isinstance(manifest.get(name), kind):
+            found = type(manifest[name]).__name__ if name in manifest else "nothing"
             raise UsageError(f"{path}: {name}: expected {kind.__name__}, found {found}; {RESTORE}")
-    return card
+    return manifest
 
 
 def _refuse_difference(recipe: Recipe, folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

@@ -1,7 +1,7 @@
 """How good the tiny world is: `python -m gpo_data.tiny.accuracy [--weights DIR] [--groups 25] [--speed]`.
 
 Tables, all on held-out words and counts:
-1. rendered pictures: OCR exact, YOLO exact (the judges)
+1. rendered pictures: OCR exact, YOLO exact (the evaluators)
 2. the same after the autoencoder
 3. the base model by word length and by count; groups with right and wrong members
 4. images/s drawn, by precision, batch size and compilation (--speed)

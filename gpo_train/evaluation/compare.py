@@ -147,11 +147,12 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
 
 def line_of(run: Run, runs: list[Run]) -> str:
     """What the run is on the picture: the settings in which the runs differ, without seeds."""
-    flats = {one.name: flat(one.card()["recipe"]) for one in runs}
+    flats = {one.name: flat(one.manifest()["recipe"]) for one in runs}
     keys = sorted({key for one in flats.values() for key in one} - {"name", "seed", "train.seed"})
     differing = [key for key in keys if len({json.dumps(one.get(key)) for one in flats.values()}) > 1]
     return (
-        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing) or run.card()["recipe"]["name"]
+        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing)
+        or run.manifest()["recipe"]["name"]
     )
 
 

@@ -27,13 +27,13 @@ from gpo_train.run import Run
 
 def trained_keys(recipe: Recipe, run: Run) -> set[str]:
     """The content keys that `run` was trained on; `recipe` says where the lake is. Raises UsageError."""
-    card = run.card()
-    if card["mode"] == "average":
-        return trained_keys(recipe, Run(run.folder.parent / card["averaged"]["run"]))
-    kind = str(card["recipe"]["task"]["kind"])
-    prompts = _iterations(run, kind) if card["mode"] == "online" else _snapshot(recipe.lake, run, kind)
+    manifest = run.manifest()
+    if manifest["mode"] == "average":
+        return trained_keys(recipe, Run(run.folder.parent / manifest["averaged"]["run"]))
+    kind = str(manifest["recipe"]["task"]["kind"])
+    prompts = _iterations(run, kind) if manifest["mode"] == "online" else _snapshot(recipe.lake, run, kind)
     keys = {TASKS[kind].key(prompt) for prompt in prompts}
-    if (before := _began_with(card["recipe"]["policy"])) and before.folder != run.folder:
+    if (before := _began_with(manifest["recipe"]["policy"])) and before.folder != run.folder:
         keys |= trained_keys(recipe, before)
     return keys
 

@@ -29,9 +29,9 @@ def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> N
             console.print(table(found, run.name))
             console.print(f"curves: {curves(found, run.folder / 'watch.png')}", soft_wrap=True)
             seen = news
-        if why := run.card().get("stopped_by"):
+        if why := run.manifest().get("stopped_by"):
             console.print(f"stopped: {why}", soft_wrap=True)
-        if not follow or run.card()["state"] == "finished":
+        if not follow or run.manifest()["state"] == "finished":
             if not found:
                 console.print(f"run {run.name}: the first iteration is being drawn")
             return

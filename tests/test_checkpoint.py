@@ -137,9 +137,9 @@ def test_a_run_has_one_process_and_lies_in_its_folder(here: Path, capsys: pytest
         train(here)
     with Run(Path("runs/a")).claim(), pytest.raises(UsageError, match="run runs/a: another process trains it"):
         train(here)
-    for name in ("../../x", "..", "a/b", ""):
+    for name in ("../../x", "..", "a/b", "A", "a.b", ""):
         assert cli.main(["fit", str(here), "--run", name]) in ((0,) if not name else (2,))
-    assert "--run: expected letters" in capsys.readouterr().err and not Path("../x").exists()
+    assert "--run: expected 1 to 80 letters" in capsys.readouterr().err and not Path("../x").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_checkpoint_does_not_pass_through_the_temporary_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
-    assert train(here).card()["state"] == "finished"
+    assert train(here).manifest()["state"] == "finished"
 
 
 def test_the_processes_that_read_ahead_end_with_a_killed_run(here: Path, tmp_path: Path) -> None:
