@@ -166,6 +166,7 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
         "mode": mode,
         "recipe": dataclasses.asdict(recipe),
         "model_digest": models.digest(model_folder),
+        "weights_digest": models.weights_digest(model_folder),
         "versions": models.versions() | {"gpo": gpo_data.__version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "state": "training",
@@ -197,6 +198,7 @@ def refuse_older(run: Run) -> None:
 def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
     before, after = (
         {"mode": c["mode"], "model_digest": c["model_digest"]}
+        | {"weights_digest": c.get("weights_digest", new["weights_digest"])}  # not in older runs
         | {k: v for k, v in flat(c["recipe"]).items() if c["mode"] == "online" or k.split(".")[0] != "online"}
         for c in (old, new)
     )

@@ -41,7 +41,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        here = run.manifest()["model_digest"]
+        here = {k: v for k, v in run.manifest().items() if k in ("model_digest", "weights_digest")}
         table = _sealed(
             merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
         )
@@ -104,7 +104,7 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
     return found
 
 
-def _frozen(recipe: Recipe, settings: Train, name: str, here: str, console: Console) -> pa.Table:
+def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
     """One dataset's snapshot; `here`: digest of the model that trains."""
     if "://" not in recipe.lake:
         _same_model(recipe, name, here)
@@ -132,11 +132,11 @@ def _turns(table: pa.Table) -> list[pa.Table]:
     return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
 
 
-def _same_model(recipe: Recipe, name: str, here: str) -> None:
+def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
-    drawn = manifest["fields"].get("model_digest")
-    if drawn != here:
+    drawn = {k: manifest["fields"][k] for k in here if k in manifest["fields"]}  # an older one has the first alone
+    if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(
             f"dataset {name} was drawn by another model ({manifest['fields'].get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"

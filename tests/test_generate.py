@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import shutil
@@ -243,3 +244,35 @@ def test_a_full_disk_stops_clearly_and_the_next_run_goes_on(
         assert shard_bytes(draw(made, quiet())) == shard_bytes(drawn[1])
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_weights_that_are_changed_in_place_are_another_model(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    from gpo_data.models import digests
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if large:
+        monkeypatch.setattr(digests, "LARGE", 1000)  # of which the digest is remembered
+    made = recipe.load(recipe_file, ["--task.num_prompts", "2"])
+    own = dataclasses.replace(made, model=str(shutil.copytree(made.model, tmp_path / "own")))
+    draw(own, Console(quiet=True))
+    assert (tmp_path / "cache/gpo/digests.json").is_file() == large
+    weights = next(Path(own.model).glob("transformer/*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UsageError, match="drew other pictures.* weights_digest"):
+        draw(own, Console(quiet=True))
+
+
+def test_every_byte_of_the_weights_counts(tmp_path: Path) -> None:
+    file = tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    file.parent.mkdir()
+    file.write_bytes(bytes(3 << 20))
+    before = models.weights_digest(tmp_path)
+    with file.open("r+b") as stream:
+        stream.seek(3 << 19)
+        stream.write(b"x")
+    assert models.weights_digest(tmp_path) != before

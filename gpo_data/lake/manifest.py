@@ -55,19 +55,24 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     """`fields` of dataset.json."""
     fields = recipe.fingerprint_fields() | {
         "model_digest": models.digest(model_folder),
+        "weights_digest": models.weights_digest(model_folder),
         "prompts_digest": prompts_digest(shards),
         "arithmetic": models.ARITHMETIC,
     }
     if recipe.policy is not None:
-        fields["policy_digest"] = models.digest(Path(recipe.policy))
+        fields["policy_digest"] = models.weights_digest(Path(recipe.policy))
         if recipe.sampler.dtype != "float32" and not (Path(recipe.policy) / models.LORA_FILE).is_file():
             fields["policy_rounding"] = "random"  # models/rounding.py; before it, to the nearest
     return fields
 
 
-def arithmetic_of(recipe: Recipe) -> dict[str, Any]:
-    """Of a dataset that says nothing of it, which is older: what has changed since has changed on the CPU alone."""
-    return {"arithmetic": 1 if hardware.device_of(recipe.sampler.device) == "cpu" else models.ARITHMETIC}
+def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
+    """What a dataset has that says nothing of it because it is older; `fields` are the recipe's.
+
+    What has changed in the arithmetic since has changed on the CPU alone; its weights are not known better.
+    """
+    arithmetic = 1 if hardware.device_of(recipe.sampler.device) == "cpu" else models.ARITHMETIC
+    return {"arithmetic": arithmetic, "weights_digest": fields["weights_digest"]}
 
 
 def measured(recipe: Recipe) -> dict[str, Any]:
@@ -103,7 +108,8 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
                 _write(manifest, recipe, fields)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
-    _refuse_difference(recipe, folder, arithmetic_of(recipe) | found["fields"], fields, "drew other pictures; draw")
+    before = of_older(recipe, fields) | found["fields"]
+    _refuse_difference(recipe, folder, before, fields, "drew other pictures; draw")
     _refuse_difference(
         recipe,
         folder,

@@ -1,12 +1,12 @@
 """Diffusers pipelines behind one small interface, one file a family."""
 
+from gpo_data.models.digests import digest, weights_digest
 from gpo_data.models.load import (
     ARITHMETIC,
     FAMILIES,
     LORA_FILE,
     Conditioning,
     Model,
-    digest,
     expect_size,
     load,
     load_policy_weights,
@@ -30,4 +30,5 @@ __all__ = [
     "repeat",
     "resolve",
     "versions",
+    "weights_digest",
 ]

@@ -15,7 +15,6 @@ folder or a hub id. Nothing at import time touches the network.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import math
@@ -165,19 +164,6 @@ def load_policy_weights(model: Any, folder: Path, seed: int = 0) -> float | None
     )
     model.denoiser.load_state_dict(state)
     return changed
-
-
-def digest(folder: Path) -> str:
-    """16 hex digits over the weights' names, sizes and their first and last MiB: another checkpoint, another digest."""
-    state = hashlib.blake2b(digest_size=8)
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-        size = file.stat().st_size
-        state.update(f"{file.relative_to(folder)} {size}\n".encode())
-        with file.open("rb") as stream:
-            state.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            state.update(stream.read())
-    return state.hexdigest()
 
 
 def repeat(conditioning: Conditioning, counts: list[int]) -> Conditioning:

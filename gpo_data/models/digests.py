@@ -1,0 +1,77 @@
+"""What a model is, by the bytes of its files.
+
+`weights_digest` covers all of them: weights that were changed in place are another model. Hashing gigabytes takes a
+while, so the digest of a large file is remembered (in the user's cache folder) by path, size, time and inode.
+`digest`, of names, sizes and the first and last MiB, is what datasets and runs before it have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+LARGE = 1 << 24  # bytes
+WEIGHTS = (".safetensors", ".bin")
+PARTS = (*WEIGHTS, ".json", ".txt", ".model")  # configurations, tokenizers
+
+
+def digest(folder: Path) -> str:
+    """16 hex digits over the weights' names, sizes and their first and last MiB: another checkpoint, another digest."""
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+        size = file.stat().st_size
+        state.update(f"{file.relative_to(folder)} {size}\n".encode())
+        with file.open("rb") as stream:
+            state.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            state.update(stream.read())
+    return state.hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """16 hex digits over all bytes of the files that a pipeline is made from, and their names."""
+    state = hashlib.blake2b(digest_size=8)
+    for file in sorted(p for p in folder.rglob("*") if p.suffix in PARTS and p.is_file()):
+        state.update(f"{file.relative_to(folder)} {_of_file(file)}\n".encode())
+    return state.hexdigest()
+
+
+def _of_file(file: Path) -> str:
+    facts = file.stat()
+    if facts.st_size < LARGE:
+        return _hash(file)
+    key = str([str(file.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino])
+    known = _known()
+    if key not in known:
+        known[key] = _hash(file)
+        _remember(known)
+    return known[key]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpo" / "digests.json"
+
+
+def _known() -> dict[str, str]:
+    with suppress(OSError, RuntimeError, ValueError):  # no home, no cache: hashed again
+        found = json.loads(_cache().read_text())
+        if isinstance(found, dict):
+            return {str(key): str(value) for key, value in found.items()}
+    return {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    with suppress(OSError, RuntimeError):
+        path = _cache()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(path)
