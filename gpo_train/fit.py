@@ -26,6 +26,7 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Recipe, Train
+from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, Stopped, newest
 from gpo_train.data import GroupDataModule, Prepare
 from gpo_train.export import save_policy
@@ -104,6 +105,8 @@ def _fit(
         )
         if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
             console.print(warning, soft_wrap=True)
+        if told := dead_zone.warning(recipe, settings, policy.denoiser):
+            console.print(told, soft_wrap=True)
     try:
         with same_signals():
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

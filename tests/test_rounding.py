@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from gpo_data import models, recipe
 from gpo_data.models.rounding import drawn_weights, round_randomly
+from gpo_train import dead_zone
+from gpo_train.settings import train_settings
 from tests.parts.training import train, weights_of
 
 HALF = [torch.bfloat16, torch.float16]
@@ -71,3 +73,17 @@ def test_a_step_of_the_papers_rate_is_kept_and_drawn(here: Path) -> None:
     after = model.denoiser.state_dict()
     assert changed is not None and changed > 0
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_that_cannot_leave_the_dead_zone_says_so(here: Path) -> None:
+    model = models.load(Path(recipe.load(here).model), recipe.load(here).sampler)
+
+    def told(*overrides: str) -> str | None:
+        made = recipe.load(here, ["--sampler.dtype", "bfloat16", *overrides])
+        return dead_zone.warning(made, train_settings(made), model.denoiser)
+
+    text = told("--train.learning_rate", "2e-8")
+    assert text is not None and "2e-08 over 6 steps moves a weight by 1.2e-07 at most" in text
+    assert told("--train.learning_rate", "1e-3") is None
+    for other in (["--sampler.dtype", "float32"], ["--train.tuning", "lora"]):
+        assert told("--train.learning_rate", "2e-8", *other) is None
