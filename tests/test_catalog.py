@@ -548,7 +548,7 @@ def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_setting
         def measure(self, images, targets):
             return [{"ocr_text": "again"}] * len(images)
 
-    monkeypatch.setattr("gpo_data.evaluators.build", lambda recipe, alone: [Reader()])
+    monkeypatch.setattr("gpo_data.generation.measure.build", lambda recipe, alone: [Reader()])
     recipe = dataclasses.replace(drawn, evaluators=["ocr"])
     card = MANIFEST | {"measured": measured(recipe)}
     (Path(drawn.lake) / "dataset=text-x" / "dataset.json").write_text(json.dumps(card))

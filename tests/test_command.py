@@ -97,4 +97,4 @@ def test_arguments_of_a_verb_are_checked(
 def test_a_run_has_a_name_and_lies_in_its_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert gpo_train.cli.main([arguments[0], "text-tiny", *arguments[1:]]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --run: expected letters") and error.count("\n") == 1
+    assert error.startswith("error: --run: expected 1 to 80 letters") and error.count("\n") == 1

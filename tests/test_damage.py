@@ -36,7 +36,7 @@ from gpo_data.lake.stage import END, pack_sample, stage
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Recipe
 from tests.test_catalog import Brightness
-from tests.test_store import make_group
+from tests.test_shard import make_group
 
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 MANIFEST = {

@@ -14,7 +14,7 @@ from gpo_data import status
 from gpo_data.group import from_sample, to_sample
 from gpo_data.lake import catalog
 from gpo_data.lake.verify import verify
-from tests.test_store import COLUMNS, MANIFEST, commit, make_group, stage
+from tests.test_shard import COLUMNS, MANIFEST, commit, make_group, stage
 
 OLD = {
     "ok": ("ok", None),
