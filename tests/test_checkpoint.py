@@ -195,6 +195,7 @@ def test_a_checkpoint_does_not_pass_through_the_temporary_folder(
     assert train(here).manifest()["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_processes_that_read_ahead_end_with_a_killed_run(here: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "a", "--train.workers", "1"]
     command += ["--train.epochs", "500"]

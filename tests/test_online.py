@@ -99,7 +99,7 @@ def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_
     assert losses(offline) == losses(run)[:2] and len(losses(run)) == 6
 
 
-@pytest.mark.parametrize("reference", ["stored", "frozen"])
+@pytest.mark.parametrize("reference", ["stored", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawing(here: Path, reference: str) -> None:
     extra = ["--train.learning_rate", "1e-3", "--train.reference", reference]
     whole = online(here, *extra)
@@ -127,7 +127,7 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
         online(here, "--train.datasets", "a-it*", name="none")
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_killed_while_drawing_and_while_training_equals_never_killed(
     here: Path, monkeypatch: pytest.MonkeyPatch, tuning: str
 ) -> None:

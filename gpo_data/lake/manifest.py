@@ -72,7 +72,7 @@ def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
     What has changed in the arithmetic since has changed on the CPU alone; its weights are not known better.
     """
     arithmetic = 1 if hardware.device_of(recipe.sampler.device) == "cpu" else models.ARITHMETIC
-    return {"arithmetic": arithmetic, "weights_digest": fields["weights_digest"]}
+    return {"arithmetic": arithmetic} | {k: v for k, v in fields.items() if k == "weights_digest"}
 
 
 def measured(recipe: Recipe) -> dict[str, Any]:
