@@ -16,6 +16,12 @@ from gpo_data.errors import UsageError
 from gpo_data.models.pipeline import Pipeline
 from gpo_data.recipe import Sampler
 
+# Linear layers of a block of two streams, picture and text, which get adapters: attention and MLP of both.
+JOINT_BLOCK = (
+    *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context.net.0.proj", "ff_context.net.2"),
+)
+
 
 class Flow(Pipeline):
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:

@@ -20,7 +20,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from gpo_data.errors import UsageError
 from gpo_data.models import Conditioning
-from gpo_data.models.flow import Flow
+from gpo_data.models.flow import JOINT_BLOCK, Flow
 from gpo_data.recipe import Sampler
 
 
@@ -30,18 +30,7 @@ def lora_targets(single_layers: int) -> tuple[str, ...]:
     A single block's `proj_out` is named in full, because the bare name is also the transformer's last projection.
     """
     return (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
+        *JOINT_BLOCK,
         "proj_mlp",
         *(f"single_transformer_blocks.{i}.proj_out" for i in range(single_layers)),
     )

@@ -11,27 +11,14 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from gpo_data.models import Conditioning
-from gpo_data.models.flow import Flow
+from gpo_data.models.flow import JOINT_BLOCK, Flow
 
 
 class SD3(Flow):
     pipeline_class = StableDiffusion3Pipeline
     large_text_encoder = "text_encoder_3"
     # Attention and MLP of both streams; the names diffusers' own SD3 LoRA training uses, plus the MLPs.
-    lora_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
-    )
+    lora_targets = JOINT_BLOCK
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditioning:
