@@ -199,6 +199,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp_path, monkeypatch, capsys):
     tiny_recipe.write_text(TINY.replace("jitter: 2}, minutes: 1.0e-4", "jitter: 2}, minutes: 60"))
     settings, vae, out = load(tiny_recipe).transformer, new_autoencoder(), tmp_path / "out"
@@ -232,6 +233,7 @@ def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp
         train_transformer.train_transformer(load(tiny_recipe).transformer, vae, out, out / "sd3")
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe, tmp_path, monkeypatch):
     # A second stage with rates of 0 keeps the weights it starts from; its average goes on towards them.
     rates = "lr: 0.001, lr_adamw: 0.001"
