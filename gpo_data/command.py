@@ -17,9 +17,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpo_data import recipe as recipes
 from gpo_data.errors import DISK, RunError, UsageError
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import Recipe, load, split_overrides
 from gpo_data.recipe.checks import MOST_INT
 
 Options = argparse.Namespace
@@ -77,11 +76,11 @@ class Command:
             self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
         function, parser = self._verbs[arguments[0]]
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
-        overrides, rest = recipes.split_overrides(arguments[1:])
+        overrides, rest = split_overrides(arguments[1:])
         options, unknown = parser.parse_known_intermixed_args(rest)
         options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
         try:
-            return function(recipes.load(options.recipe, overrides + unknown), options) or 0
+            return function(load(options.recipe, overrides + unknown), options) or 0
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code

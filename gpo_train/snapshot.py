@@ -24,10 +24,11 @@ from rich.console import Console
 
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
+from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, merge
-from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import Prepare, snapshot_of
 from gpo_train.run import Run

@@ -19,7 +19,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpo_data.audit import galleries, members, page, statistics, terminal
-from gpo_data.lake import shard
+from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.shard import dataset_folder
 
 
 def run(lake: str, dataset: str, reward: str | None = None, where: str | None = None) -> Path:
@@ -32,7 +33,7 @@ def run(lake: str, dataset: str, reward: str | None = None, where: str | None = 
     data = members.read(lake, dataset, reward, where)
     figures = statistics.summarise(data)
     shown = galleries.choose(data, figures)
-    path = shard.dataset_folder(lake, dataset) / "audit.html"
-    shard.write_atomic(path, page.render(data, figures, shown).encode())
+    path = dataset_folder(lake, dataset) / "audit.html"
+    write_atomic(path, page.render(data, figures, shown).encode())
     terminal.show(data, figures)
     return path

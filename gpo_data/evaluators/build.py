@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
-from gpo_data.lake.shard import sidecar_schema
+from gpo_data.lake.sidecar import sidecar_schema
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS

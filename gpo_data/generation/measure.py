@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import asked, build
+from gpo_data.generation.progress import bar_of_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured, read_manifest
@@ -72,17 +72,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
     written: list[Path] = []
     failures: list[str] = []
-    progress = Progress(
-        TextColumn("measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("groups  {task.fields[line]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    progress = bar_of_groups("measuring", console)
     total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
     (folder / ".stage").mkdir(exist_ok=True)
     try:

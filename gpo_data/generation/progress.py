@@ -36,6 +36,21 @@ class Clock:
 EVERY = 10.0  # seconds between two lines of a log
 
 
+def bar_of_groups(what: str, console: Console) -> Progress:
+    """A bar on a terminal; its tasks have a field `line`, which stands beside the number of groups."""
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("groups  {task.fields[line]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class DrawProgress:
     """Use as a context; call `group(group)` for each one that is staged. Thread-safe."""
 
@@ -46,17 +61,7 @@ class DrawProgress:
         self.reasons: Counter[str] = Counter()
         self.started = self.printed = time.monotonic()
         self._lock = threading.Lock()
-        self._bar = Progress(
-            TextColumn("drawing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("groups  {task.fields[line]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._bar = bar_of_groups("drawing", console)
         self._task = self._bar.add_task("drawing", total=total_groups, line="")
 
     def __enter__(self) -> DrawProgress:

@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
-from gpo_data.lake.durable import write_atomic as write_atomic
-from gpo_data.lake.sidecar import SCHEMA_VERSION
-from gpo_data.lake.sidecar import sidecar_schema as sidecar_schema
+from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.sidecar import SCHEMA_VERSION, sidecar_schema
 from gpo_data.lake.stage import END, staged, staged_path
 from gpo_data.parts import open_archive
 

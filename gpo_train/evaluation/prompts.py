@@ -17,7 +17,7 @@ from gpo_data.errors import UsageError
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task
 from gpo_data.tasks import TASKS
-from gpo_train.online.iterations import write_prompts
+from gpo_train.online.iterations import from_file, write_prompts
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,6 @@ def choose(recipe: Recipe, trained: set[str], folder: Path) -> EvalPrompts:
         write_prompts(kept, kind, path)
         task = from_file(recipe.task, path)
     return EvalPrompts(task, [kind.key(prompt) for prompt in kept], left_out)
-
-
-def from_file(task: Task, path: Path) -> Task:
-    """A task that draws the prompts which `write_prompts` wrote, all of them."""
-    return dataclasses.replace(
-        task,
-        prompts=str(path),
-        num_prompts=None,
-        split="all",
-        prompt_column="prompt",
-        target_column="target",
-        class_column="class",
-    )
 
 
 def _available(recipe: Recipe, enough: int) -> list[Prompt]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.audit.show import load_groups
-from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
 
 LABELS = {"ocr_accuracy": "OCR accuracy"}

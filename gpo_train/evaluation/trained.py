@@ -21,7 +21,7 @@ from gpo_data.lake.views import columns_of
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task
 from gpo_data.tasks import TASKS
-from gpo_train.evaluation.prompts import from_file
+from gpo_train.online.iterations import from_file
 from gpo_train.run import Run
 
 
@@ -53,13 +53,14 @@ def _snapshot(lake: str, run: Run, kind: str) -> list[Prompt]:
             f"it again"
         ) from None
     wanted = {tuple(row.values()) for row in trained.to_pylist()}
-    con = catalog.connect(lake)
+    datasets = sorted({dataset for dataset, _, _ in wanted})
+    con = catalog.connect(lake, datasets)
     there = columns_of(con, "SELECT * FROM drawn_members")
     columns = [name for name in TASKS[kind].columns if name in there]
     rows = con.execute(
         f"SELECT DISTINCT dataset, prompt_id, prompt, {', '.join(map(identifier, columns))} FROM drawn_members "
         "WHERE list_contains(?, dataset)",
-        [sorted({dataset for dataset, _, _ in wanted})],
+        [datasets],
     ).fetchall()
     found = {(dataset, id, text): values for dataset, id, text, *values in rows}
     if missing := sorted({dataset for dataset, *_ in wanted - found.keys()}):

@@ -23,10 +23,11 @@ import pyarrow as pa
 from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.reader import diversity
-from gpo_data.lake.shard import dataset_folder, write_atomic
+from gpo_data.lake.shard import dataset_folder
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import NO_TRAINING, Online, Recipe
+from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
 from gpo_data.tasks import TASKS, TaskKind
 
 FACTS = {"iteration", "groups", "dead", "images", "reward", "diversity", "seconds"}  # of summary.json
@@ -55,15 +56,7 @@ class Iteration:
 
     def recipe(self, base: Recipe, writer: str) -> Recipe:
         """What `gpo-data` needs to draw it, verify it or draw it again."""
-        task = dataclasses.replace(
-            base.task,
-            prompts=str(self.folder / "prompts.jsonl"),
-            num_prompts=None,
-            split="all",
-            prompt_column="prompt",
-            target_column="target",
-            class_column="class",
-        )
+        task = from_file(base.task, self.folder / "prompts.jsonl")
         policy = base.policy if writer == "base" else str(self.policy)
         return dataclasses.replace(
             base,
@@ -138,6 +131,19 @@ def write_prompts(prompts: list[Prompt], kind: TaskKind, path: Path) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def from_file(task: Task, path: Path) -> Task:
+    """A task that draws the prompts which `write_prompts` wrote, all of them."""
+    return dataclasses.replace(
+        task,
+        prompts=str(path),
+        num_prompts=None,
+        split="all",
+        prompt_column="prompt",
+        target_column="target",
+        class_column="class",
+    )
 
 
 def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
