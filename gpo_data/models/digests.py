@@ -1,7 +1,8 @@
 """What a model is, by the bytes of its files.
 
 `weights_digest` covers all of them: weights that were changed in place are another model. Hashing gigabytes takes a
-while, so the digest of a large file is remembered (in the user's cache folder) by path, size, time and inode.
+while, so the digest of a large file is remembered (in the user's cache folder, one a path) with its size, time and
+inode.
 `digest`, of names, sizes and the first and last MiB, is what datasets and runs before it have.
 """
 
@@ -12,6 +13,9 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+
+from gpo_data.errors import RunError
+from gpo_data.lake.durable import write_atomic
 
 LARGE = 1 << 24  # bytes
 WEIGHTS = (".safetensors", ".bin")
@@ -43,12 +47,12 @@ def _of_file(file: Path) -> str:
     facts = file.stat()
     if facts.st_size < LARGE:
         return _hash(file)
-    key = str([str(file.resolve()), facts.st_size, facts.st_mtime_ns, facts.st_ino])
+    path, version = str(file.resolve()), f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
     known = _known()
-    if key not in known:
-        known[key] = _hash(file)
+    if known.get(path, "").rpartition(" ")[0] != version:
+        known[path] = f"{version} {_hash(file)}"
         _remember(known)
-    return known[key]
+    return known[path].rpartition(" ")[2]
 
 
 def _hash(file: Path) -> str:
@@ -69,9 +73,7 @@ def _known() -> dict[str, str]:
 
 
 def _remember(known: dict[str, str]) -> None:
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, RunError):
         path = _cache()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1))
-        temporary.replace(path)
+        write_atomic(path, json.dumps(known, indent=1).encode())
