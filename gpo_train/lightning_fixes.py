@@ -16,9 +16,9 @@ Checked with lightning 2.6; pyproject.toml has the upper bound.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -28,7 +28,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from gpo_data.errors import RunError
-from gpo_data.lake.durable import HOST, TEMPORARY, fsync_folder
+from gpo_data.lake.durable import write_stream
 
 DIGEST = 8  # bytes of blake2b in a checkpoint's name
 
@@ -52,23 +52,21 @@ class WholeFiles(TorchCheckpointIO):
     """Writes `<path>.<digest>.ckpt`, whole or not at all, beside its place; `digest` is of its bytes."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.{HOST}-{os.getpid()}{TEMPORARY}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                hashed = _Hashed(stream)
+        target = Path(path)
+
+        def fill(stream: BinaryIO) -> Path:
+            hashed = _Hashed(stream)
+            try:
                 torch.save(checkpoint, cast(Any, hashed))
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path.with_name(f"{path.name}.{hashed.digest.hexdigest()}.ckpt"))
-            fsync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
-            temporary.unlink(missing_ok=True)
-            raise RunError(
-                f"{path}: cannot write a checkpoint: {error}; the one before it is whole: free space or fix the folder "
-                f"and run the same command again"
-            ) from error
+            except RuntimeError as error:  # of torch's writer, where a write fails
+                raise OSError(errno.EIO, str(error)) from error
+            return target.with_name(f"{target.name}.{hashed.digest.hexdigest()}.ckpt")
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{target.parent}: cannot make the folder: {error.strerror}") from error
+        write_stream(target, fill)
 
 
 class _Hashed:

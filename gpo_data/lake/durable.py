@@ -9,8 +9,10 @@ import glob
 import os
 import re
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from gpo_data.errors import RunError
 
@@ -20,15 +22,19 @@ HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 def write_atomic(path: Path, *chunks: bytes) -> None:
     """A full disk leaves the old file or none. Raises RunError."""
+    write_stream(path, lambda stream: stream.writelines(chunks))
+
+
+def write_stream(path: Path, fill: Callable[[BinaryIO], Path | None]) -> None:
+    """`write_atomic` of what `fill` writes; it may say another path, which depends on that. Raises RunError."""
     temporary = path.with_name(f"{path.name}.{HOST}-{os.getpid()}{TEMPORARY}")
     try:
         clear_stale(path)
         with temporary.open("wb") as stream:
-            for chunk in chunks:
-                stream.write(chunk)
+            final = fill(stream) or path
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        temporary.replace(final)
         fsync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):  # the file system may take nothing any more; the name says that it is no data
