@@ -1,5 +1,5 @@
 """Evaluators: image -> measurements; one file an evaluator."""
 
-from gpo_data.evaluators.build import Evaluator, asked, build, columns_of, try_out
+from gpo_data.evaluators.build import Evaluator, asked, build, check_classes, columns_of, refuse_same_columns, try_out
 
-__all__ = ["Evaluator", "asked", "build", "columns_of", "try_out"]
+__all__ = ["Evaluator", "asked", "build", "check_classes", "columns_of", "refuse_same_columns", "try_out"]

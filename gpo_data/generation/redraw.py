@@ -14,7 +14,7 @@ from gpo_data.generation.worker import finish_group
 from gpo_data.lake.manifest import settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
-from gpo_data.lake.sidecar import read_rows
+from gpo_data.lake.sidecar import measured_columns, read_rows
 from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
@@ -53,13 +53,14 @@ def redraw(recipe: Recipe, folder: Path, count: int) -> list[Redrawn]:
         models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
     chosen, found = evaluators.build(recipe), list[Redrawn]()
     size = recipe.sampler.batch_size
+    columns = measured_columns(sidecars(folder)[0]) if len(picks) else {}
     for start in range(0, len(picks), size):
         part = [rows[int(i)] for i in picks[start : start + size]]
         groups = [Record.of(r, folder).group(images=False) for r in part]
         embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}
         again = model.draw(repeat(embeds, [1] * len(part)), [r["seed"] for r in part])
         for row, group, latent in zip(part, groups, again, strict=True):
-            planned = PlannedGroup(group.key, group.prompt, [row["seed"]])
+            planned = PlannedGroup(group.key, group.prompt, [row["seed"]], columns)
             drawn = finish_group(recipe, model, chosen, planned, latent[None], group.conditioning)
             stored, member = group.latents[row["member"]].float(), row["member"]
             difference = ((latent.float().to(stored.device) - stored).norm() / stored.norm().clamp(min=1e-12)).item()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from gpo_data.errors import UsageError
@@ -32,7 +31,6 @@ from gpo_data.lake.stage import stage, staged, staged_path
 from gpo_data.models import Conditioning, Model, repeat
 from gpo_data.recipe import Recipe
 from gpo_data.status import FAILED_EVALUATOR, FAILED_LATENTS, FAILED_REWARD, LATENTS_REASON, OK, REWARD_REASON
-from gpo_data.tasks import TASKS
 
 GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
 
@@ -58,7 +56,6 @@ class Generator:
         self.recipe, self.folder, self.fingerprint = recipe, folder, fingerprint
         self.model, self.evaluators, self.on_group = model, evaluators, on_group
         self.stop, self.clock = stop or threading.Event(), clock or Clock()
-        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].columns | columns_of(evaluators)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
         self._waiting: list[Future[None]] = []
 
@@ -135,7 +132,8 @@ class Generator:
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
         with lock, self.clock.time("write"):
             keys = [g.key for g in shard.groups]
-            commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
+            columns = shard.columns | columns_of(self.evaluators)
+            commit(self.folder, shard.shard_id, keys, columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
         return staged(self.folder, group.key, self.fingerprint, group.seeds) is not None
@@ -182,7 +180,7 @@ def finish_group(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators)
+    columns = planned.columns | columns_of(evaluators)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:

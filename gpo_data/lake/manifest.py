@@ -4,6 +4,9 @@
 
 `fields` is all that changes pixels and `fingerprint` its hash; `measured` is the evaluators, their settings and the
 reward as drawn. Opening a dataset with a recipe that differs is an error that lists what differs.
+
+A dataset grows: a recipe whose prompts begin with those it was drawn for goes on in it. Fields and fingerprint stay
+those of its beginning, and `grown` says how far it has come: {"prompts", "prompts_digest"}.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
-from gpo_data.generation.plan import PlannedShard, prompts_digest
+from gpo_data.generation.plan import PlannedShard, prompts_digest, prompts_digests
 from gpo_data.lake.durable import clear_stale, write_atomic
 from gpo_data.lake.locks import held
 from gpo_data.lake.shard import dataset_folder
@@ -56,7 +60,7 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     fields = recipe.fingerprint_fields() | {
         "model_digest": models.digest(model_folder),
         "weights_digest": models.weights_digest(model_folder),
-        "prompts_digest": prompts_digest(shards),
+        "prompts_digest": prompts_digest(shards, recipe.task.kind),
         "arithmetic": models.ARITHMETIC,
     }
     if recipe.policy is not None:
@@ -87,8 +91,11 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
-    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
+def open_dataset(recipe: Recipe, fields: dict[str, Any], shards: Sequence[PlannedShard] = ()) -> Path:
+    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
+
+    `shards`: what is planned; a dataset that has the first of these prompts grows.
+    """
     if "://" in recipe.lake:
         raise UsageError(
             f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
@@ -109,6 +116,11 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     before = of_older(recipe, fields) | found["fields"]
+    first, now = found["fields"].get("prompts_digest"), fields.get("prompts_digest")
+    last = found.get("grown", {}).get("prompts_digest", first)
+    longer = now not in (first, last) and last in prompts_digests(shards, recipe.task.kind)
+    if longer or now in (first, last):
+        before |= {name: fields[name] for name in EXTENT if name in fields}
     _refuse_difference(recipe, folder, before, fields, "drew other pictures; draw")
     _refuse_difference(
         recipe,
@@ -118,7 +130,24 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
         "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
         "`--reward` of audit and training tries another reward; or draw",
     )
+    if longer:
+        _grow(folder, recipe, shards)
     return folder
+
+
+# Fields that say which prompts: what differs in them may be the same prompts and more.
+EXTENT = ("prompts_digest", "task.num_prompts", "task.prompts")
+
+
+def _grow(folder: Path, recipe: Recipe, shards: Sequence[PlannedShard]) -> None:
+    """Note that the dataset is to have these prompts, which begin with those that it has."""
+    digests = prompts_digests(shards, recipe.task.kind)
+    with held(folder / ".stage" / "dataset.lock", wait=True):
+        found = read_manifest(folder)
+        if found.get("grown", {}).get("prompts_digest", found["fields"].get("prompts_digest")) in digests[:-1]:
+            found["grown"] = {"prompts": len(digests), "prompts_digest": digests[-1]}
+            found["recipe"]["task"] = dataclasses.asdict(recipe.task)
+            write_atomic(folder / "dataset.json", json.dumps(found, indent=2, ensure_ascii=False).encode())
 
 
 def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from gpo_data import evaluators, models
 from gpo_data.audit.show import grid
 from gpo_data.errors import RunError
 from gpo_data.generation.generate import draw
-from gpo_data.generation.plan import PlannedGroup, plan
+from gpo_data.generation.plan import plan
 from gpo_data.generation.progress import Clock
 from gpo_data.generation.worker import finish_group
 from gpo_data.lake.shard import dataset_folder, sidecar_path
@@ -124,7 +124,7 @@ class Rollout:
             conditioning = model.encode([planned.prompt.text])
             latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)
             one = {k: v[0] for k, v in conditioning.items()}
-            few = PlannedGroup(planned.key, planned.prompt, seeds)
+            few = replace(planned, seeds=seeds)
             groups.append(finish_group(self.recipe, model, measuring, few, latents, one))
         sheet = grid(groups)
         sheet.save(iteration.folder / "grid.png")
