@@ -80,6 +80,20 @@ def measure(recipe: Recipe, options: Options) -> None:
 
 
 @command.verb(
+    argument("--evaluator", action="append", metavar="NAME", help="one of the recipe's, or more; default: all of them"),
+    argument("--host", default="127.0.0.1", help="to listen at; beyond this machine set GPO_JUDGE_TOKEN"),
+    argument("--port", type=at_least(0), default=8190, help="0: any that is free"),
+)
+def serve(recipe: Recipe, options: Options) -> None:
+    """offer the recipe's evaluators to others over HTTP: POST /score, as `http:` of a recipe asks for"""
+    from gpo_data.evaluators import chosen
+    from gpo_data.evaluators.serve import serve
+
+    names = options.evaluator or [*recipe.evaluators, *recipe.watchers]
+    serve(chosen(recipe, names), options.host, options.port, console)
+
+
+@command.verb(
     argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
 )

@@ -50,7 +50,8 @@ def draw(
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen))
+    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None

@@ -26,7 +26,7 @@ from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
-NOT_MEASURED = ("device", "batch_size", "workers")
+NOT_MEASURED = ("device", "batch_size", "workers", "url", "timeout", "retries", "token_variable")
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -77,7 +77,9 @@ def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
 
 def measured(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
-    for name in recipe.evaluators:
+    if recipe.watchers:
+        fields["watchers"] = list(recipe.watchers)
+    for name in (*recipe.evaluators, *recipe.watchers):
         section = "yolo" if name == "boxes" else name
         if section in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, section))
