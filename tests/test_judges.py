@@ -1,4 +1,4 @@
-"""Scorers behind HTTP: `gpo-data serve` as a process of its own, asked by the evaluator `http` and by plain requests."""
+"""Scorers behind HTTP: `gpo-data serve` as a process of its own, asked by `http` and by plain requests."""
 
 from __future__ import annotations
 
