@@ -43,7 +43,8 @@ def audit(recipe: Recipe, options: Options) -> None:
     from gpo_data.lake.manifest import read_manifest
 
     stored = read_manifest(_folder(recipe))["measured"]["reward"]
-    path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    reward = None if recipe.reward == stored else recipe.reward
+    path = run(recipe.lake, str(recipe.name), reward, recipe.where, recipe.watchers)
     console.print(f"page: {path}", soft_wrap=True)
 
 

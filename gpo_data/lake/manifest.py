@@ -1,6 +1,6 @@
 """A dataset's identity card, `dataset.json`: what drew it, so that another recipe cannot mix into it.
 
-    {"name", "fingerprint", "fields", "measured", "recipe", "versions", "created"}
+    {"name", "fingerprint", "fields", "measured", "recipe", "versions", "created", "watched" where there are watchers}
 
 `fields` is all that changes pixels and `fingerprint` its hash; `measured` is the evaluators, their settings and the
 reward as drawn. Opening a dataset with a recipe that differs is an error that lists what differs.
@@ -89,8 +89,12 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
-    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
+def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None = None) -> Path:
+    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
+
+    Args:
+        watched: the columns of each of the recipe's watchers.
+    """
     if "://" in recipe.lake:
         raise UsageError(
             f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
@@ -107,7 +111,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     if not manifest.exists():
         with held(folder / ".stage" / "dataset.lock", wait=True):
             if not manifest.exists():
-                _write(manifest, recipe, fields)
+                _write(manifest, recipe, fields, watched or {})
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     before = of_older(recipe, fields) | found["fields"]
@@ -123,7 +127,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
+def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]]) -> None:
     content = {
         "name": recipe.name,
         "fingerprint": fingerprint_of(fields),
@@ -133,6 +137,7 @@ def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
         "versions": models.versions() | {"gpo": gpo_data.__version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    content |= {"watched": watched} if watched else {}
     write_atomic(manifest, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 

@@ -62,10 +62,18 @@ def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{100 * (policy['color_exact'] - base['color_exact']):+.1f} points",
             )
         )
-    for name in ("reward", "diversity", "entropy", "edge_density", "dark_fraction"):
+    watched = [name for name in base if name.startswith("watched/")]
+    for name in ("reward", "diversity", "entropy", "edge_density", "dark_fraction", *watched):
         if name in base:
             change = policy[name] / base[name] if base[name] else float("nan")
-            rows.append((name.replace("_", " "), f"{base[name]:.3f}", f"{policy[name]:.3f}", f"x {change:.2f}"))
+            rows.append(
+                (
+                    name.replace("_", " ").replace("watched/", "only watched: "),
+                    f"{base[name]:.3f}",
+                    f"{policy[name]:.3f}",
+                    f"x {change:.2f}",
+                )
+            )
     return rows
 
 

@@ -24,8 +24,12 @@ from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.sql import identifier
+from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
 from gpo_data.tasks import TASKS, TaskKind
@@ -149,8 +153,10 @@ def from_file(task: Task, path: Path) -> Task:
 def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
     """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
     con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
-    columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
+    columns = {row[0]: row[1] for row in con.execute("DESCRIBE members").fetchall()}
     wanted = {"reward": "reward", "exact": "exact::DOUBLE"} | {c: c for c in IMAGE_STATISTICS if c in columns}
+    watched = numbers_watched(recipe, name, columns)
+    wanted |= {f"watched/{c}": f"{identifier(c)}::DOUBLE" for c in watched}
     table = con.sql(
         f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok' "
         f"ORDER BY group_key, member",
@@ -164,6 +170,14 @@ def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
     return (
         {"groups": groups, "dead": dead, "images": table.num_rows} | means | {"diversity": diversity(recipe.lake, name)}
     )
+
+
+def numbers_watched(recipe: Recipe, dataset: str, columns: dict[str, str]) -> list[str]:
+    """The numbers among a dataset's columns that are only watched. `columns`: {name: DuckDB's type}."""
+    here = None if "://" in recipe.lake else dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here) if here is not None else {}
+    found = watched_columns(here, manifest, recipe.watchers)
+    return [name for name in found if columns.get(name, "").split("(")[0] in NUMBERS]
 
 
 def _mean(column: pa.ChunkedArray) -> float | None:

@@ -16,6 +16,7 @@ from gpo_train.online.iterations import history
 from gpo_train.run import Run
 
 EVERY = 10.0  # seconds between two looks
+WATCHED = "watched/"  # how keys of what watchers see begin in a summary
 
 
 def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> None:
@@ -46,6 +47,7 @@ def share(summary: dict[str, Any]) -> dict[str, float]:
 
 
 def table(found: list[dict[str, Any]], name: str) -> Table:
+    watched = watched_of(found)
     made = Table(
         "it",
         "reward",
@@ -57,6 +59,7 @@ def table(found: list[dict[str, Any]], name: str) -> Table:
         "measure s",
         "write s",
         "train s",
+        *(key.removeprefix(WATCHED) for key in watched),
         title=name,
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -75,8 +78,14 @@ def table(found: list[dict[str, Any]], name: str) -> Table:
             f"{seconds['measure']:.1f}",
             f"{seconds['write'] + seconds['catalog']:.1f}",
             f"{seconds['train']:.0f}",
+            *("" if one.get(key) is None else f"{one[key]:.3f}" for key in watched),
         )
     return made
+
+
+def watched_of(found: list[dict[str, Any]]) -> list[str]:
+    """What is only watched, by its key in the summaries."""
+    return [key for key in found[-1] if key.startswith(WATCHED)]
 
 
 def curves(found: list[dict[str, Any]], path: Path) -> Path:
@@ -90,9 +99,10 @@ def curves(found: list[dict[str, Any]], path: Path) -> Path:
         if found[0].get(name) is not None:
             first.plot(x, [one[name] for one in found], marker="o", label=name)
     second.plot(x, [one["dead"] / one["groups"] for one in found], marker="o", label="dead groups, share")
-    for name in ("diversity", "entropy", "edge_density"):
+    for name in ("diversity", "entropy", "edge_density", *watched_of(found)):
         if found[0].get(name):
-            third.plot(x, [one[name] / found[0][name] for one in found], marker="o", label=f"{name} / first")
+            ratios = [one[name] / found[0][name] if one.get(name) is not None else float("nan") for one in found]
+            third.plot(x, ratios, marker="o", label=f"{name.removeprefix(WATCHED)} / first")
     for axes in (first, second, third):
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
