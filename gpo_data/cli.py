@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpo_data.command import Command, Options, argument, at_least
+from gpo_data.command import Command, Options, argument, at_least, positive
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe
 
 console = Console(highlight=False)
@@ -146,6 +146,27 @@ def show(recipe: Recipe, options: Options) -> None:
     out = options.out or _folder(recipe) / "show.png"
     grid(groups).save(out)
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
+
+
+@command.verb(
+    argument("--out", type=Path, required=True, help="a new folder"),
+    argument("--format", choices=("pickapic", "verl-omni", "simpletuner"), default="pickapic"),
+    argument("--margin", type=positive, help="every pair whose rewards differ by so much; default: best and worst"),
+    name="export-pairs",
+)
+def export_pairs(recipe: Recipe, options: Options) -> None:
+    """pairs of better and worse members for other trainers: Pick-a-Pic, verl-omni, SimpleTuner"""
+    from gpo_data.exchange.export import export
+
+    export(recipe, options.out, options.format, options.margin, console)
+
+
+@command.verb(argument("source", help="a folder, .tar, .parquet or `datasets` id"), name="import")
+def import_pictures(recipe: Recipe, options: Options) -> None:
+    """pictures of anybody with their captions, or pairs with labels, as a dataset of the lake"""
+    from gpo_data.exchange.imported import bring_in
+
+    bring_in(recipe, options.source, console)
 
 
 def _folder(recipe: Recipe) -> Path:

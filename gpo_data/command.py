@@ -13,6 +13,7 @@ Any key of the recipe can be overridden on the command line of any verb. What we
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,6 +41,17 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return whole
+
+
+def positive(text: str) -> float:
+    """The type of an argument: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text:.200}")
+    return number
 
 
 class Command:

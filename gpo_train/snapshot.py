@@ -109,6 +109,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
     """One dataset's snapshot; `here`: digest of the model that trains."""
     if "://" not in recipe.lake:
         _same_model(recipe, name, here)
+        _has_noise(recipe, settings, name)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"
@@ -131,6 +132,15 @@ def _turns(table: pa.Table) -> list[pa.Table]:
     """A merged snapshot's datasets, by name."""
     parts = [table.filter(pc.field("dataset") == name) for name in sorted(set(table["dataset"].to_pylist()))]
     return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
+
+
+def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
+    """Imported pictures have no starting noise."""
+    fields = read_manifest(dataset_folder(recipe.lake, name))["fields"]
+    if settings.noise == "own" and "imported" in fields:
+        raise UsageError(
+            f"train.noise: own: the pictures of dataset {name} were imported, not drawn from noise of their own"
+        )
 
 
 def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
