@@ -26,7 +26,7 @@ from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
@@ -136,8 +136,7 @@ def _turns(table: pa.Table) -> list[pa.Table]:
 
 def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
     """Imported pictures have no starting noise."""
-    fields = read_manifest(dataset_folder(recipe.lake, name))["fields"]
-    if settings.noise == "own" and "imported" in fields:
+    if settings.noise == "own" and imported(dataset_folder(recipe.lake, name)):
         raise UsageError(
             f"train.noise: own: the pictures of dataset {name} were imported, not drawn from noise of their own"
         )

@@ -17,15 +17,15 @@ from pathlib import Path
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
+from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
 from gpo_data.lake.reopen import reopen
-from gpo_data.lake.shard import sidecar_path
+from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
 from gpo_data.lake.watched import refuse_watched
@@ -49,6 +49,11 @@ def draw(
         clock: gets the seconds of each part.
     """
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
+    if imported(dataset_folder(recipe.lake, str(recipe.name))):
+        raise UsageError(
+            f"dataset {recipe.name}: its pictures were imported, and nothing is drawn beside them; draw under another "
+            f"--name, or train on both (train.datasets)"
+        )
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
     paid = evaluators.columns_of(evaluators.paid(recipe, chosen))

@@ -51,6 +51,11 @@ def drawn_in(lake: str, name: str) -> str | None:
     return None if dtype is None else str(dtype)
 
 
+def imported(folder: Path) -> bool:
+    """Whether a dataset of this machine holds pictures that no model drew; their seeds are names."""
+    return (folder / "dataset.json").is_file() and "imported" in read_manifest(folder)["fields"]
+
+
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
     """`fields` of dataset.json."""
     fields = recipe.fingerprint_fields() | {

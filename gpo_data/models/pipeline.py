@@ -189,4 +189,5 @@ class Pipeline:
         latents: torch.Tensor = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
         if (shift := vae.config.get("shift_factor")) is not None:
             latents = latents - shift
-        return (latents * vae.config.scaling_factor).to(self.dtype).cpu()
+        latents = latents * vae.config.scaling_factor
+        return latents.to(self.dtype).cpu()
