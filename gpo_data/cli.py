@@ -42,7 +42,7 @@ def audit(recipe: Recipe, options: Options) -> None:
     from gpo_data.audit import run
     from gpo_data.lake.manifest import read_manifest
 
-    stored = read_manifest(_folder(recipe))["measured"]["reward"]
+    stored = read_manifest(_folder(recipe)).measured["reward"]
     path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
     console.print(f"page: {path}", soft_wrap=True)
 

@@ -69,7 +69,7 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
     with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
         Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
     run = train(here, "--relabel", "true", "--where", "member < 2", name="lent")
-    assert run.manifest()["state"] == "finished"
+    assert run.manifest().state == "finished"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_lora_exports_what_diffusers_loads(here: Path, tmp_path: Path) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(recipe.load(here).model, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path / "out")
     moved = [p for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
-    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest()["state"] == "finished"
+    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest().state == "finished"
     path = newest_of(run)
     assert path is not None
     trained, exported = torch.load(path, weights_only=True)["state_dict"], weights_of(run)
@@ -217,7 +217,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 def test_sft_learns_from_chosen_members(here: Path) -> None:
     run = train(here, "--train.objective", "sft", "--train.sft_reward", "0.4", name="sft")
-    assert run.manifest()["state"] == "finished" and run.manifest()["steps"] > 0
+    assert run.manifest().state == "finished" and run.manifest().steps > 0
 
 
 def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

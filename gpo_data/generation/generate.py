@@ -58,7 +58,7 @@ def draw(
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
         evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
     folder = open_dataset(recipe, fields)
-    fingerprint = read_manifest(folder)["fingerprint"]
+    fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
         console.print(

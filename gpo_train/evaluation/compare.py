@@ -125,7 +125,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
         found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
-        images = sum(one["images"] for one in summaries[:number])
+        images = sum(one.images for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
         if not made:
             sides.insert(0, ("base", 0, 0, {"exact": 0.0, "ci95": [0.0, 0.0]}, 1.0))
@@ -147,12 +147,11 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
 
 def line_of(run: Run, runs: list[Run]) -> str:
     """What the run is on the picture: the settings in which the runs differ, without seeds."""
-    flats = {one.name: flat(one.manifest()["recipe"]) for one in runs}
+    flats = {one.name: flat(one.manifest().recipe) for one in runs}
     keys = sorted({key for one in flats.values() for key in one} - {"name", "seed", "train.seed"})
     differing = [key for key in keys if len({json.dumps(one.get(key)) for one in flats.values()}) > 1]
     return (
-        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing)
-        or run.manifest()["recipe"]["name"]
+        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing) or run.manifest().recipe["name"]
     )
 
 

@@ -47,14 +47,14 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
     manifest = run.manifest()
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest['state']}); `gpo-train fit` finishes it")
+        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     for side in (base, policy):
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
         draw(side, console)
     sides = members(recipe, base, policy)
-    found = {"run": run.name, "mode": manifest["mode"], "train_seconds": manifest.get("train_seconds")}
+    found = {"run": run.name, "mode": manifest.mode, "train_seconds": manifest.train_seconds}
     found |= {"split": recipe.eval.split, "left_out": chosen.left_out}
     found |= compare(recipe, base, policy, sides, chosen.keys)
     write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
