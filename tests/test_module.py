@@ -199,7 +199,7 @@ def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Pat
     assert cli.main(["eval", str(here), "--run", "full"]) == 0
     found = json.loads((run.folder / "eval.json").read_text())
     assert found["n"] == 4 and found["difference"]["ci95"][0] <= found["difference"]["exact"]
-    assert found["base"]["entropy"] != found["policy"]["entropy"]  # the policy's own pictures, not the base's
+    assert found["base"]["statistics"] != found["policy"]["statistics"]  # the policy's own pictures, not the base's
     assert (run.folder / "eval.html").is_file() and (run.folder / "eval.png").is_file()
     before = found
     assert cli.main(["eval", str(here)]) == 0  # the newest run; nothing is drawn again

@@ -26,6 +26,7 @@ from gpo_data.recipe import Online
 from gpo_train import cli
 from gpo_train import fit as fit_module
 from gpo_train.evaluation.compare import tables
+from gpo_train.evaluation.result import Line, Point
 from gpo_train.fit import Stopped, fit
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, Summary, choose, history
@@ -374,24 +375,22 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
 
 
 def test_seeds_of_a_line_are_summed_up() -> None:
-    def point(iteration: int, difference: float) -> dict[str, Any]:
-        return {
-            "iteration": iteration,
-            "images": 8,
-            "exact": 0.5 + difference,
-            "difference": difference,
-            "ci95": [0.0, 0.1],
-            "diversity_ratio": 1.0,
-            "color_exact": None,
-            "failed": 0,
-        }
+    def line(name: str, *differences: float) -> Line:
+        points = [
+            Point(
+                iteration=i,
+                images=8,
+                exact=0.5 + difference,
+                failed=0,
+                difference=difference,
+                ci95=[0.0, 0.1],
+                diversity_ratio=1.0,
+            )
+            for i, difference in enumerate(differences)
+        ]
+        return Line(line=name, points=points, split="heldout", prompts=2, targets=2, left_out=0)
 
-    part = {"split": "heldout", "prompts": 2, "targets": 2, "left_out": 0}
-    found = {
-        "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]} | part,
-        "b": {"line": "x", "points": [point(0, 0.0), point(1, 0.3), point(2, 0.4)]} | part,
-        "c": {"line": "y", "points": [point(0, 0.0)]} | part,
-    }
+    found = {"a": line("x", 0.0, 0.1), "b": line("x", 0.0, 0.3, 0.4), "c": line("y", 0.0)}
     runs, lines = tables(found)
     assert runs.row_count == 6
     assert [list(column.cells) for column in lines.columns] == [
