@@ -104,7 +104,7 @@ def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path
     for kl in ("0.0", "0.5", "1.0"):
         module = module_of(here, tmp_path, "--train.tuning", tuning, "--train.reference", reference, "--train.kl", kl)
         found[kl] = module.group_backward(group)
-    _, apart = module.policy.compared(group, module.noise_of(0, group))
+    apart = module.policy.compared(group, module.noise_of(0, group)).distance
     assert found["1.0"]["kl"] == pytest.approx(apart.mean().item(), rel=1e-4) and apart.min() > 0
     for kl in ("0.5", "1.0"):
         added = found[kl]["loss"] - found["0.0"]["loss"]
