@@ -181,7 +181,7 @@ class Policy(nn.Module):
         k, members = noise.u.shape
         index = torch.arange(k * members)[rows]
         which = index % members
-        t = self.model.time(noise.u).flatten()[index].to(device)
+        t = self.model.time(noise.u, self.settings.timestep_shift).flatten()[index].to(device)
         e = noise.e.flatten(0, 1)[index].to(device)
         x_0 = group.latents.float()[which].to(device)
         conditioning: Conditioning = {

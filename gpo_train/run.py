@@ -196,9 +196,11 @@ def refuse_older(run: Run) -> None:
 
 
 def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
+    plain = flat(dataclasses.asdict(Recipe(evaluators=["ocr"], reward="1")))  # what keys are that an older run lacks
     before, after = (
         {"mode": c["mode"], "model_digest": c["model_digest"]}
         | {"weights_digest": c.get("weights_digest", new["weights_digest"])}  # not in older runs
+        | plain
         | {k: v for k, v in flat(c["recipe"]).items() if c["mode"] == "online" or k.split(".")[0] != "online"}
         for c in (old, new)
     )

@@ -80,6 +80,13 @@ class Train:
             the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
+        timestep_distribution: of t within that range: `uniform`; `logit_normal`, the middle more often, as SD3 was
+            trained; or `discrete`, uniform over the thousand steps of diffusers' training scripts.
+        logit_mean: of `logit_normal`; above 0 more noise (diffusers' scripts count from the noisy end: their sign is
+            the other one).
+        logit_std: of `logit_normal`.
+        timestep_shift: shift t as the scheduler shifts its noise levels; diffusers' scripts do so for SD3 and do not
+            for FLUX.1-dev.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off.
         mean_shift_penalty: weight of a penalty on the square of the mean error difference of a group and noise sample,
@@ -137,6 +144,10 @@ class Train:
     shared_noise: bool = True
     noise: Literal["random", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] | list[float] = "all"
+    timestep_distribution: Literal["uniform", "logit_normal", "discrete"] = "uniform"
+    logit_mean: Number = 0.0
+    logit_std: Positive = 1.0
+    timestep_shift: bool = True
     kl: NotNegative = 0.0
     mean_shift_penalty: NotNegative = 0.0
     num_inner_epochs: Count = 3
