@@ -19,6 +19,7 @@ import torch
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.advantage import Scale
 from gpo_data.lake.reader import Reader, TrainGroup, batches
 from gpo_data.lifeline import end_with_parent
 from gpo_data.recipe import Recipe, Train
@@ -28,7 +29,7 @@ Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups ar
 
 
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
-    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and `train.members_per_group`."""
+    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages."""
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
@@ -38,6 +39,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         recipe.relabel,
         tuple(TASKS[recipe.task.kind].columns),
         recipe.train.members_per_group,
+        Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
     )
 
 

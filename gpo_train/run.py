@@ -218,9 +218,11 @@ def refuse_older(run: Run) -> None:
 
 
 def _refuse_difference(run: Run, old: RunManifest, new: RunManifest) -> None:
+    plain = flat(dataclasses.asdict(Recipe(evaluators=["ocr"], reward="1")))  # what keys are that an older run lacks
     before, after = (
         {"mode": one.mode, "model_digest": one.model_digest}
         | {"weights_digest": one.weights_digest or new.weights_digest}
+        | plain
         | {k: v for k, v in flat(one.recipe).items() if one.mode == "online" or k.split(".")[0] != "online"}
         for one in (old, new)
     )
