@@ -36,7 +36,7 @@ from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
-FREE = ("eval", "lake")
+FREE = ("eval", "lake", "max_failed")
 FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
 FREE_TRAIN = (
     "micro_batch_size",

@@ -13,7 +13,7 @@ from typing import Any
 
 import gpo_data
 from gpo_data import hardware, models
-from gpo_data.errors import UsageError
+from gpo_data.errors import FAILING, RunError, UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest
 from gpo_data.lake.document import read_document, write_document
@@ -118,7 +118,8 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     try:
         (folder / ".stage").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+        kind = RunError if error.errno in FAILING else UsageError
+        raise kind(f"lake: cannot make the folder {folder}: {error.strerror}") from None
     clear_stale(manifest)
     if not manifest.exists():
         with held(folder / ".stage" / "dataset.lock", wait=True):

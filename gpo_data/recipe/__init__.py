@@ -12,6 +12,7 @@ from gpo_data.recipe.recipe import (
 )
 from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
+from gpo_data.recipe.trust import expect_no_code
 
 __all__ = [
     "EVALUATORS",
@@ -28,6 +29,7 @@ __all__ = [
     "Task",
     "Train",
     "Yolo",
+    "expect_no_code",
     "fingerprint_of",
     "key_names",
     "load",
