@@ -44,7 +44,8 @@ def audit(recipe: Recipe, options: Options) -> None:
     from gpo_data.lake.manifest import read_manifest
 
     stored = read_manifest(_folder(recipe)).measured["reward"]
-    path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    reward = None if recipe.reward == stored else recipe.reward
+    path = run(recipe.lake, str(recipe.name), reward, recipe.where, recipe.watchers)
     console.print(f"page: {path}", soft_wrap=True)
 
 
@@ -84,6 +85,20 @@ def measure(recipe: Recipe, options: Options) -> None:
         ]
         expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators))
     measure(recipe, options.evaluator)
+
+
+@command.verb(
+    argument("--evaluator", action="append", metavar="NAME", help="one of the recipe's, or more; default: all of them"),
+    argument("--host", default="127.0.0.1", help="to listen at; beyond this machine set GPO_JUDGE_TOKEN"),
+    argument("--port", type=at_least(0), default=8190, help="0: any that is free"),
+)
+def serve(recipe: Recipe, options: Options) -> None:
+    """offer the recipe's evaluators to others over HTTP: POST /score, as `http:` of a recipe asks for"""
+    from gpo_data.evaluators import chosen
+    from gpo_data.evaluators.serve import serve
+
+    names = options.evaluator or [*recipe.evaluators, *recipe.watchers]
+    serve(chosen(recipe, names), options.host, options.port, console)
 
 
 @command.verb(

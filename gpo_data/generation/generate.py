@@ -27,6 +27,7 @@ from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
+from gpo_data.lake.watched import refuse_watched
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
@@ -49,14 +50,17 @@ def draw(
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen))
+    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
+    refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
         evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
-    folder = open_dataset(recipe, fields)
+    watching = chosen[len(chosen) - len(recipe.watchers) :]
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
     fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:

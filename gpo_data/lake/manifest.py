@@ -24,7 +24,7 @@ from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
-NOT_MEASURED = ("device", "batch_size", "workers")
+NOT_MEASURED = ("device", "batch_size", "workers", "url", "timeout", "retries", "token_variable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Manifest:
         fingerprint: their hash.
         measured: the evaluators, their settings and the reward as drawn.
         recipe: as it was written, of any version.
+        watched: the columns of each watcher, if there is one; see watched.py.
     """
 
     name: str | None = None
@@ -45,6 +46,7 @@ class Manifest:
     recipe: dict[str, Any]
     versions: dict[str, Any] = field(default_factory=dict)
     created: str | None = None
+    watched: dict[str, list[str]] | None = None
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -95,7 +97,9 @@ def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
 
 def measured(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
-    for name in recipe.evaluators:
+    if recipe.watchers:
+        fields["watchers"] = list(recipe.watchers)
+    for name in (*recipe.evaluators, *recipe.watchers):
         section = "yolo" if name == "boxes" else name
         if section in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, section))
@@ -105,8 +109,12 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
-    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
+def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None = None) -> Path:
+    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
+
+    Args:
+        watched: the columns of each of the recipe's watchers.
+    """
     if "://" in recipe.lake:
         raise UsageError(
             f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
@@ -124,7 +132,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     if not manifest.exists():
         with held(folder / ".stage" / "dataset.lock", wait=True):
             if not manifest.exists():
-                _write(manifest, recipe, fields)
+                _write(manifest, recipe, fields, watched)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     before = of_older(recipe, fields) | found.fields
@@ -140,7 +148,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(path: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
+def _write(path: Path, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:
     made = Manifest(
         name=recipe.name,
         fingerprint=fingerprint_of(fields),
@@ -149,6 +157,7 @@ def _write(path: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
         recipe=dataclasses.asdict(recipe),
         versions=models.versions() | {"gpo": gpo_data.__version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        watched=watched or None,
     )
     write_document(made, path)
 

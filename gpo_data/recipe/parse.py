@@ -34,7 +34,7 @@ RENAMED = {
     "online.writer": "online.rollout_policy",
     "online.keep": "online.keep_last",
 }
-OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
+OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: bool = False) -> Recipe:

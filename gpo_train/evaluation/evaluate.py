@@ -8,6 +8,7 @@
                 onto one picture a prompt loses it
     drift       entropy, edge density and dark fraction of the pictures, and the colour as asked where it is measured,
                 all of pictures that did not fail
+    watched     what the recipe's watchers see, likewise: no reward paid for it
 
 Both sides are datasets in the lake like everything else (`<recipe>-eval-<hash>`, `<run>-eval-<hash>`), so SQL sees
 them, drawing resumes, and a base that was drawn before is not drawn again.
@@ -31,12 +32,14 @@ from gpo_data.lake import catalog
 from gpo_data.lake.document import write_document
 from gpo_data.lake.manifest import identity, measured
 from gpo_data.lake.reader import diversity
+from gpo_data.lake.sql import identifier
 from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval
 from gpo_train.evaluation.prompts import choose
 from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side
 from gpo_train.evaluation.trained import trained_keys
+from gpo_train.online.iterations import numbers_watched
 from gpo_train.run import Run, settle
 
 
@@ -112,17 +115,19 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
     con = catalog.connect(recipe.lake)
-    columns = {row[0] for row in con.execute("describe members").fetchall()}
+    columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
-    missing = kind.reads() - columns
+    missing = kind.reads() - columns.keys()
     judged = {"exact": "exact", "lenient": kind.lenient} | kind.scores
     wanted = {"failed": "status <> 'ok'", "level": "level"}
     wanted |= {name: f"CASE WHEN status = 'ok' THEN ({sql})::double ELSE 0 END" for name, sql in judged.items()}
     seen = {"reward": "reward"} | {name: name for name in IMAGE_STATISTICS if name in columns}
-    if {"color", "color_seen"} <= columns:
+    if {"color", "color_seen"} <= columns.keys():
         seen["color_exact"] = "(color = color_seen)::double"
+    for name in numbers_watched(recipe, str(base.name), columns):
+        seen[f"watched/{name}"] = f"{identifier(name)}::double"
     wanted |= {name: f"CASE WHEN status = 'ok' THEN {sql} END" for name, sql in seen.items()}
-    listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
+    listed = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in wanted.items())
 
     def read(name: str | None) -> Members:
         rows = con.execute(

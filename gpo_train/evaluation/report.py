@@ -41,7 +41,8 @@ def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
         rows.append(_share("colour as asked", before.pop("color_exact"), after["color_exact"]))
     for name, value in before.items():
         change = after[name] / value if value else float("nan")
-        rows.append((name.replace("_", " "), f"{value:.3f}", f"{after[name]:.3f}", f"x {change:.2f}"))
+        what = name.replace("_", " ").replace("watched/", "only watched: ")
+        rows.append((what, f"{value:.3f}", f"{after[name]:.3f}", f"x {change:.2f}"))
     return rows
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.sql import identifier
+from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
 from gpo_data.tasks import TASKS, TaskKind
@@ -44,6 +48,7 @@ class Summary:
         diversity: inside groups; lake/reader.py.
         seconds: by phase.
         weights_changed: share of the weights whose drawn value is not the base's.
+        watched: means of what watchers see.
         distance: mean error of the policy above the reference's over the iteration's last epoch.
     """
 
@@ -60,11 +65,13 @@ class Summary:
     dark_fraction: float | None = None
     weights_changed: float | None = None
     distance: float | None = None
+    watched: dict[str, float] = field(default_factory=dict)
 
     def measured(self) -> dict[str, float]:
         """What there is of numbers, by name."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in found.items() if v is not None and k not in ("iteration", "seconds")}
+        found = {k: v for k, v in found.items() if v is not None and k not in ("iteration", "seconds", "watched")}
+        return found | {f"watched/{name}": value for name, value in self.watched.items()}
 
 
 @dataclass(frozen=True)
@@ -190,8 +197,10 @@ def from_file(task: Task, path: Path) -> Task:
 def summarise(recipe: Recipe, name: str) -> Summary:
     """What the lake says of the dataset `name`."""
     con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
-    columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
+    columns = {row[0]: row[1] for row in con.execute("DESCRIBE members").fetchall()}
     wanted = {"reward": "reward", "exact": "exact::DOUBLE"} | {c: c for c in IMAGE_STATISTICS if c in columns}
+    watched = numbers_watched(recipe, name, columns)
+    wanted |= {c: f"{identifier(c)}::DOUBLE" for c in watched}
     table = con.sql(
         f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok' "
         f"ORDER BY group_key, member",
@@ -209,8 +218,17 @@ def summarise(recipe: Recipe, name: str) -> Summary:
         images=table.num_rows,
         diversity=diversity(recipe.lake, name),
         seconds={},
+        watched={c: value for c in watched if (value := means.pop(c)) is not None},
         **means,
     )
+
+
+def numbers_watched(recipe: Recipe, dataset: str, columns: dict[str, str]) -> list[str]:
+    """The numbers among a dataset's columns that are only watched. `columns`: {name: DuckDB's type}."""
+    here = None if "://" in recipe.lake else dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here) if here is not None else None
+    found = watched_columns(here, manifest, recipe.watchers)
+    return [name for name in found if columns.get(name, "").split("(")[0] in NUMBERS]
 
 
 def _mean(column: pa.ChunkedArray) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def table(found: list[Summary], name: str) -> Table:
         "measure s",
         "write s",
         "train s",
+        *found[-1].watched,
         title=name,
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -74,6 +76,7 @@ def table(found: list[Summary], name: str) -> Table:
             f"{seconds['measure']:.1f}",
             f"{seconds['write'] + seconds['catalog']:.1f}",
             f"{seconds['train']:.0f}",
+            *(f"{one.watched.get(name, math.nan):.3f}" for name in found[-1].watched),
         )
     return made
 
@@ -89,9 +92,10 @@ def curves(found: list[Summary], path: Path) -> Path:
         if getattr(found[0], name) is not None:
             first.plot(x, [getattr(one, name) for one in found], marker="o", label=name)
     second.plot(x, [one.dead / one.groups for one in found], marker="o", label="dead groups, share")
-    for name in ("diversity", "entropy", "edge_density"):
-        if first_value := getattr(found[0], name):
-            third.plot(x, [getattr(one, name) / first_value for one in found], marker="o", label=f"{name} / first")
+    shown = [{n: getattr(one, n) for n in ("diversity", "entropy", "edge_density")} | one.watched for one in found]
+    for name, before in shown[0].items():
+        if before:
+            third.plot(x, [(one.get(name) or math.nan) / before for one in shown], marker="o", label=f"{name} / first")
     for axes in (first, second, third):
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
