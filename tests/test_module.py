@@ -283,7 +283,7 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
         train(here, "--train.learning_rate", "0.5", name="mine")
     run = Run(Path("runs/mine"))  # a run that is older than a key has its default
-    older = run.manifest()["recipe"]
+    older = run.manifest().recipe
     del older["train"]["clip_range"]
     run.note(recipe=older)
     train(here, name="mine")
