@@ -2,7 +2,7 @@
 for the user's word. Of evaluators and watchers:
 
     [module:function]                        imports the module
-    http.urls, vlm.url: not this machine     sends pictures, prompts and the value of a variable of the environment there
+    http.urls, vlm.url: not this machine     sends pictures, prompts and a variable of the environment there
     yolo.weights: a file                     pickled objects, which run what they like when they are opened
     sampler.attention_backend: ..._hub       fetches compiled code
 
