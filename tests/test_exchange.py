@@ -164,7 +164,7 @@ def test_a_folder_becomes_groups_that_everything_reads(recipe_file: Path, folder
     command = ["import", str(recipe_file), str(folder), "--name", "mine", "--model", "tiny"]
     assert cli.main(command) == 0
     there = recipe_file.parent / "lake/dataset=mine"
-    assert read_manifest(there)["fields"]["imported"]
+    assert read_manifest(there).fields["imported"]
     rows = rows_of(there)
     sizes = {row["target"]: sum(one["target"] == row["target"] for one in rows) for row in rows}
     assert sizes == {"KITE": 3, "UP": 2, "SKY": 1}

@@ -44,7 +44,7 @@ def served(folder: Path, *arguments: str, recipe: str, token: str = "") -> Itera
     path = folder / "judge.yaml"
     path.write_text(recipe)
     environment = {k: v for k, v in os.environ.items() if k != protocol.TOKEN_VARIABLE} | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "gpo_data.cli", "serve", str(path), "--port", "0", *arguments]
+    command = [sys.executable, "-m", "gpo_data.cli", "serve", str(path), "--trust", "--port", "0", *arguments]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog, locked, shard
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import Manifest, read_manifest
 from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import NUMBERS
 from gpo_data.lake.watched import refuse_watched, watched_columns
@@ -67,12 +67,12 @@ class Members:
 def read(lake: str, dataset: str, reward: str | None, where: str | None, watchers: Sequence[str] = ()) -> Members:
     """Query the catalog. Raises UsageError and RunError, see `audit.run`."""
     folder = shard.dataset_folder(lake, dataset)
-    head = _head(folder, lake, dataset)
-    recipe = head["recipe"]
+    manifest = _manifest(folder, lake, dataset)
+    recipe = manifest.recipe
     task = (recipe.get("task") or {}).get("kind")
     if task not in TASKS:
         raise UsageError(f"{folder / 'dataset.json'}: recipe.task.kind: expected {' or '.join(TASKS)}, found {task!r}")
-    watched = watched_columns(folder, head, watchers)
+    watched = watched_columns(folder, manifest, watchers)
     if reward is not None:
         refuse_watched(reward, watched)
     connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
@@ -120,7 +120,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
         name=dataset,
         task=task,
         model=str(recipe.get("model")),
-        fingerprint=head["fingerprint"],
+        fingerprint=manifest.fingerprint,
         reward=reward or str(recipe.get("reward")),
         where=where,
         failed=failed,
@@ -141,7 +141,7 @@ def command(dataset: str) -> str:
     return f"make shards TASK={task}" + (f" MODEL={model}" if model not in ("", "tiny") else "")
 
 
-def _head(folder: Path, lake: str, dataset: str) -> dict[str, Any]:
+def _manifest(folder: Path, lake: str, dataset: str) -> Manifest:
     if "://" in lake:
         raise UsageError(f"lake {lake}: the audit page is written beside the shards; expected a local folder")
     if not folder.is_dir():

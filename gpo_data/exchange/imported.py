@@ -69,7 +69,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> Path:
     evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
     fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
-    fingerprint = read_manifest(folder)["fingerprint"]
+    fingerprint = read_manifest(folder).fingerprint
     todo = [shard for shard in shards if not sidecar_path(folder, shard.shard_id).is_file()]
     if not todo:
         console.print(f"nothing to import: all {len(shards)} shards of {folder} are committed", soft_wrap=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def draw(
         evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
     watching = chosen[len(chosen) - len(recipe.watchers) :]
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
-    fingerprint = read_manifest(folder)["fingerprint"]
+    fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
         console.print(
@@ -88,22 +87,21 @@ def draw(
             models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
-        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
-        with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
+        total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
+        progress = DrawProgress(total - todo.staged, recipe.group_size, console, todo.staged, recipe.max_failed)
+        with progress:
             generator.on_group = progress.group
             try:
                 for shard in todo.shards:
                     elsewhere += not generator.draw(shard)
                 generator.finish()
+            except RunError:
+                generator.close()
+                progress.report()
+                raise
             finally:
                 generator.close()
-    seconds = time.monotonic() - started
-    console.print(
-        f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
-        soft_wrap=True,
-    )
-    for reason, count in progress.reasons.most_common(5):
-        console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
+    progress.report()
     if progress.members and progress.failed == progress.members:
         raise RunError(
             f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "

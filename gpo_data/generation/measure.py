@@ -27,7 +27,7 @@ from gpo_data.evaluators import asked, build, chosen
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import measured, read_manifest
+from gpo_data.lake.manifest import Manifest, measured, read_manifest
 from gpo_data.lake.measures import values_digest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
@@ -144,13 +144,13 @@ def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(evaluator: Any, sidecar: Path, manifest: dict[str, Any], recipe: Recipe) -> bool:
+def _drawn_with(evaluator: Any, sidecar: Path, manifest: Manifest, recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
-    same = settings(manifest.get("measured", {})) == settings(measured(recipe))
+    same = settings(manifest.measured) == settings(measured(recipe))
     return same and set(evaluator.columns) <= set(pq.read_schema(sidecar).names)
 
 

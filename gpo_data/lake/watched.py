@@ -14,27 +14,25 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import locked
+from gpo_data.lake.manifest import Manifest
 from gpo_data.recipe import EVALUATORS
 
 
-def watched_columns(folder: Path | None, manifest: dict[str, Any], watchers: Sequence[str] = ()) -> list[str]:
+def watched_columns(folder: Path | None, manifest: Manifest | None, watchers: Sequence[str] = ()) -> list[str]:
     """Columns of a dataset that are only watched, of its own watchers and of these.
 
     Args:
         folder: the dataset's; None where it is not on this machine.
         watchers: names, as in a recipe.
     """
-    stored = manifest.get("watched")
-    found: list[str] = []
-    for names in stored.values() if isinstance(stored, dict) else ():
-        found += [name for name in names if isinstance(name, str)]
+    stored = (manifest.watched if manifest else None) or {}
+    found = [name for names in stored.values() for name in names]
     for watcher in watchers:
         found += _declared(watcher)
         for path in [] if folder is None else sorted(folder.glob(f"measures/{watcher.replace(':', '.')}@*/*.parquet")):

@@ -13,6 +13,7 @@ from gpo_data.recipe.recipe import (
 )
 from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
+from gpo_data.recipe.trust import expect_no_code
 
 __all__ = [
     "BEHIND_HTTP",
@@ -32,6 +33,7 @@ __all__ = [
     "Train",
     "Vlm",
     "Yolo",
+    "expect_no_code",
     "fingerprint_of",
     "key_names",
     "load",

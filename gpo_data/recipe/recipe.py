@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
-from gpo_data.recipe.checks import Count, Members, PathText, Seed, check, expect
+from gpo_data.recipe.checks import Count, Members, PathText, Seed, Share, check, expect
 from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
@@ -33,6 +33,7 @@ class Recipe:
         seed: every random choice comes from it.
         group_size: members a group, G.
         groups_per_shard: groups in one tar.
+        max_failed: share of members that may fail; with more of them, counted from the 64th member on, drawing stops.
         task: what to draw.
         sampler: how to draw.
         evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
@@ -65,6 +66,7 @@ class Recipe:
     seed: Seed = 0
     group_size: Members = 32
     groups_per_shard: Count = 8
+    max_failed: Share = 0.2
     task: Task = field(default_factory=Task)
     sampler: Sampler = field(default_factory=Sampler)
     evaluators: list[str] = field(default_factory=list)
