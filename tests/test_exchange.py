@@ -96,7 +96,7 @@ def test_pick_a_pic_and_back_to_train_on(here: Path, capsys: Any) -> None:
     assert train.main(["fit", str(here), *own, "--train.noise", "own", "--run", "refused"]) == 2
     assert "were imported, not drawn from noise" in capsys.readouterr().err
     assert train.main(["fit", str(here), *own, "--train.epochs", "1"]) == 0
-    assert Run(Path("runs/pairs-offline")).manifest()["state"] == "finished"
+    assert Run(Path("runs/pairs-offline")).manifest().state == "finished"
     assert cli.main(["shards", str(here), *own]) == 2  # what was imported is not drawn over
     assert "its pictures were imported" in capsys.readouterr().err
 
