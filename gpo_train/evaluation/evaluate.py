@@ -114,7 +114,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
-    con = catalog.connect(recipe.lake)
+    con = catalog.connect(recipe.lake, [str(base.name), str(policy.name)])
     columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
     missing = kind.reads() - columns.keys()
