@@ -171,6 +171,10 @@ def compare(
         }
         for level in np.unique(levels)
     }
+    found["by_target"] = {
+        str(key): [int((clusters == key).sum()), float(difference[clusters == key].sum())]
+        for key in np.unique(clusters)
+    }
     found["datasets"] = {"base": base.name, "policy": policy.name}
     return found
 
