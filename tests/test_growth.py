@@ -44,8 +44,8 @@ def test_lines_added_to_a_file_go_on_in_the_dataset(tmp_path: Path) -> None:
     drawn(path, lake)
     after, grown = rows_of(folder), read_manifest(folder)
     assert len(after) == 8 and {k: after[k]["crc32"] for k in before} == {k: before[k]["crc32"] for k in before}
-    assert grown["fingerprint"] == manifest["fingerprint"] and grown["fields"] == manifest["fields"]
-    assert grown["grown"]["prompts"] == 4
+    assert grown.fingerprint == manifest.fingerprint and grown.fields == manifest.fields
+    assert grown.grown is not None and grown.grown.prompts == 4
     # What it has grown by counts as well: another fourth line is another dataset.
     path.write_text("prompt,page\n" + "".join([*lines[:3], lines[3].replace("SALE", "BEES"), lines[3]]))
     with pytest.raises(UsageError, match="It differs in prompts_digest"):
