@@ -69,6 +69,8 @@ def wrong(name: str, hint: Any) -> list[str]:
     found = [] if type(None) in plain else ["null"]
     if Literal in plain:
         found += ["nope", "''", LONG, "1", "true", "{}"]
+    elif {int, str} <= plain:  # a number, or a file
+        return found + [value for value in OTHERS[str] if value in OTHERS[int]] + ["-1", "''"]
     elif str in plain:
         found += OTHERS[str] + ([] if name in ANY_TEXT else PATHS)
     for kind in (int, float, bool, list, dict):
