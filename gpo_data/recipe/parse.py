@@ -7,6 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ RENAMED = {
 OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: bool = False) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Recipe:
     """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError.
 
     Args:

@@ -37,7 +37,7 @@ from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval
 from gpo_train.evaluation.prompts import choose
-from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side
+from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side, Target
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import numbers_watched
 from gpo_train.run import Run, settle
@@ -116,7 +116,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
-    con = catalog.connect(recipe.lake)
+    con = catalog.connect(recipe.lake, [str(base.name), str(policy.name)])
     columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
     missing = kind.reads() - columns.keys()
@@ -192,6 +192,10 @@ def compare(
                 policy=_mean(column(1, "exact")[levels == level]),
             )
             for level in np.unique(levels)
+        },
+        by_target={
+            str(key): Target(n=int((clusters == key).sum()), sum=float(difference[clusters == key].sum()))
+            for key in np.unique(clusters)
         },
         datasets={"base": str(base.name), "policy": str(policy.name)},
     )

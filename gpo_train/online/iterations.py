@@ -156,14 +156,8 @@ def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]
             )
         return [found[i % len(found)] for i in range(start, start + count)]
     pool = _all(recipe, online.pool or POOL * count)
-    known = dict(
-        catalog.connect(recipe.lake)
-        .execute(
-            "SELECT prompt, arg_max(std, dataset) FROM groups WHERE list_contains(?, dataset) GROUP BY prompt",
-            [[Iteration(iteration.run, i).name for i in range(iteration.number)]],
-        )
-        .fetchall()
-    )
+    con = catalog.connect(recipe.lake, [Iteration(iteration.run, i).name for i in range(iteration.number)])
+    known = dict(con.execute("SELECT prompt, arg_max(std, dataset) FROM groups GROUP BY prompt").fetchall())
     ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
     return [pool[i] for i in sorted(ranked[:count])]
 
