@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
+from ruamel.yaml import YAML
 
 from gpo_data import cli
 from gpo_data.errors import RunError, UsageError
@@ -30,7 +31,7 @@ from gpo_data.evaluators.color import ColorEvaluator
 from gpo_data.evaluators.http import HttpEvaluator
 from gpo_data.evaluators.protocol import kind_of, type_of
 from gpo_data.evaluators.yolo import COLUMNS as YOLO_COLUMNS
-from gpo_data.recipe import Http
+from gpo_data.recipe import Http, Recipe, Vlm
 from gpo_data.tiny.render import render_text
 
 SIGNS = [render_text(word, color="red", seed=i) for i, word in enumerate(("KITE", "UP", "SKY"))]
@@ -269,3 +270,18 @@ def test_an_address_that_is_none_is_told_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(UsageError, match=r"http\.urls: expected names of letters"):
         Http(urls={"A b": "http://127.0.0.1:9"})
+
+
+def test_the_examples_of_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs/judges.md").read_text()
+    found = {kind: re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("json", "yaml")}
+    question, answer, hello = map(json.loads, found["json"])
+    assert protocol.json_body([], question["targets"]).keys() == question.keys()
+    assert protocol.scores_of(answer, 1, "mine", {"mine": pa.float64()})[0].row == {"mine": 0.71}
+    assert protocol.described(hello).columns == {"imagereward": pa.float64()}
+    recipes: list[Any] = [YAML(typ="safe", pure=True).load(text) for text in found["yaml"]]
+    asking = next(one for one in recipes if "http" in one)
+    assert set(asking["http"]["urls"]) < {*asking["evaluators"]}
+    for one in recipes:
+        sections = {"http": Http(**one.get("http", {})), "vlm": Vlm(**one.get("vlm", {}))}
+        assert Recipe(**({"reward": "1"} | one | sections)).evaluators == one["evaluators"]
