@@ -91,7 +91,10 @@ class Plan:
 
 
 def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
-    """The sweep in a file, with `--key value` of the recipe over all rows; `trust`: see recipe/trust.py. Raises UsageError."""
+    """The sweep in a file, with `--key value` of the recipe over all rows. Raises UsageError.
+
+    `trust`: its recipes may name code that is run; see recipe/trust.py.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"sweep {path}: no such file; recipes/experiments/ has some")
