@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,24 @@ def test_a_bare_scorer_is_a_number_a_picture_and_no_picture_is_asked_about_twice
     assert remote.measure(SIGNS, TARGETS) == wanted and handler.requests == [2, 2, 1]
     remote.measure([SIGNS[0], SIGNS[0]], [TARGETS[1], TARGETS[1]])
     assert handler.requests == [2, 2, 1, 1]  # another prompt, one picture twice
+
+
+def test_a_scorer_that_is_slow_is_asked_again_and_then_gone(somebody: Any) -> None:
+    url, handler = somebody
+    remote = HttpEvaluator("length", Http(urls={"length": url}, timeout=0.3, retries=1))
+    answer = handler.do_POST
+
+    def slow(self: Any) -> None:
+        handler.asked += 1
+        time.sleep(0.6 if handler.asked <= handler.slow else 0)
+        with suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
+            answer(self)
+
+    handler.do_POST, handler.slow, handler.asked = slow, 1, 0
+    assert remote.measure(SIGNS[:1], TARGETS[:1]) == [{"length": float(len(TARGETS[0]["prompt"]))}]
+    handler.slow = 99
+    with pytest.raises(RunError, match="in 2 tries: .*timed out"):
+        remote.measure(SIGNS[1:], TARGETS[1:])
 
 
 def test_answers_that_are_none_are_refused(somebody: Any) -> None:

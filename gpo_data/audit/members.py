@@ -144,9 +144,7 @@ def expect_right(task: str, columns: Iterable[str], who: str) -> None:
     """Raise UsageError, which says what is missing, unless these columns tell what is right in the task."""
     if missing := sorted(TASKS[task].reads() - {*columns}):
         ours = [name for name in EVALUATORS if {*missing} & {*declared(name)}]
-        by = (
-            f"`gpo-data measure RECIPE --evaluator {ours[0]}` measures it, and so does" if ours else "so does"
-        )
+        by = f"`gpo-data measure RECIPE --evaluator {ours[0]}` measures it, and so does" if ours else "so does"
         raise UsageError(
             f"{who}: what is right in task {task} is read from {', '.join(missing)}, which nothing measured; {by} any "
             f"evaluator of your own with a column of that name; task align has what the reward says"
