@@ -85,7 +85,7 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     module, kind = EVALUATORS.get(name, ("gpo_data.evaluators.function", "FunctionEvaluator"))
     found = getattr(importlib.import_module(module), kind)
     extra, *packages = getattr(found, "needs", [""])
-    if missing := [package for package in packages if not _installed(package)]:
+    if missing := [package for package in packages if not installed(package)]:
         raise UsageError(
             f"evaluators: {name} needs {' and '.join(missing)}, not installed here: pip install 'gpo[{extra}]'"
         )
@@ -93,11 +93,11 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     return made
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # ValueError: imported, without a spec
         return False
 
 
