@@ -48,6 +48,15 @@ REFUSED = {
     "drawing again": (("verify", "SMALL", "--redraw", "1", *OWN), "evaluators: evil_code:score"),
     "online": (("fit", "SMALL", "--mode", "online", *OWN), "evaluators: evil_code:score"),
     "in an evaluation": (("eval", "SMALL", *WEIGHTS), "yolo.weights: evil.pt"),
+    "a watcher": (("shards", "SMALL", "--watchers", "['evil_code:score']"), "evaluators: evil_code:score imports"),
+    "a judge elsewhere": (
+        ("shards", "SMALL", "--http.urls", "{far: 'http://example.org/score'}", "--evaluators", "[ocr, far]"),
+        "evaluators: far sends pictures, prompts and what GPO_JUDGE_TOKEN holds to http://example.org/score",
+    ),
+    "a model elsewhere": (
+        ("shards", "SMALL", "--vlm.url", "http://127.0.0.1.example.org/v1", "--evaluators", "[ocr, vlm]"),
+        "evaluators: vlm sends pictures",
+    ),
     "a kernel of the hub": (
         ("shards", "SMALL", "--sampler.attention_backend", "sage_hub"),
         "sampler.attention_backend",

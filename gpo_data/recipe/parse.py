@@ -7,6 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ RENAMED = {
     "online.writer": "online.rollout_policy",
     "online.keep": "online.keep_last",
 }
-OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
+OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: bool = False) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Recipe:
     """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError.
 
     Args:

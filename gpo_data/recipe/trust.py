@@ -1,6 +1,8 @@
-"""What of a recipe runs somebody's code. A recipe is data that people share: such a part waits for the user's word.
+"""What of a recipe runs somebody's code, or sends something away. A recipe is data that people share: such a part waits
+for the user's word. Of evaluators and watchers:
 
-    evaluators: [module:function]            imports the module
+    [module:function]                        imports the module
+    http.urls, vlm.url: not this machine     sends pictures, prompts and a variable of the environment there
     yolo.weights: a file                     pickled objects, which run what they like when they are opened
     sampler.attention_backend: ..._hub       fetches compiled code
 
@@ -12,9 +14,12 @@ put into ultralytics' own folder.
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe.recipe import OWN_EVALUATOR, Recipe
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def expect_no_code(recipe: Recipe) -> None:
@@ -28,14 +33,20 @@ def expect_no_code(recipe: Recipe) -> None:
 
 def code_of(recipe: Recipe) -> list[str]:
     """What of the recipe runs code that is not this package's."""
-    own = [name for name in recipe.evaluators if OWN_EVALUATOR.fullmatch(name)]
+    named = {*recipe.evaluators, *recipe.watchers}
+    own = sorted(name for name in named if OWN_EVALUATOR.fullmatch(name))
     found = [f"evaluators: {name} imports and runs the Python module {name.partition(':')[0]}" for name in own]
     weights = recipe.yolo.weights
-    if {"yolo", "boxes"} & set(recipe.evaluators) and weights != "tiny" and _is_path(weights):
+    if {"yolo", "boxes"} & named and weights != "tiny" and _is_path(weights):
         found.append(f"yolo.weights: {weights} is opened as pickled objects, which may run any code")
     backend = recipe.sampler.attention_backend
     if backend is not None and backend.endswith("_hub"):
         found.append(f"sampler.attention_backend: {backend} fetches and runs compiled code")
+    judges = [(name, url, recipe.http.token_variable) for name, url in recipe.http.urls.items() if name in named]
+    judges += [("vlm", recipe.vlm.url, recipe.vlm.token_variable)] if "vlm" in named else []
+    for name, url, variable in judges:
+        if urlsplit(url).hostname not in LOOPBACK:
+            found.append(f"evaluators: {name} sends pictures, prompts and what {variable} holds to {url}")
     return found
 
 
