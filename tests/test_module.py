@@ -71,7 +71,7 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
     with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
         Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
     run = train(here, "--relabel", "true", "--where", "member < 2", name="lent")
-    assert run.manifest()["state"] == "finished"
+    assert run.manifest().state == "finished"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_lora_exports_what_diffusers_loads(here: Path, tmp_path: Path) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(recipe.load(here).model, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path / "out")
     moved = [p for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
-    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest()["state"] == "finished"
+    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest().state == "finished"
     path = newest_of(run)
     assert path is not None
     trained, exported = torch.load(path, weights_only=True)["state_dict"], weights_of(run)
@@ -237,7 +237,7 @@ def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Pat
     assert cli.main(["eval", str(here), "--run", "full"]) == 0
     found = json.loads((run.folder / "eval.json").read_text())
     assert found["n"] == 4 and found["difference"]["ci95"][0] <= found["difference"]["exact"]
-    assert found["base"]["entropy"] != found["policy"]["entropy"]  # the policy's own pictures, not the base's
+    assert found["base"]["statistics"] != found["policy"]["statistics"]  # the policy's own pictures, not the base's
     assert (run.folder / "eval.html").is_file() and (run.folder / "eval.png").is_file()
     before = found
     assert cli.main(["eval", str(here)]) == 0  # the newest run; nothing is drawn again
@@ -255,7 +255,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 def test_sft_learns_from_chosen_members(here: Path) -> None:
     run = train(here, "--train.objective", "sft", "--train.sft_reward", "0.4", name="sft")
-    assert run.manifest()["state"] == "finished" and run.manifest()["steps"] > 0
+    assert run.manifest().state == "finished" and run.manifest().steps > 0
 
 
 def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +283,7 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
         train(here, "--train.learning_rate", "0.5", name="mine")
     run = Run(Path("runs/mine"))  # a run that is older than a key has its default
-    older = run.manifest()["recipe"]
+    older = run.manifest().recipe
     del older["train"]["clip_range"]
     run.note(recipe=older)
     train(here, name="mine")

@@ -284,6 +284,6 @@ def test_every_objective_trains(here: Path, loss: str) -> None:
     """Two epochs on real shards; that the gradient is one of whole groups is tested in test_module.py."""
     extra = ["--train.loss", loss, "--train.clip_range", "0.001", *NEEDS.get(loss, [])]
     whole = train(here, *extra, name="whole")
-    assert whole.manifest()["steps"] == 6 and newest_of(whole) is not None
+    assert whole.manifest().steps == 6 and newest_of(whole) is not None
     rows = (whole.folder / "logs/csv/metrics.csv").read_text().splitlines()
     assert "clipped_share" in rows[0] and "nan" not in rows[-1]

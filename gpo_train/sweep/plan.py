@@ -90,8 +90,12 @@ class Plan:
     rows: list[Row]
 
 
-def read_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
-    """The sweep in a file, with `--key value` of the recipe over all rows. Raises UsageError."""
+def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
+    """The sweep in a file, with `--key value` of the recipe over all rows. Raises UsageError.
+
+    Args:
+        trust: the recipe may name code that is run, see recipe/trust.py.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"sweep {path}: no such file; recipes/experiments/ has some")
@@ -99,7 +103,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     try:
         _check_keys(content, Sweep, "")
         sweep = Sweep(**({"name": path.stem[:24]} | content))
-        rows = list(_rows(sweep, list(overrides)))
+        rows = list(_rows(sweep, list(overrides), trust))
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows)
@@ -115,9 +119,9 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
         raise UsageError("recipe: expected a name or a file, found nothing")
 
 
-def _rows(sweep: Sweep, overrides: list[str]) -> Iterator[Row]:
+def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
     settled = {"eval.split": "validation"} | sweep.set
-    base = load(sweep.recipe, [*_arguments(settled), *overrides])
+    base = load(sweep.recipe, [*_arguments(settled), *overrides], trust)
     variants = []
     for number, one in enumerate(sweep.rows):
         _check_keys(one, Variant, f"rows.{number}.")
@@ -133,7 +137,7 @@ def _rows(sweep: Sweep, overrides: list[str]) -> Iterator[Row]:
         raise UsageError(f"rows: expected a name for each, found {twice!r} twice")
     key = "train.seed" if sweep.mode == "offline" else "seed"
     for (label, values), seed in itertools.product(planned, sweep.seeds):
-        recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides])
+        recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides], trust)
         if sweep.mode == "offline" and (other := recipe.fingerprint()) != base.fingerprint():
             recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{other[:6]}")
         yield Row(f"{sweep.name}-{_slug(label)}-{_digest(recipe, sweep.mode)}-s{seed}", label, seed, recipe)
