@@ -53,6 +53,7 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
+    argument("--dataset", action="append", metavar="NAME", help="the views show this one alone; default: all"),
     argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
     runs=never,
 )
@@ -67,6 +68,7 @@ def sql(recipe: Recipe, options: Options) -> None:
         options.out,
         recipe.reward if options.reward else None,
         options.unsafe,
+        options.dataset,
     )
 
 

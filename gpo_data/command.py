@@ -27,7 +27,7 @@ from gpo_data.recipe.checks import MOST_INT
 
 Options = argparse.Namespace
 Verb = Callable[[Any, Options], int | None]
-Reader = Callable[[str, Sequence[str], bool], Any]  # (what the command line names, overrides of keys, trust) -> it
+Reader = Callable[[str, Sequence[str], bool], Any]  # (what the command line names, overrides, whether it is trusted)
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 TRUST = "run code that the recipe names: evaluators of its own, pickled weights of a detector"
 
@@ -116,7 +116,8 @@ class Command:
         options, unknown = parser.parse_known_intermixed_args(rest)
         options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
         try:
-            return function(read(options.recipe, overrides + unknown, not runs(options) or options.trust), options) or 0
+            trust = not runs(options) or options.trust
+            return function(read(options.recipe, overrides + unknown, trust), options) or 0
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code

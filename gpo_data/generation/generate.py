@@ -64,6 +64,7 @@ def draw(
     fields = identity(recipe, model_folder, shards)
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
         evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
+        model = model or _open_model(recipe, wanted, model_folder, policy, console)
     watching = chosen[len(chosen) - len(recipe.watchers) :]
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
     fingerprint = read_manifest(folder).fingerprint
@@ -75,16 +76,7 @@ def draw(
         return folder
     if not new:
         evaluators.try_out(chosen, todo.shards[0].groups[0].prompt, recipe.sampler)
-    if model is None:
-        device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
-        hardware.take_threads()
-        console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
-        why = ", in which the dataset was begun," if wanted == "auto" else ""
-        if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
-            console.print(warning, soft_wrap=True)
-        model = models.load(model_folder, recipe.sampler)
-        if policy:
-            models.load_policy_weights(model, policy, recipe.seed)
+    model = model or _open_model(recipe, wanted, model_folder, policy, console)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
         total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
@@ -111,6 +103,20 @@ def draw(
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
+
+
+def _open_model(recipe: Recipe, wanted: str, model_folder: Path, policy: Path | None, console: Console) -> models.Model:
+    """The recipe's model with its policy in it; `wanted`: the dtype that the user asked for. Raises UsageError."""
+    device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
+    hardware.take_threads()
+    console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
+    why = ", in which the dataset was begun," if wanted == "auto" else ""
+    if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
+        console.print(warning, soft_wrap=True)
+    model = models.load(model_folder, recipe.sampler)
+    if policy:
+        models.load_policy_weights(model, policy, recipe.seed)
+    return model
 
 
 @dataclass

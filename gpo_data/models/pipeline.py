@@ -27,6 +27,7 @@ from PIL import Image
 
 from gpo_data import hardware
 from gpo_data.models import Conditioning, cpu, memory
+from gpo_data.models.folder import variant_of
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -64,6 +65,8 @@ class Pipeline:
         self.device = torch.device(hardware.device_of(sampler.device))
         self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
+        if variant := variant_of(folder, self.denoiser_name):
+            how["variant"] = variant
         if for_training:
             how |= memory.load_denoiser_only(folder)
         elif sampler.text_encoder_8bit:

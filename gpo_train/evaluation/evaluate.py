@@ -114,7 +114,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
-    con = catalog.connect(recipe.lake)
+    con = catalog.connect(recipe.lake, [str(base.name), str(policy.name)])
     columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
     missing = kind.reads() - columns.keys()
@@ -196,7 +196,7 @@ def compare(
             for level in np.unique(levels)
         },
         by_target={
-            str(key): Target(n=int((clusters == key).sum()), difference=float(difference[clusters == key].sum()))
+            str(key): Target(n=int((clusters == key).sum()), sum=float(difference[clusters == key].sum()))
             for key in np.unique(clusters)
         },
         datasets={"base": str(base.name), "policy": str(policy.name)},

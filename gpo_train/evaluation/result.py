@@ -64,10 +64,10 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Pictures a side of one content, and the sum of their differences: what intervals are made of."""
+    """The difference of one target's n pairs, summed: what intervals over several runs are made of."""
 
     n: int
-    difference: float
+    sum: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,8 @@ class Comparison:
     difference: Difference
     diversity_ratio: float
     by_level: dict[str, Level]
+    by_target: dict[str, Target]
     datasets: dict[str, str]
-    by_target: dict[str, Target] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

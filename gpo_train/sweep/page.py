@@ -57,7 +57,7 @@ def _line(label: str, results: list[Result], asked: int) -> Line:
     for one in results:
         for key, target in one.evaluation.by_target.items():
             before = totals.get(key, (0.0, 0.0))
-            totals[key] = before[0] + target.n, before[1] + target.difference
+            totals[key] = before[0] + target.n, before[1] + target.sum
     sizes, sums = np.array(list(totals.values())).T
     low, high = interval_of_sums(sums, sizes)
     found = [one.evaluation for one in results]
