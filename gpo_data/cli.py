@@ -99,7 +99,7 @@ def verify(recipe: Recipe, options: Options) -> int:
     for path, problem in report.problems:
         console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
     differing = 0
-    for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
+    for row in redraw(recipe, folder, options.redraw, console) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
         now = "agrees" if row.reward == row.reward_again else f"is now {row.reward_again}"
         console.print(

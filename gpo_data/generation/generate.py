@@ -9,10 +9,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
+from gpo_data.generation.remote import draw_shards, open_drawing, with_their_dtype, workers_for
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
@@ -28,9 +30,13 @@ from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
+
+if TYPE_CHECKING:
+    from gpo_data.generation.ray import Workers
 
 
 def draw(
@@ -39,14 +45,35 @@ def draw(
     model: models.Model | None = None,
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
+    workers: Workers | None = None,
 ) -> Path:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
     Args:
         model: the recipe's model, open, with the recipe's policy in it; None opens it.
         share: (rank, world): of the missing shards only those at [rank::world].
-        clock: gets the seconds of each part.
+        clock: gets the seconds of each part; of workers it does not know them.
+        workers: that draw, begun already (remote.py); None begins those that the recipe asks for.
     """
+    with ExitStack() as begun:  # where there is something to draw
+
+        def begin() -> Workers | None:
+            return workers if workers or model else begun.enter_context(workers_for(recipe, console))
+
+        return _draw(recipe, console, model, share, clock, begin)
+
+
+def _draw(
+    recipe: Recipe,
+    console: Console,
+    model: models.Model | None,
+    share: tuple[int, int],
+    clock: Clock | None,
+    begin: Callable[[], Workers | None],
+) -> Path:
+    new, workers = drawn_in(recipe.lake, str(recipe.name)) is None, None
+    if new and recipe.ray.address is not None and (workers := begin()):
+        recipe = with_their_dtype(workers, recipe)
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
@@ -55,8 +82,9 @@ def draw(
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
-    if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
-        evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
+    if new:  # what fails for all leaves no dataset behind
+        workers = workers or begin()
+        _try_out(recipe, chosen, shards[0].groups[0].prompt, workers, console)
     folder = open_dataset(recipe, fields)
     fingerprint = read_manifest(folder)["fingerprint"]
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
@@ -66,8 +94,9 @@ def draw(
         )
         return folder
     if not new:
-        evaluators.try_out(chosen, todo.shards[0].groups[0].prompt, recipe.sampler)
-    if model is None:
+        workers = begin()
+        _try_out(recipe, chosen, todo.shards[0].groups[0].prompt, workers, console)
+    if model is None and workers is None:
         device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
         hardware.take_threads()
         console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
@@ -78,16 +107,20 @@ def draw(
         if policy:
             models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
         started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
         with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
-            generator.on_group = progress.group
-            try:
-                for shard in todo.shards:
-                    elsewhere += not generator.draw(shard)
-                generator.finish()
-            finally:
-                generator.close()
+            if workers is not None:
+                columns = TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen)
+                elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
+            else:
+                assert model is not None
+                generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
+                try:
+                    for shard in todo.shards:
+                        elsewhere += not generator.draw(shard)
+                    generator.finish()
+                finally:
+                    generator.close()
     seconds = time.monotonic() - started
     console.print(
         f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
@@ -104,6 +137,16 @@ def draw(
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
+
+
+def _try_out(recipe: Recipe, chosen: list[Any], prompt: Prompt, workers: Workers | None, console: Console) -> None:
+    """A blank picture through the evaluators where they will run; workers open the model as well."""
+    if workers is None:
+        evaluators.try_out(chosen, prompt, recipe.sampler)
+        return
+    each = f"{workers.threads} threads" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
+    console.print(f"loading {recipe.model} in {workers.number} workers, each with {each}", soft_wrap=True)
+    open_drawing(workers, recipe, prompt)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from gpo_data.recipe.recipe import (
     Recipe,
     fingerprint_of,
 )
-from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.sections import Clip, Ocr, Ray, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Eval",
     "Ocr",
     "Online",
+    "Ray",
     "Recipe",
     "Sampler",
     "Task",

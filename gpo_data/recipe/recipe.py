@@ -15,7 +15,7 @@ from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
 from gpo_data.recipe.checks import Count, Members, PathText, Seed, check, expect
-from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.sections import Clip, Ocr, Ray, Sampler, Task, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 
@@ -51,6 +51,7 @@ class Recipe:
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.
+        ray: how many processes draw and measure, and where.
     """
 
     name: str | None = None
@@ -76,6 +77,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     online: Online = field(default_factory=Online)
     eval: Eval = field(default_factory=Eval)
+    ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
         check(self)
