@@ -1,6 +1,7 @@
 """gpo-data: from prompts to groups, shards, SQL and audits.
 
     gpo-data shards text-tiny                        draw what is missing (resumes)
+    gpo-data shards text-tiny --workers 2            in so many processes, by Ray; --ray auto: on a cluster
     gpo-data audit  text-tiny                        a table here, an HTML page beside the shards
     gpo-data sql    text-tiny "select * from groups" one query, or a prompt without one
     gpo-data verify text-tiny --redraw 8             prove every byte; draw some members again

@@ -37,7 +37,7 @@ def one_run(mode: str, default: str = "the newest of this recipe and mode") -> l
     ]
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"))
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"))
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -51,7 +51,7 @@ def fit(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb(*one_run("offline"), name="eval", keys=("eval",))
+@command.verb(*one_run("offline"), name="eval", keys=("eval", "ray"))
 def evaluate(recipe: Recipe, options: Options) -> None:
     """compare a run's policy with its base on held-out prompts, same seeds"""
     from gpo_train.evaluation.evaluate import evaluate

@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
-from gpo_data.generation.remote import draw_shards, open_drawing, with_their_dtype, workers_for
+from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_drawing, with_their_dtype
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
@@ -45,7 +45,7 @@ def draw(
     model: models.Model | None = None,
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
-    workers: Workers | None = None,
+    workers: Begin | None = None,
 ) -> Path:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
@@ -53,14 +53,10 @@ def draw(
         model: the recipe's model, open, with the recipe's policy in it; None opens it.
         share: (rank, world): of the missing shards only those at [rank::world].
         clock: gets the seconds of each part; of workers it does not know them.
-        workers: that draw, begun already (remote.py); None begins those that the recipe asks for.
+        workers: that draw, kept from one dataset to the next (remote.py); None: those that the recipe asks for.
     """
-    with ExitStack() as begun:  # where there is something to draw
-
-        def begin() -> Workers | None:
-            return workers if workers or model else begun.enter_context(workers_for(recipe, console))
-
-        return _draw(recipe, console, model, share, clock, begin)
+    with kept_workers(recipe, console) as own:
+        return _draw(recipe, console, model, share, clock, workers or (own if model is None else lambda: None))
 
 
 def _draw(
@@ -69,9 +65,9 @@ def _draw(
     model: models.Model | None,
     share: tuple[int, int],
     clock: Clock | None,
-    begin: Callable[[], Workers | None],
+    begin: Begin,
 ) -> Path:
-    new, workers = drawn_in(recipe.lake, str(recipe.name)) is None, None
+    new = drawn_in(recipe.lake, str(recipe.name)) is None
     if new and recipe.ray.address is not None and (workers := begin()):
         recipe = with_their_dtype(workers, recipe)
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
@@ -83,7 +79,7 @@ def _draw(
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     if new:  # what fails for all leaves no dataset behind
-        workers = workers or begin()
+        workers = begin()
         _try_out(recipe, chosen, shards[0].groups[0].prompt, workers, console)
     folder = open_dataset(recipe, fields)
     fingerprint = read_manifest(folder)["fingerprint"]

@@ -16,6 +16,7 @@ being a function of the job it is the same. A job that three actors died of is a
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
@@ -138,6 +139,7 @@ class Workers:
         self._folder: str | None = None
         self._owned = not ray.is_initialized()
         number = settings.workers or 0
+        atexit.register(self.close)
         try:
             if self._owned and settings.address is None:
                 self.threads = settings.num_cpus or hardware.threads(number)
@@ -205,6 +207,7 @@ class Workers:
 
     def close(self) -> None:
         """End the actors, and the Ray that was begun here."""
+        atexit.unregister(self.close)
         for actor in chain((hand.actor for hand in self._hands), *self.beside.values()):
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
@@ -212,6 +215,7 @@ class Workers:
             ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._hands, self.beside, self._owned, self._folder = [], {}, False, None
 
     def __enter__(self) -> Workers:
         return self

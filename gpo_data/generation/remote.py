@@ -1,7 +1,8 @@
 """What is drawn, measured and drawn again by workers, in place of the same loops in this process.
 
-    with workers_for(recipe, console) as workers:      None where the recipe asks for none
-        draw(recipe, console, workers=workers)
+    with kept_workers(recipe, console) as workers:      begun when something is to draw, if the recipe asks for them
+        draw(base, console, workers=workers)
+        draw(policy, console, workers=workers)
 
 A worker opens model and evaluators once and keeps them while it is told of other prompts or another policy. It gets
 planned groups and gives their samples, as bytes; or gets samples and gives measurements. An evaluator with `actors`
@@ -11,6 +12,7 @@ measures in those, for all workers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import secrets
 import sys
@@ -19,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +69,16 @@ def workers_for(
         raise UsageError("--workers, --ray: Ray is not installed here: pip install 'gpo[ray]'") from None
     on_gpu = device != "cpu" if drawing else any(_on_gpu(recipe, name) for name in recipe.evaluators)
     return Workers(recipe.ray, console, on_gpu, actors_of(recipe), tick)
+
+
+Begin = Callable[[], "Workers | None"]
+
+
+@contextmanager
+def kept_workers(recipe: Recipe, console: Console, tick: Callable[[], object] = lambda: None) -> Iterator[Begin]:
+    """Gives a function that begins them the first time and gives the same ones again."""
+    with ExitStack() as begun:
+        yield functools.cache(lambda: begun.enter_context(workers_for(recipe, console, tick=tick)))
 
 
 def actors_of(recipe: Recipe) -> dict[str, tuple[int, float]]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.generation.generate import draw
+from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate, report
@@ -37,10 +38,12 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
     part = {"split": recipe.eval.split, "prompts": len(chosen.keys), "targets": len(set(chosen.keys))}
     part |= {"left_out": chosen.left_out}
-    found: dict[str, Any] = {
-        run.name: {"line": line_of(run, runs), "points": points(recipe, run, chosen, every, console)} | part
-        for run in runs
-    }
+    with kept_workers(recipe, console) as workers:
+        found: dict[str, Any] = {
+            run.name: {"line": line_of(run, runs), "points": points(recipe, run, chosen, every, console, workers)}
+            | part
+            for run in runs
+        }
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
     for table in tables(found):
@@ -110,7 +113,9 @@ def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
     return lines
 
 
-def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console) -> list[dict[str, Any]]:
+def points(
+    recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console, workers: Begin
+) -> list[dict[str, Any]]:
     """[{iteration, images, exact, failed, difference, ci95, diversity_ratio}] from the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
@@ -123,7 +128,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
             continue
         base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
         for recipe_of_side in (base, policy):
-            draw(recipe_of_side, console)
+            draw(recipe_of_side, console, workers=workers)
         found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
         images = sum(one["images"] for one in summaries[:number])
         sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]

@@ -28,6 +28,7 @@ from gpo_data.audit.members import IMAGE_STATISTICS
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
+from gpo_data.generation.remote import kept_workers
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.manifest import identity, measured
@@ -50,9 +51,10 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
         raise UsageError(f"run {run.folder}: no policy yet ({manifest['state']}); `gpo-train fit` finishes it")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
-    for side in (base, policy):
-        console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
-        draw(side, console)
+    with kept_workers(recipe, console) as workers:
+        for side in (base, policy):
+            console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
+            draw(side, console, workers=workers)
     sides = members(recipe, base, policy)
     found = {"run": run.name, "mode": manifest["mode"], "train_seconds": manifest.get("train_seconds")}
     found |= {"split": recipe.eval.split, "left_out": chosen.left_out}
