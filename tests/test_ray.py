@@ -142,7 +142,7 @@ def cluster() -> Iterator[Callable[..., Nodes]]:
             command = [sys.executable, "-m", "tests.parts.cluster", *map(str, cores)]
             here = Path(__file__).parent.parent
             piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            environment = ENVIRONMENT | {"PYTHONPATH": str(here)}
+            environment = ENVIRONMENT | {"PYTHONPATH": str(here), "JUDGE_SECONDS": "1"}
             process: Any = stack.enter_context(subprocess.Popen(command, cwd=here, env=environment, **piped))
             stack.callback(process.wait, 60)
             stack.callback(process.stdin.close)
@@ -162,9 +162,9 @@ def run(path: Path, *options: str, **kind: str) -> subprocess.CompletedProcess[s
 
 
 @contextlib.contextmanager
-def begun(path: Path, *options: str, seconds: str = "0.5") -> Iterator[subprocess.Popen[str]]:
+def begun(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a session of its own, once it has staged something."""
-    environment = ENVIRONMENT | {"JUDGE_SECONDS": seconds}
+    environment = ENVIRONMENT | {"JUDGE_SECONDS": "1"}
     with subprocess.Popen(
         command(path, *options),
         env=environment,
@@ -213,7 +213,7 @@ def ended(processes: list[psutil.Process]) -> bool:
 @pytest.mark.slow
 def test_a_node_dies(bright: Path, one: dict[str, bytes], cluster: Callable[..., Nodes]) -> None:
     nodes = cluster(1, 1)
-    with begun(bright, *MANY, "--ray", nodes.address, seconds="2") as process:
+    with begun(bright, *MANY, "--ray", nodes.address) as process:
         nodes.kill_last()  # its worker may live on for some seconds
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -140,8 +140,8 @@ def _try_out(recipe: Recipe, chosen: list[Any], prompt: Prompt, workers: Workers
     if workers is None:
         evaluators.try_out(chosen, prompt, recipe.sampler)
         return
-    each = f"{workers.threads} threads" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
-    console.print(f"loading {recipe.model} in {workers.number} workers, each with {each}", soft_wrap=True)
+    each = f"threads each: {workers.threads}" + (f", GPUs each: {workers.gpus:g}" if workers.gpus else "")
+    console.print(f"drawing with {recipe.model}; workers: {workers.number}, {each}", soft_wrap=True)
     open_drawing(workers, recipe, prompt)
 
 
