@@ -11,13 +11,14 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
-from gpo_data.command import Command, Options, argument, at_least
-from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe
+from gpo_data.command import Command, Options, argument, at_least, never, positive
+from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
 
 console = Console(highlight=False)
 command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
@@ -37,14 +38,15 @@ def shards(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb()
+@command.verb(runs=never)
 def audit(recipe: Recipe, options: Options) -> None:
     """what is in a dataset: a table here, an HTML page beside the shards"""
     from gpo_data.audit import run
     from gpo_data.lake.manifest import read_manifest
 
-    stored = read_manifest(_folder(recipe))["measured"]["reward"]
-    path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    stored = read_manifest(_folder(recipe)).measured["reward"]
+    reward = None if recipe.reward == stored else recipe.reward
+    path = run(recipe.lake, str(recipe.name), reward, recipe.where, recipe.watchers)
     console.print(f"page: {path}", soft_wrap=True)
 
 
@@ -52,7 +54,9 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
+    argument("--dataset", action="append", metavar="NAME", help="the views show this one alone; default: all"),
     argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
+    runs=never,
 )
 def sql(recipe: Recipe, options: Options) -> None:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
@@ -65,6 +69,7 @@ def sql(recipe: Recipe, options: Options) -> None:
         options.out,
         recipe.reward if options.reward else None,
         options.unsafe,
+        options.dataset,
     )
 
 
@@ -77,12 +82,29 @@ def measure(recipe: Recipe, options: Options) -> None:
     """add an evaluator's measurements to shards that are already drawn"""
     from gpo_data.generation.measure import measure
 
+    _expect_trusted(recipe, options)
     measure(recipe, options.evaluator)
+
+
+@command.verb(
+    argument("--evaluator", action="append", metavar="NAME", help="one of the recipe's, or more; default: all of them"),
+    argument("--host", default="127.0.0.1", help="to listen at; beyond this machine set GPO_JUDGE_TOKEN"),
+    argument("--port", type=at_least(0), default=8190, help="0: any that is free"),
+)
+def serve(recipe: Recipe, options: Options) -> None:
+    """offer the recipe's evaluators to others over HTTP: POST /score, as `http:` of a recipe asks for"""
+    from gpo_data.evaluators import chosen
+    from gpo_data.evaluators.serve import serve
+
+    _expect_trusted(recipe, options)
+    names = options.evaluator or [*recipe.evaluators, *recipe.watchers]
+    serve(chosen(recipe, names), options.host, options.port, console)
 
 
 @command.verb(
     argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
+    runs=lambda options: options.redraw > 0,
 )
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
@@ -123,6 +145,7 @@ def verify(recipe: Recipe, options: Options) -> int:
     argument("--group", action="append", metavar="KEY", help="a group, for example text-00000003"),
     argument("--limit", type=at_least(1), default=4, help="without --group: how many groups"),
     argument("--out", type=Path, help="PNG file; default: show.png beside the shards"),
+    runs=never,
 )
 def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""
@@ -132,6 +155,35 @@ def show(recipe: Recipe, options: Options) -> None:
     out = options.out or _folder(recipe) / "show.png"
     grid(groups).save(out)
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
+
+
+@command.verb(
+    argument("--out", type=Path, required=True, help="a new folder"),
+    argument("--format", choices=("pickapic", "verl-omni", "simpletuner"), default="pickapic"),
+    argument("--margin", type=positive, help="every pair whose rewards differ by so much; default: best and worst"),
+    name="export-pairs",
+    runs=never,
+)
+def export_pairs(recipe: Recipe, options: Options) -> None:
+    """pairs of better and worse members for other trainers: Pick-a-Pic, verl-omni, SimpleTuner"""
+    from gpo_data.exchange.export import export
+
+    export(recipe, options.out, options.format, options.margin, console)
+
+
+@command.verb(argument("source", help="a folder, .tar, .parquet or `datasets` id"), name="import")
+def import_pictures(recipe: Recipe, options: Options) -> None:
+    """pictures of anybody with their captions, or pairs with labels, as a dataset of the lake"""
+    from gpo_data.exchange.imported import bring_in
+
+    bring_in(recipe, options.source, console)
+
+
+def _expect_trusted(recipe: Recipe, options: Options) -> None:
+    """Of --evaluator, which may name others than the recipe's lists."""
+    if options.evaluator and not options.trust:
+        named = [name for name in dict.fromkeys(options.evaluator) if recipe.knows(name)]
+        expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators, watchers=[]))
 
 
 def _folder(recipe: Recipe) -> Path:

@@ -5,6 +5,7 @@
     gpo-train watch  text-tiny --mode online     its iterations: a table, curves as a picture
     gpo-train eval   text-tiny                   its newest run against the base, held-out prompts
     gpo-train compare text-tiny --run a b        held-out accuracy of runs, iteration by iteration
+    gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes
     gpo-train average text-tiny --last 8         the mean of an online run's last iterations, as a run
     gpo-train export text-tiny --out folder      files that diffusers opens with no code of ours
 
@@ -15,12 +16,13 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from gpo_data.command import Argument, Command, Options, argument, at_least
+from gpo_data.command import Argument, Command, Options, argument, at_least, never
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
@@ -37,7 +39,12 @@ def one_run(mode: str, default: str = "the newest of this recipe and mode") -> l
     ]
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"))
+def drawn(options: Options) -> bool:
+    """Whether the policy draws."""
+    return bool(options.mode == "online")
+
+
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"), runs=drawn)
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -77,6 +84,7 @@ def compare(recipe: Recipe, options: Options) -> None:
 @command.verb(
     *one_run("online"),
     argument("--follow", action="store_true", help="again every ten seconds until the run has finished"),
+    runs=never,
 )
 def watch(recipe: Recipe, options: Options) -> None:
     """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
@@ -89,6 +97,7 @@ def watch(recipe: Recipe, options: Options) -> None:
     *one_run("online"),
     argument("--last", type=at_least(2), required=True, metavar="N", help="how many iterations"),
     argument("--out", metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
+    runs=never,
 )
 def average(recipe: Recipe, options: Options) -> None:
     """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
@@ -100,13 +109,35 @@ def average(recipe: Recipe, options: Options) -> None:
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 
 
-@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"))
+@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"), runs=never)
 def export(recipe: Recipe, options: Options) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export
 
     console.print(f"exported: {export(_run(recipe, options), options.out)}", soft_wrap=True)
     return 0
+
+
+def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
+    from gpo_train.sweep.plan import read_plan
+
+    return read_plan(path, overrides, trust)
+
+
+@command.verb(
+    argument("--out", type=Path, metavar="FOLDER", help="of the runs and the page; default: sweeps/<name>"),
+    argument("--list", action="store_true", help="print the rows and run none"),
+    reads=("sweep", "a sweep file, such as recipes/experiments/losses-text.yaml", _plan),
+)
+def sweep(plan: Any, options: Options) -> int:
+    """train and evaluate every row of a sweep file that is not done; a table, and one HTML page; resumes"""
+    from gpo_train.sweep.sweep import sweep
+
+    if options.list:
+        for row in plan.rows:
+            console.print(f"{row.name}: {row.label}, seed {row.seed}", soft_wrap=True)
+        return 0
+    return 1 if sweep(plan, options.out or Path("sweeps") / plan.sweep.name, console) else 0
 
 
 def _run(recipe: Recipe, options: Options) -> Any:

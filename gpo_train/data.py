@@ -19,7 +19,11 @@ import torch
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.advantage import Scale
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, TrainGroup, batches
+from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.watched import refuse_watched, watched_columns
 from gpo_data.lifeline import end_with_parent
 from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import TASKS
@@ -28,7 +32,13 @@ Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups ar
 
 
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
-    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and `train.members_per_group`."""
+    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages.
+
+    Raises UsageError, as for a reward that reads what is only watched.
+    """
+    here = None if "://" in recipe.lake else dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here) if here is not None and (here / "dataset.json").is_file() else None
+    refuse_watched(recipe.reward, watched_columns(here, manifest, recipe.watchers))
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
@@ -38,6 +48,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         recipe.relabel,
         tuple(TASKS[recipe.task.kind].columns),
         recipe.train.members_per_group,
+        Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
     )
 
 

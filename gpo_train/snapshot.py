@@ -26,7 +26,7 @@ from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
@@ -37,12 +37,15 @@ from gpo_train.run import Run
 def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> Prepare:
     """What gives an epoch's reader. Raises UsageError, RunError."""
     frozen = run.folder / "snapshot.parquet"
-    noted = run.manifest().get("snapshot")
+    noted = run.manifest().snapshot
     table = _whole(frozen, noted)
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        here = {k: v for k, v in run.manifest().items() if k in ("model_digest", "weights_digest")}
+        begun = run.manifest()
+        here = {"model_digest": begun.model_digest}
+        if begun.weights_digest is not None:  # not in older runs
+            here["weights_digest"] = begun.weights_digest
         table = _sealed(
             merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
         )
@@ -109,6 +112,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
     """One dataset's snapshot; `here`: digest of the model that trains."""
     if "://" not in recipe.lake:
         _same_model(recipe, name, here)
+        _has_noise(recipe, settings, name)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"
@@ -133,12 +137,20 @@ def _turns(table: pa.Table) -> list[pa.Table]:
     return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
 
 
+def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
+    """Imported pictures have no starting noise."""
+    if settings.noise == "own" and imported(dataset_folder(recipe.lake, name)):
+        raise UsageError(
+            f"train.noise: own: the pictures of dataset {name} were imported, not drawn from noise of their own"
+        )
+
+
 def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
-    drawn = {k: manifest["fields"][k] for k in here if k in manifest["fields"]}  # an older one has the first alone
+    drawn = {k: manifest.fields[k] for k in here if k in manifest.fields}  # an older one has the first alone
     if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(
-            f"dataset {name} was drawn by another model ({manifest['fields'].get('model')}, digest {drawn}) than "
+            f"dataset {name} was drawn by another model ({manifest.fields.get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
         )

@@ -74,8 +74,8 @@ def drawn(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_workers_draw_the_bytes_of_one_process(bright: Path, own_ray: None) -> None:
-    one = draw(recipe.load(bright, ["--name", "one"]), QUIET)
-    two = draw(recipe.load(bright, ["--name", "two", "--workers", "2"]), QUIET)
+    one = draw(recipe.load(bright, ["--name", "one"], trust=True), QUIET)
+    two = draw(recipe.load(bright, ["--name", "two", "--workers", "2"], trust=True), QUIET)
     assert len(drawn(two)) == 6 and drawn(two) == drawn(one)
     assert not verify(two).problems and not list((two / ".stage").glob("*.sample"))
 
@@ -93,8 +93,8 @@ def test_how_many_and_where() -> None:
 def test_where_it_is_drawn_makes_no_other_dataset_and_no_other_run(bright: Path) -> None:
     from gpo_train.run import flat
 
-    plain = recipe.load(bright)
-    other = recipe.load(bright, ["--workers", "4", "--ocr.actors", "2", "--ocr.num_gpus", "0.5"])
+    plain = recipe.load(bright, trust=True)
+    other = recipe.load(bright, ["--workers", "4", "--ocr.actors", "2", "--ocr.num_gpus", "0.5"], trust=True)
     assert plain.fingerprint() == other.fingerprint()
     assert flat(dataclasses.asdict(plain)) == flat(dataclasses.asdict(other))
 
@@ -104,15 +104,15 @@ def test_without_ray_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "gpo_data.generation.ray", raising=False)
-    assert cli.main(["shards", str(bright), "--workers", "2"]) == 2
+    assert cli.main(["shards", str(bright), "--trust", "--workers", "2"]) == 2
     assert "Ray is not installed here: pip install 'gpo[ray]'" in capsys.readouterr().err
     assert not Path("lake/dataset=small").exists()
 
 
 def test_no_cluster_there(bright: Path, own_ray: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["shards", str(bright), "--ray", "127.0.0.1:1"]) == 2
+    assert cli.main(["shards", str(bright), "--trust", "--ray", "127.0.0.1:1"]) == 2
     assert "ray.address: no Ray at 127.0.0.1:1 " in capsys.readouterr().err
-    assert cli.main(["shards", str(bright), "--workers", "2", "--sampler.device", "cuda:1"]) == 2
+    assert cli.main(["shards", str(bright), "--trust", "--workers", "2", "--sampler.device", "cuda:1"]) == 2
     assert "sampler.device" in capsys.readouterr().err
 
 
@@ -152,7 +152,7 @@ def cluster() -> Iterator[Callable[..., Nodes]]:
 
 
 def command(path: Path, *options: str, verb: str = "shards", module: str = "gpo_data.cli") -> list[str]:
-    return [sys.executable, "-m", module, verb, str(path), *options]
+    return [sys.executable, "-m", module, verb, str(path), "--trust", *options]
 
 
 def run(path: Path, *options: str, **kind: str) -> subprocess.CompletedProcess[str]:
@@ -190,7 +190,7 @@ MANY = ("--task.num_prompts", "24", "--group_size", "3")  # 12 shards
 @pytest.fixture
 def one(bright: Path) -> dict[str, bytes]:
     """What one process draws."""
-    found = drawn(draw(recipe.load(bright, [*MANY, "--lake", str(bright.parent / "plain")]), QUIET))
+    found = drawn(draw(recipe.load(bright, [*MANY, "--lake", str(bright.parent / "plain")], trust=True), QUIET))
     assert len(found) == 24
     return found
 
@@ -287,8 +287,8 @@ def test_a_policy_travels(bright: Path, random_sd3: Path, cluster: Callable[...,
         weight.data += 0.01
     denoiser.save_pretrained(policy / "transformer")
     other = ["--policy", "policy", "--name", "other"]
-    here = drawn(draw(recipe.load(bright, [*other, "--lake", "plain"]), QUIET))
-    plain = drawn(draw(recipe.load(bright, ["--lake", "plain", "--name", "base"]), QUIET))
+    here = drawn(draw(recipe.load(bright, [*other, "--lake", "plain"], trust=True), QUIET))
+    plain = drawn(draw(recipe.load(bright, ["--lake", "plain", "--name", "base"], trust=True), QUIET))
     nodes = cluster(1, 1)
     done = run(bright, *other, "--ray", nodes.address)
     assert done.returncode == 0, done.stderr
@@ -306,7 +306,7 @@ def test_what_only_the_driver_has_travels(bright: Path, random_sd3: Path, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     model = shutil.copytree(random_sd3, tmp_path / "mine")
-    mine = travel.absolute(recipe.load(bright, ["--model", str(model)]))
+    mine = travel.absolute(recipe.load(bright, ["--model", str(model)], trust=True))
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         assert travel.sent(mine, everywhere=True) == {}

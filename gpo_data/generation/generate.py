@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_drawing, with_their_dtype
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
+from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
 from gpo_data.lake.reopen import reopen
-from gpo_data.lake.shard import sidecar_path
+from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
+from gpo_data.lake.watched import refuse_watched
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
@@ -71,18 +71,27 @@ def _draw(
     if new and recipe.ray.address is not None and (workers := begin()):
         recipe = with_their_dtype(workers, recipe)
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
+    if imported(dataset_folder(recipe.lake, str(recipe.name))):
+        raise UsageError(
+            f"dataset {recipe.name}: its pictures were imported, and nothing is drawn beside them; draw under another "
+            f"--name, or train on both (train.datasets)"
+        )
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen))
+    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
+    refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
+    workers = None
     if new:  # what fails for all leaves no dataset behind
         workers = begin()
-        _try_out(recipe, chosen, shards[0].groups[0].prompt, workers, console)
-    folder = open_dataset(recipe, fields)
-    fingerprint = read_manifest(folder)["fingerprint"]
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
+    watching = chosen[len(chosen) - len(recipe.watchers) :]
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
         console.print(
@@ -91,39 +100,24 @@ def _draw(
         return folder
     if not new:
         workers = begin()
-        _try_out(recipe, chosen, todo.shards[0].groups[0].prompt, workers, console)
-    if model is None and workers is None:
-        device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
-        hardware.take_threads()
-        console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
-        why = ", in which the dataset was begun," if wanted == "auto" else ""
-        if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
-            console.print(warning, soft_wrap=True)
-        model = models.load(model_folder, recipe.sampler)
-        if policy:
-            models.load_policy_weights(model, policy, recipe.seed)
+        first = todo.shards[0].groups[0].prompt
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, first, workers, model)
     with _stop_on_signals(console) as stop:
-        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
-        with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
-            if workers is not None:
-                columns = TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen)
-                elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
-            else:
-                assert model is not None
-                generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
-                try:
-                    for shard in todo.shards:
-                        elsewhere += not generator.draw(shard)
-                    generator.finish()
-                finally:
-                    generator.close()
-    seconds = time.monotonic() - started
-    console.print(
-        f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
-        soft_wrap=True,
-    )
-    for reason, count in progress.reasons.most_common(5):
-        console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
+        total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
+        progress = DrawProgress(total - todo.staged, recipe.group_size, console, todo.staged, recipe.max_failed)
+        with progress:
+            try:
+                if workers is not None:
+                    columns = TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen)
+                    elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
+                else:
+                    assert model is not None
+                    generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
+                    elsewhere = _draw_here(generator, todo.shards)
+            except RunError:
+                progress.report()
+                raise
+    progress.report()
     if progress.members and progress.failed == progress.members:
         raise RunError(
             f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "
@@ -135,14 +129,49 @@ def _draw(
     return folder
 
 
-def _try_out(recipe: Recipe, chosen: list[Any], prompt: Prompt, workers: Workers | None, console: Console) -> None:
-    """A blank picture through the evaluators where they will run; workers open the model as well."""
+def _draw_here(generator: Generator, shards: list[PlannedShard]) -> int:
+    """Draw them in this process; how many another one has."""
+    try:
+        elsewhere = sum(not generator.draw(shard) for shard in shards)
+        generator.finish()
+    finally:
+        generator.close()
+    return elsewhere
+
+
+def _open(
+    recipe: Recipe,
+    wanted: str,
+    model_folder: Path,
+    policy: Path | None,
+    console: Console,
+    chosen: list[Any],
+    prompt: Prompt,
+    workers: Workers | None,
+    model: models.Model | None,
+) -> models.Model | None:
+    """A blank picture through the evaluators, and the model opened; both by the workers, if there are any."""
     if workers is None:
         evaluators.try_out(chosen, prompt, recipe.sampler)
-        return
+        return model or _open_model(recipe, wanted, model_folder, policy, console)
     each = f"threads each: {workers.threads}" + (f", GPUs each: {workers.gpus:g}" if workers.gpus else "")
     console.print(f"drawing with {recipe.model}; workers: {workers.number}, {each}", soft_wrap=True)
     open_drawing(workers, recipe, prompt)
+    return None
+
+
+def _open_model(recipe: Recipe, wanted: str, model_folder: Path, policy: Path | None, console: Console) -> models.Model:
+    """The recipe's model with its policy in it; `wanted`: the dtype that the user asked for. Raises UsageError."""
+    device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
+    hardware.take_threads()
+    console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
+    why = ", in which the dataset was begun," if wanted == "auto" else ""
+    if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
+        console.print(warning, soft_wrap=True)
+    model = models.load(model_folder, recipe.sampler)
+    if policy:
+        models.load_policy_weights(model, policy, recipe.seed)
+    return model
 
 
 @dataclass

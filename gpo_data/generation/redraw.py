@@ -12,11 +12,12 @@ import torch
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
+from gpo_data.errors import UsageError
 from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.remote import Once, open_redrawing, workers_for
 from gpo_data.generation.worker import finish_group
 from gpo_data.group import Group
-from gpo_data.lake.manifest import settle
+from gpo_data.lake.manifest import imported, settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
@@ -49,6 +50,8 @@ class Redrawn:
 
 def redraw(recipe: Recipe, folder: Path, count: int, console: Console | None = None) -> list[Redrawn]:
     """Draw `count` members again from their seeds, batched otherwise than the first time. Raises UsageError."""
+    if imported(folder):
+        raise UsageError(f"--redraw: the pictures of {folder} were imported, not drawn; leave it out")
     rows = [r for s in sidecars(folder) for r in read_rows(s) if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
     recipe = settle(recipe)

@@ -40,7 +40,7 @@ from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import END, pack_sample, stage_blocks
 from gpo_data.parts import open_archive
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import Recipe
+from gpo_data.recipe import EVALUATORS, Recipe
 
 if TYPE_CHECKING:
     from gpo_data.generation.ray import Workers
@@ -67,7 +67,9 @@ def workers_for(
         if error.name != "ray":
             raise
         raise UsageError("--workers, --ray: Ray is not installed here: pip install 'gpo[ray]'") from None
-    on_gpu = device != "cpu" if drawing else any(_on_gpu(recipe, name) for name in recipe.evaluators)
+    on_gpu = (
+        device != "cpu" if drawing else any(_on_gpu(recipe, name) for name in [*recipe.evaluators, *recipe.watchers])
+    )
     return Workers(recipe.ray, console, on_gpu, actors_of(recipe), tick)
 
 
@@ -84,17 +86,19 @@ def kept_workers(recipe: Recipe, console: Console, tick: Callable[[], object] = 
 def actors_of(recipe: Recipe) -> dict[str, tuple[int, float]]:
     """{evaluator: (actors of its own, GPUs of each)}."""
     found = {}
-    for name in recipe.evaluators:
-        section: Any = _section(recipe, name)
+    for name in [*recipe.evaluators, *recipe.watchers]:
+        section = _section(recipe, name)
         own = (recipe.ray.function_actors, recipe.ray.function_num_gpus) if ":" in name else (0, 0.0)
-        actors, gpus = (section.actors, section.num_gpus) if section else own
+        actors, gpus = own if section is None else (section.actors, section.num_gpus)
         if actors:
             found[name] = (actors, gpus)
     return found
 
 
 def _section(recipe: Recipe, name: str) -> Any:
-    return getattr(recipe, "yolo" if name == "boxes" else name, None)
+    """The settings of an evaluator that computes here; None of a function and of what asks a server."""
+    section = getattr(recipe, "yolo" if name == "boxes" else name, None) if name in EVALUATORS else None
+    return section if hasattr(section, "actors") else None
 
 
 def _on_gpu(recipe: Recipe, name: str) -> bool:
@@ -130,8 +134,7 @@ class EvaluatorActor:
         from gpo_data.generation.travel import arrived
 
         self._scratch = tempfile.TemporaryDirectory(prefix="gpo-")
-        alone = dataclasses.replace(arrived(recipe, files, Path(self._scratch.name)), evaluators=[name])
-        self._evaluator = evaluators.build(alone)[1]
+        (self._evaluator,) = evaluators.chosen(arrived(recipe, files, Path(self._scratch.name)), [name])
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._evaluator.measure(
@@ -195,8 +198,8 @@ def open_parts(
 
 
 def _named(recipe: Recipe, number: int) -> str:
-    """The recipe's name of the evaluator that `build` gives at that place; '' of image_stats."""
-    return recipe.evaluators[number - 1] if number else ""
+    """The recipe's name of the evaluator that `build` gives at that place."""
+    return ["image_stats", *recipe.evaluators, *recipe.watchers][number]
 
 
 def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Any:

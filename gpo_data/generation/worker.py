@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import asked, columns_of
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import Clock
@@ -190,19 +190,36 @@ def finish_group(
     clock: Clock | None = None,
 ) -> Group:
     """Decode, measure and score the members; latents [G, C, h, w]. A failed member keeps its place and its reason."""
-    size, clock = len(planned.seeds), clock or Clock()
-    statuses, reasons = [OK] * size, list[str | None]([None] * size)
-    images: list[np.ndarray | None] = [None] * size
-    for i in range(size):
-        if not torch.isfinite(latents[i]).all():
-            statuses[i], reasons[i] = FAILED_LATENTS, LATENTS_REASON
-    good = [i for i in range(size) if statuses[i] == OK]
+    clock = clock or Clock()
+    images: list[np.ndarray | None] = [None] * len(latents)
+    good = [i for i in range(len(latents)) if torch.isfinite(latents[i]).all()]
     for start in range(0, len(good), recipe.sampler.batch_size):
         part = good[start : start + recipe.sampler.batch_size]
         with clock.time("decode"):
             for i, image in zip(part, model.decode(latents[part]), strict=True):
                 images[i] = image
-    measurements: list[dict[str, Any]] = [{} for _ in range(size)]
+    return judged(recipe, evaluators, planned, latents, conditioning, images, clock=clock)
+
+
+def judged(
+    recipe: Recipe,
+    evaluators: list[Any],
+    planned: PlannedGroup,
+    latents: torch.Tensor,
+    conditioning: Conditioning,
+    images: list[np.ndarray | None],
+    known: list[dict[str, Any]] | None = None,
+    clock: Clock | None = None,
+) -> Group:
+    """The group with its pictures measured and scored; None is a picture of latents that are not finite.
+
+    Args:
+        known: of each member measurements that no evaluator makes; the reward may read them.
+    """
+    size, clock = len(planned.seeds), clock or Clock()
+    statuses = [OK if image is not None else FAILED_LATENTS for image in images]
+    reasons: list[str | None] = [None if image is not None else LATENTS_REASON for image in images]
+    measurements: list[dict[str, Any]] = [dict(one) for one in known] if known else [{} for _ in range(size)]
     for evaluator in evaluators:
         with clock.time("measure"):
             # What one evaluator raised on, the next does not see: the member has failed.
@@ -215,7 +232,7 @@ def finish_group(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators)
+    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators) | types_of(known)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:
@@ -234,6 +251,13 @@ def finish_group(
     )
 
 
+def types_of(known: list[dict[str, Any]] | None) -> dict[str, pa.DataType]:
+    """Text where a value is one, else a number."""
+    texts = {name for row in known or [] for name, value in row.items() if isinstance(value, str)}
+    names = dict.fromkeys(name for row in known or [] for name in row)
+    return {name: pa.string() if name in texts else pa.float64() for name in names}
+
+
 def measure_each(
     evaluator: Any, images: list[np.ndarray | None], target: dict[str, Any]
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
@@ -244,13 +268,15 @@ def measure_each(
     try:
         found = evaluator.measure(list(pictures.values()), [target] * len(pictures))
         return dict(zip(pictures, found, strict=True)), {}
-    except UsageError:
+    except (UsageError, RunError):  # RunError: a scorer is gone, for every picture
         raise
     except Exception:  # one bad picture spoils the batch: find it, one by one
         measured, reasons = {}, {}
         for i, picture in pictures.items():
             try:
                 measured[i] = evaluator.measure([picture], [target])[0]
+            except (UsageError, RunError):
+                raise
             except Exception as error:
                 reasons[i] = f"{evaluator.name}: {type(error).__name__}: {error}"[:300]
         return measured, reasons

@@ -7,6 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe.checks import adapters, expect_valid, holds
 from gpo_data.recipe.files import find, nearest, read, yaml_value
 from gpo_data.recipe.recipe import SECTIONS, Recipe
+from gpo_data.recipe.trust import expect_no_code
 
 # Keys of version 0.1 -> what they are now.
 RENAMED = {
@@ -34,11 +36,15 @@ RENAMED = {
     "online.keep": "online.keep_last",
 }
 SHORT = {"workers": "ray.workers", "ray": "ray.address"}  # on the command line
-OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
+OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError."""
+def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Recipe:
+    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError.
+
+    Args:
+        trust: it may name code that is run, see trust.py.
+    """
     path = find(path)
     content = read(path)
     try:
@@ -46,7 +52,10 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         if isinstance(content.get("yolo"), str):
             content["yolo"] = {"weights": content["yolo"]}
         _check_keys(content, Recipe)
-        return _build(content, path)
+        recipe = _build(content, path)
+        if not trust:
+            expect_no_code(recipe)
+        return recipe
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from None
 

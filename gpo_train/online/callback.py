@@ -114,9 +114,8 @@ class OnlineRegeneration(Callback):
             self.rollout.draw(iteration, self._writer(), self.ranks, self.trainer.global_step)
         with (clock := Clock()).time("catalog"):
             reader = self._read(number)
-        summary = iteration.summary() or {}
-        if self.ranks.first and "catalog" not in summary["seconds"]:
-            iteration.note(seconds=summary["seconds"] | clock.seconds)
+        if self.ranks.first and "catalog" not in (seconds := iteration.expect_summary().seconds):
+            iteration.note(seconds=seconds | clock.seconds)
         self.stopped_by = self._reason_to_stop(number, len(reader))
         if self.stopped_by:
             self.console.print(f"stopping: {self.stopped_by}", soft_wrap=True)
@@ -186,7 +185,7 @@ class OnlineRegeneration(Callback):
     def _note(self) -> None:
         number, first = divmod(self.trained.epoch, self.online.epochs_per_iteration)
         iteration = Iteration(self.folder, number)
-        seconds = (iteration.summary() or {})["seconds"]
+        seconds = iteration.expect_summary().seconds
         before = seconds.get("train", 0.0) if first else 0.0
         iteration.note(
             distance=self.trained.error_diff / self.trained.steps,

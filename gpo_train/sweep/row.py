@@ -1,0 +1,112 @@
+"""One row: train, evaluate, and write down what came of it. The work is that of the verbs `fit` and `eval`.
+
+<sweep>/runs/<row>/          the run
+<sweep>/rows/<row>.json      what the page needs of it; written last: a row that has one is never run again
+<sweep>/logs/<row>.log       what it said
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import fcntl
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gpo_data.errors import RunError, UsageError
+from gpo_data.lake.durable import write_atomic
+from gpo_data.recipe import Recipe
+from gpo_train.run import RunManifest
+from gpo_train.sweep.plan import Row
+from gpo_train.sweep.processes import FAILED, STOPPED
+
+POINTS = 200  # of a curve
+KEPT = ("n", "prompts", "targets", "split", "left_out", "base", "policy", "difference", "diversity_ratio", "by_target")
+
+
+def draw_dataset(recipe: Recipe) -> int:
+    """The groups that offline rows are trained on, in a process of its own; its exit code."""
+    from gpo_data.generation.generate import draw
+
+    return _guarded(lambda console: draw(recipe, console))
+
+
+def run_row(row: Row, mode: str, folder: Path) -> int:
+    """Train and evaluate, in a process of its own; its exit code."""
+    from gpo_train.evaluation.evaluate import evaluate
+    from gpo_train.fit import fit
+
+    def work(console: Console) -> None:
+        started, path = time.monotonic(), folder / "rows" / f"{row.name}.json"
+        run = fit(row.recipe, row.name, console, mode, folder / "runs")
+        # One at a time: rows share the base's pictures, which the first of them draws.
+        with (folder / ".eval.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = evaluate(row.recipe, run, console)
+        facts: dict[str, Any] = {"label": row.label, "seed": row.seed, "mode": mode}
+        facts |= {key: value for key, value in dataclasses.asdict(found).items() if key in KEPT} | cost_of(
+            row.recipe, run.folder, run.manifest()
+        )
+        facts |= {"curve": curve(run.folder), "seconds": round(time.monotonic() - started, 1)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(facts, indent=1).encode())
+
+    return _guarded(work)
+
+
+def _guarded(work: Any) -> int:
+    from gpo_data.generation.worker import Interrupted
+    from gpo_train.checkpoint import Stopped
+
+    console = Console(highlight=False, width=120)
+    try:
+        work(console)
+    except (Stopped, Interrupted, KeyboardInterrupt):
+        return STOPPED
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:  # of one row; the others go on, and the log has it
+        traceback.print_exc()
+        return FAILED
+    return 0
+
+
+def cost_of(recipe: Recipe, run: Path, manifest: RunManifest) -> dict[str, Any]:
+    """Pictures that were drawn to train on, optimiser steps, and seconds of training."""
+    from gpo_data.lake import catalog
+    from gpo_train.online.iterations import history
+
+    pictures = sum(one.images for one in history(run))
+    if manifest.mode == "offline":
+        import pyarrow.parquet as pq
+
+        names = sorted(set(pq.read_table(run / "snapshot.parquet", columns=["dataset"])["dataset"].to_pylist()))
+        con = catalog.connect(recipe.lake, names)
+        pictures = con.execute("SELECT count(*) FROM members WHERE list_contains(?, dataset)", [names]).fetchall()[0][0]
+    return {"pictures": pictures, "steps": manifest.steps, "train_seconds": manifest.train_seconds}
+
+
+def curve(run: Path) -> dict[str, list[float]]:
+    """Online: exact of what each iteration drew, by pictures. Offline: how far errors of worse and better members are
+    apart, by step."""
+    from gpo_train.online.iterations import history
+
+    drawn = history(run)
+    if drawn:
+        images = [float(sum(one.images for one in drawn[:i])) for i in range(len(drawn))]
+        return {"x": images, "y": [one.exact or 0.0 for one in drawn]}
+    names = [f"error_diff/{side}_mean" for side in ("below", "above")]
+    found: dict[int, float] = {}
+    for file in sorted((run / "logs" / "csv").glob("metrics*.csv")):
+        for one in csv.DictReader(file.read_text().splitlines()):
+            if all(one.get(name) for name in names):
+                found[int(one["step"])] = float(one[names[0]]) - float(one[names[1]])
+    steps = sorted(found)[:: max(1, len(found) // POINTS)]
+    return {"x": [float(step) for step in steps], "y": [found[step] for step in steps]}
