@@ -15,7 +15,7 @@ from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
 from gpo_data.recipe.checks import Count, Members, Number, PathText, Seed, Share, check, expect
-from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
+from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 
@@ -60,6 +60,7 @@ class Recipe:
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.
+        ray: how many processes draw and measure, and where.
     """
 
     name: str | None = None
@@ -91,6 +92,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     online: Online = field(default_factory=Online)
     eval: Eval = field(default_factory=Eval)
+    ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
         check(self)
