@@ -146,7 +146,7 @@ class Recipe:
         fields: dict[str, Any] = {
             f"sampler.{k}": v for k, v in sampler.items() if k not in PLACES and not (k in SINCE and v == plain[k])
         }
-        fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}
+        fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items() if k not in NOT_DRAWN}
         fields |= {k: getattr(self, k) for k in ("model", "revision", "seed", "group_size", "groups_per_shard")}
         return dict(sorted(fields.items()))
 
@@ -175,6 +175,7 @@ SECTIONS: dict[str, type] = {k: t for k, t in get_type_hints(Recipe).items() if 
 # What a recipe says of training where it only draws: two that draw the same are then equal.
 NO_TRAINING: dict[str, Any] = {"train": Train(), "online": Online(), "eval": Eval()}
 PLACES = ("device", "text_encoders")  # where it is computed, not what
+NOT_DRAWN = ("duplicates",)  # how prompts are read; what was read counts, as `prompts_digest`
 # Younger than the first datasets, whose fingerprints are without them: they count where they are set.
 SINCE = ("text_encoder_8bit", "vae_slicing", "vae_tiling", "attention_backend")
 
