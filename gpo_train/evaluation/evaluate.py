@@ -28,6 +28,7 @@ from gpo_data.audit.members import IMAGE_STATISTICS, expect_right
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
+from gpo_data.generation.remote import kept_workers
 from gpo_data.lake import catalog
 from gpo_data.lake.document import write_document
 from gpo_data.lake.manifest import identity, measured
@@ -55,9 +56,10 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     expect_right(recipe.task.kind, measuring.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
-    for side in (base, policy):
-        console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
-        draw(side, console)
+    with kept_workers(recipe, console) as workers:
+        for side in (base, policy):
+            console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
+            draw(side, console, workers=workers)
     sides = members(recipe, base, policy)
     compared = compare(recipe, base, policy, sides, chosen.keys)
     found = Evaluation(
