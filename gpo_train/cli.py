@@ -44,7 +44,7 @@ def drawn(options: Options) -> bool:
     return bool(options.mode == "online")
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"), runs=drawn)
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"), runs=drawn)
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -58,7 +58,7 @@ def fit(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb(*one_run("offline"), name="eval", keys=("eval",))
+@command.verb(*one_run("offline"), name="eval", keys=("eval", "ray"))
 def evaluate(recipe: Recipe, options: Options) -> None:
     """compare a run's policy with its base on held-out prompts, same seeds"""
     from gpo_train.evaluation.evaluate import evaluate

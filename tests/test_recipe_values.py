@@ -23,7 +23,7 @@ from gpo_data.recipe import SECTIONS, Recipe
 
 GOOD: dict[str, Any] = {"evaluators": ["ocr"], "reward": "1"}
 ANY_TEXT = {"negative_prompt", "reward", "where", "relabel"}
-SIGNED = {"sft_reward"}
+SIGNED = {"sft_reward", "logit_mean"}
 LONG = "x" * 300
 # As YAML writes them, and what is no value of a kind.
 OTHERS: dict[Any, list[str]] = {
