@@ -83,9 +83,9 @@ def test_two_nodes_end_where_one_rank_does(here: Path, strategy: str) -> None:
         until_first_checkpoint(run, launchers)
         for one in launchers:
             _kill(one)
-    assert run.manifest()["state"] == "training"
+    assert run.manifest().state == "training"
     finished(here, *options)
-    assert run.manifest()["ranks"] == 2
+    assert run.manifest().ranks == 2
     two = weights_of(run)
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
