@@ -225,6 +225,7 @@ class Workers:
 
     def _begin(self, cores: int) -> None:
         """A Ray of this process's own, without dashboard and statistics."""
+        os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: these processes are the command
         parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
         self._folder = tempfile.mkdtemp(prefix="gpo-ray-", dir=parent)
         try:
