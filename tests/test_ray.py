@@ -207,7 +207,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def ended(processes: list[psutil.Process]) -> bool:
     assert processes
-    return not psutil.wait_procs(processes, timeout=30)[1]
+    return not psutil.wait_procs(processes, timeout=60)[1]
 
 
 @pytest.mark.slow
