@@ -1,5 +1,6 @@
 """gpo-data: from prompts to groups, shards, SQL and audits.
 
+    gpo-data prompts text-tiny --task.prompts f.csv  what is understood of prompts, before drawing
     gpo-data shards text-tiny                        draw what is missing (resumes)
     gpo-data shards text-tiny --workers 2            in so many processes, by Ray; --ray auto: on a cluster
     gpo-data audit  text-tiny                        a table here, an HTML page beside the shards
@@ -36,6 +37,17 @@ def shards(recipe: Recipe, options: Options) -> int:
         console.print("stopped; the same command goes on from here")
         return 130
     return 0
+
+
+@command.verb(
+    argument("--limit", type=at_least(1), default=20, metavar="N", help="how many to show; default: 20"),
+    keys=("", "task"),
+)
+def prompts(recipe: Recipe, options: Options) -> None:
+    """what is asked for: a table of prompts and their targets, checked as before drawing"""
+    from gpo_data.audit.prompts import show
+
+    show(recipe, options.limit, console)
 
 
 @command.verb(runs=never)

@@ -234,8 +234,15 @@ def test_sources_that_are_none_are_told(folder: Path, tmp_path: Path, recipe_fil
     assert "no target" in told and str(folder) in told and "task.kind: align takes any caption" in told
     (folder / "7.txt").write_text(caption("UP"))
     (folder / "7.png").write_bytes(b"GIF89a")
-    assert cli.main(["import", str(recipe_file), str(folder), "--name", "broken"]) == 2
-    assert "7.png: expected a picture" in capsys.readouterr().err
+    assert cli.main(["import", str(recipe_file), str(folder), "--name", "broken"]) == 0
+    assert "imported 7 pictures in 3 groups; 1 failed" in capsys.readouterr().out
+    (lost,) = [row for row in rows_of(recipe_file.parent / "lake/dataset=broken") if row["status"] != "ok"]
+    assert lost["imported_from"] == "7.png" and lost["status_reason"].startswith("import: 7.png: expected a picture")
+    assert cli.main(["verify", str(recipe_file), "--name", "broken"]) == 0
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"GIF89a")
+    assert cli.main(["import", str(recipe_file), str(folder), "--name", "lost"]) == 1
+    assert "6 of 7 pictures failed, more than max_failed (0.2)" in capsys.readouterr().err
 
 
 def test_pictures_are_cut_about_their_middle() -> None:

@@ -78,9 +78,13 @@ def _draw(
         )
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
+    evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
     paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
     refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
+    rewards.check(recipe.reward, shards[0].columns | paid)
+    if recipe.task.prompts is not None:
+        prompts = [group.prompt for shard in shards for group in shard.groups]
+        evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
@@ -90,7 +94,7 @@ def _draw(
         workers = begin()
         model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
     watching = chosen[len(chosen) - len(recipe.watchers) :]
-    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching}, shards)
     fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
@@ -108,7 +112,7 @@ def _draw(
         with progress:
             try:
                 if workers is not None:
-                    columns = TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen)
+                    columns = shards[0].columns | evaluators.columns_of(chosen)
                     elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
                 else:
                     assert model is not None
@@ -188,19 +192,19 @@ def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console
     todo = Todo([])
     on_stage = {path.name for path in (folder / ".stage").glob("*.sample")}
     for shard in shards:
-        failed = _failed_members(folder, fingerprint, shard)
+        failed, lacking = _left(folder, fingerprint, shard)
         left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
-        if failed or (failed == 0 and left):
+        if failed or lacking or (failed == 0 and left):
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
-                failed = _failed_members(folder, fingerprint, shard)  # another process may have tried them meanwhile
-                if failed:
+                failed, lacking = _left(folder, fingerprint, shard)  # another process may have tried them meanwhile
+                if failed or lacking:
                     todo.retried += reopen(folder, shard.shard_id, fingerprint)
                 elif failed == 0:  # what was killed between its commit and the clearing of the stage
                     for path in left:
                         path.unlink(missing_ok=True)
-        if failed != 0:
+        if failed != 0 or lacking:
             todo.shards.append(shard)
     todo.staged = sum(
         staged(folder, group.key, fingerprint, group.seeds) is not None for s in todo.shards for group in s.groups
@@ -216,21 +220,25 @@ def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console
     return todo
 
 
-def _failed_members(folder: Path, fingerprint: str, shard: PlannedShard) -> int | None:
-    """How many members of a committed shard failed; None where it is not committed. Raises RunError for another's."""
+def _left(folder: Path, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
+    """(members of a committed shard that failed, groups that it lacks because the dataset has grown).
+
+    (None, 0) where it is not committed. Raises RunError for another recipe's.
+    """
     sidecar = sidecar_path(folder, shard.shard_id)
     try:
-        rows, footer = read_rows(sidecar, ["status"]), footer_of(sidecar)
+        rows, footer = read_rows(sidecar, ["group_key", "status"]), footer_of(sidecar)
     except RunError:
         if sidecar.exists():
             raise
-        return None  # also where another process takes it back just now
+        return None, 0  # also where another process takes it back just now
     if footer["fingerprint"] != fingerprint:
         raise RunError(
             f"{sidecar}: fingerprint {footer['fingerprint']}, expected {fingerprint}, the one of dataset.json: "
             f"another recipe drew it; run `gpo-data verify RECIPE --repair`"
         )
-    return len([row for row in rows if row["status"] != OK])
+    lacking = {group.key for group in shard.groups} - {row["group_key"] for row in rows}
+    return len([row for row in rows if row["status"] != OK]), len(lacking)
 
 
 @contextmanager

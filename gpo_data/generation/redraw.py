@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from gpo_data.group import Group
 from gpo_data.lake.manifest import imported, settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
-from gpo_data.lake.sidecar import read_rows
+from gpo_data.lake.sidecar import measured_columns, read_rows
 from gpo_data.models import repeat
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
@@ -57,10 +58,14 @@ def redraw(recipe: Recipe, folder: Path, count: int, console: Console | None = N
     recipe = settle(recipe)
     size = recipe.sampler.batch_size
     parts = [[rows[int(i)] for i in picks[start : start + size]] for start in range(0, len(picks), size)]
+    columns = measured_columns(sidecars(folder)[0]) if rows else {}
     with workers_for(recipe, console or Console(quiet=True)) as workers:
         if workers is not None:
             open_redrawing(workers, recipe)
-            jobs = [Once(f"part {i} of the members", partial(_samples, part, folder)) for i, part in enumerate(parts)]
+            jobs = [
+                Once(f"part {i} of the members", partial(_samples, part, folder, columns))
+                for i, part in enumerate(parts)
+            ]
             found = {job.name: again for job, again in workers.run(jobs)}
             return [row for job in jobs for row in found[job.name]]
     hardware.take_threads()
@@ -70,22 +75,30 @@ def redraw(recipe: Recipe, folder: Path, count: int, console: Console | None = N
     chosen, again = evaluators.build(recipe), list[Redrawn]()
     for part in parts:
         groups = [Record.of(row, folder).group(images=False) for row in part]
-        again += redraw_members(recipe, model, chosen, part, groups)
+        again += redraw_members(recipe, model, chosen, columns, part, groups)
     return again
 
 
-def _samples(part: list[dict[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-    return part, [Record.of(row, folder).blocks() for row in part]
+Part = tuple[list[dict[str, Any]], list[bytes], dict[str, pa.DataType]]
+
+
+def _samples(part: list[dict[str, Any]], folder: Path, columns: dict[str, pa.DataType]) -> Part:
+    return part, [Record.of(row, folder).blocks() for row in part], columns
 
 
 def redraw_members(
-    recipe: Recipe, model: Any, chosen: list[Any], rows: list[dict[str, Any]], groups: list[Group]
+    recipe: Recipe,
+    model: Any,
+    chosen: list[Any],
+    columns: dict[str, pa.DataType],
+    rows: list[dict[str, Any]],
+    groups: list[Group],
 ) -> list[Redrawn]:
-    """One batch: sidecar rows, and the group of each."""
+    """One batch: the dataset's target columns, sidecar rows, and the group of each."""
     embeds = {k: torch.stack([g.conditioning[k] for g in groups]) for k in groups[0].conditioning}
     drawn_again, found = model.draw(repeat(embeds, [1] * len(rows)), [r["seed"] for r in rows]), list[Redrawn]()
     for row, group, latent in zip(rows, groups, drawn_again, strict=True):
-        planned = PlannedGroup(group.key, group.prompt, [row["seed"]])
+        planned = PlannedGroup(group.key, group.prompt, [row["seed"]], columns)
         drawn = finish_group(recipe, model, chosen, planned, latent[None], group.conditioning)
         stored, member = group.latents[row["member"]].float(), row["member"]
         difference = ((latent.float().to(stored.device) - stored).norm() / stored.norm().clamp(min=1e-12)).item()

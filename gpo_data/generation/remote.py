@@ -355,14 +355,14 @@ class Once:
 
 def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]]) -> Any:
     """In a worker: members with their groups ... -> what drawing them again gives."""
-    from gpo_data.generation.redraw import redraw_members
+    from gpo_data.generation.redraw import Part, redraw_members
 
     recipe, model, measuring = open_parts(recipe, files, actors)
 
-    def results(jobs: Iterator[tuple[list[dict[str, Any]], list[bytes]]]) -> Iterator[Any]:
-        for rows, samples in jobs:
+    def results(jobs: Iterator[Part]) -> Iterator[Any]:
+        for rows, samples, columns in jobs:
             groups = [from_sample(open_archive(blocks + END)[1], images=False) for blocks in samples]
-            yield redraw_members(recipe, model, measuring, rows, groups)
+            yield redraw_members(recipe, model, measuring, columns, rows, groups)
 
     return results
 

@@ -121,7 +121,6 @@ class Generator:
         clock: Clock | None = None,
     ) -> None:
         self.folder, self.fingerprint, self.on_group = folder, fingerprint, on_group
-        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].columns | columns_of(evaluators)
         self.drawer = Drawer(recipe, model, evaluators, self._stage, stop, clock)
         self._waiting: list[Future[None]] = []
 
@@ -164,7 +163,8 @@ class Generator:
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
         with lock, self.drawer.clock.time("write"):
             keys = [g.key for g in shard.groups]
-            commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
+            columns = shard.columns | columns_of(self.drawer.evaluators)
+            commit(self.folder, shard.shard_id, keys, columns, self.fingerprint)
 
 
 def not_staged(folder: Path, shard: PlannedShard, fingerprint: str) -> list[int]:
@@ -232,7 +232,7 @@ def judged(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators) | types_of(known)
+    columns = (planned.columns or TASKS[recipe.task.kind].columns) | columns_of(evaluators) | types_of(known)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:

@@ -30,19 +30,25 @@ class Task:
 
     Args:
         kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
-        prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
+        prompts: own prompts: a .txt, .csv, .tsv, .json, .jsonl, .ndjson or .parquet file, a folder of .txt files, or a
+            `datasets` id or folder. Every column travels into the dataset. `gpo-data prompts RECIPE` shows what was
+            understood.
+        duplicates: a prompt that occurs twice in `prompts`: an `error`, `drop` all but the first, or `merge` the rows
+            into one, whose columns are lists where they differ.
         num_prompts: how many groups; null takes every prompt of the file.
         split: `train`, `validation` (to choose settings with), `heldout` (to report) or `all`; a hash of the target
             decides.
         grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
-        prompt_column: column of a .jsonl file or data set that holds the prompt.
-        target_column: column with the word (text) or the number (count).
+        prompt_column: column of `prompts` that holds the prompt.
+        target_column: column with the word (text; a list of them, too) or the number (count); where there is none, the
+            sentence says it.
         class_column: column with the class to count (count only).
         dataset_split: split of a `datasets` source to read.
     """
 
     kind: str = "text"
     prompts: PathText | None = None
+    duplicates: Literal["error", "drop", "merge"] = "error"
     num_prompts: Count | None = 64
     split: Literal["train", "validation", "heldout", "all"] = "train"
     grammar: Literal["signs", "scenes"] = "signs"

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpo_data import models
-from gpo_data.audit.members import IMAGE_STATISTICS
+from gpo_data import evaluators, models
+from gpo_data.audit.members import IMAGE_STATISTICS, expect_right
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
@@ -52,6 +52,8 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    measuring = evaluators.columns_of(evaluators.build(recipe))
+    expect_right(recipe.task.kind, measuring.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     with kept_workers(recipe, console) as workers:
@@ -139,11 +141,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     sides = (read(base.name), read(policy.name)) if not missing else ({}, {})
     if missing or any(one["exact"] is None for side in sides for one in side.values()):
-        raise UsageError(
-            f"evaluators: what is exact in task {recipe.task.kind} is read from "
-            f"{', '.join(sorted(missing or kind.reads()))}, which nothing in {recipe.evaluators} measures; add the "
-            f"evaluator that does"
-        )
+        expect_right(recipe.task.kind, columns.keys() - {*kind.measured}, f"evaluators: {recipe.evaluators}")
     return sides
 
 

@@ -23,7 +23,7 @@ from gpo_data import evaluators, models
 from gpo_data.audit.show import grid
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
-from gpo_data.generation.plan import PlannedGroup, plan
+from gpo_data.generation.plan import plan
 from gpo_data.generation.progress import EVERY, Clock
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.generation.worker import Interrupted, finish_group
@@ -176,7 +176,7 @@ class Rollout:
             conditioning = model.encode([planned.prompt.text])
             latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)
             one = {k: v[0] for k, v in conditioning.items()}
-            few = PlannedGroup(planned.key, planned.prompt, seeds)
+            few = dataclasses.replace(planned, seeds=seeds)
             groups.append(finish_group(self.recipe, model, measuring, few, latents, one))
         sheet = grid(groups)
         sheet.save(iteration.folder / "grid.png")
