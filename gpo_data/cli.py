@@ -2,6 +2,7 @@
 
     gpo-data prompts text-tiny --task.prompts f.csv  what is understood of prompts, before drawing
     gpo-data shards text-tiny                        draw what is missing (resumes)
+    gpo-data shards text-tiny --workers 2            in so many processes, by Ray; --ray auto: on a cluster
     gpo-data audit  text-tiny                        a table here, an HTML page beside the shards
     gpo-data sql    text-tiny "select * from groups" one query, or a prompt without one
     gpo-data verify text-tiny --redraw 8             prove every byte; draw some members again
@@ -133,7 +134,7 @@ def verify(recipe: Recipe, options: Options) -> int:
     for path, problem in report.problems:
         console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
     differing = 0
-    for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
+    for row in redraw(recipe, folder, options.redraw, console) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
         now = "agrees" if row.reward == row.reward_again else f"is now {row.reward_again}"
         console.print(

@@ -108,6 +108,8 @@ class Command:
     def main(self, argv: list[str] | None = None) -> int:
         """Run the verb; the exit code."""
         arguments = sys.argv[1:] if argv is None else argv
+        if arguments[:1] == ["--"]:  # torchrun's own parser would take `--run` for one of its options
+            arguments = arguments[1:]
         if not arguments or arguments[0] not in self._verbs:
             self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
         function, parser, read, runs = self._verbs[arguments[0]]

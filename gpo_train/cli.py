@@ -44,7 +44,7 @@ def drawn(options: Options) -> bool:
     return bool(options.mode == "online")
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"), runs=drawn)
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"), runs=drawn)
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -62,7 +62,7 @@ def fit(recipe: Recipe, options: Options) -> int:
     *one_run("offline"),
     argument("--base-only", action="store_true", help="no run: the recipe's model alone, into <runs>/<recipe>-base/"),
     name="eval",
-    keys=("eval",),
+    keys=("eval", "ray"),
 )
 def evaluate(recipe: Recipe, options: Options) -> None:
     """compare a run's policy with its base on held-out prompts or a benchmark's file, same seeds"""

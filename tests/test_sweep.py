@@ -135,7 +135,12 @@ def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
     after = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
     assert len(after) == 2 and before.items() <= after.items()
     one = json.loads(next(iter(after.values())))
-    assert one["pictures"] == 24 and one["steps"] == 3 and len(one["curve"]["y"]) == 3 and one["split"] == "validation"
+    assert (
+        one["pictures"] == 24
+        and one["steps"] == 3
+        and len(one["curve"]["y"]) == 3
+        and one["evaluation"]["split"] == "validation"
+    )
     table = (out / "table.md").read_text()
     assert "| awm clip_range 0.01 | 1 |" in table and "1 of 3 rows are missing: none, seed 0" in table
     assert (out / "index.html").read_text().count("<img") == 2

@@ -126,7 +126,7 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     module, kind = BEHIND_HTTP if name in recipe.http.urls else EVALUATORS.get(name, own)
     found = getattr(importlib.import_module(module), kind)
     extra, *packages = getattr(found, "needs", [""])
-    if missing := [package for package in packages if not _installed(package)]:
+    if missing := [package for package in packages if not installed(package)]:
         raise UsageError(
             f"evaluators: {name} needs {' and '.join(missing)}, not installed here: pip install 'gpo[{extra}]'"
         )
@@ -134,11 +134,11 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     return made
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # ValueError: imported, without a spec
         return False
 
 

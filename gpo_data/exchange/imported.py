@@ -34,7 +34,7 @@ from gpo_data.exchange.sources import Picture, pictures
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.generation.worker import judged
-from gpo_data.group import group_key, member_seed
+from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
@@ -76,7 +76,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> Path:
         return folder
     hardware.take_threads()
     model = models.load(model_folder, recipe.sampler)
-    failed = total = 0
+    failed, total, why = 0, 0, ""
     progress = bar_of_groups("importing", console)
     with progress:
         bar = progress.add_task("importing", total=sum(len(shard.groups) for shard in todo), line="")
@@ -84,10 +84,14 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> Path:
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
+                left = [one for one in shard.groups if staged(folder, one.key, fingerprint, one.seeds) is None]
+                texts = model.encode([one.prompt.text for one in left]) if left else {}
                 for planned in shard.groups:
-                    if staged(folder, planned.key, fingerprint, planned.seeds) is None:
-                        group = _encoded(recipe, model, measuring, planned, members[planned.key])
-                        failed, total = failed + sum(map(bool, group.reasons)), total + group.size
+                    if planned in left:
+                        text = {name: value[left.index(planned)].clone() for name, value in texts.items()}
+                        group = _encoded(recipe, model, measuring, planned, members[planned.key], text)
+                        said = [reason for reason in group.reasons if reason]
+                        failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
                         stage(folder, group, fingerprint)
                     progress.update(bar, advance=1, line=planned.key)
                 kinds = TASKS[recipe.task.kind].columns | COLUMNS | columns
@@ -97,8 +101,11 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> Path:
             one.close()
     pictured = sum(len(planned.seeds) for shard in shards for planned in shard.groups)
     console.print(f"imported {pictured} pictures in {len(groups)} groups; {failed} failed: {folder}", soft_wrap=True)
-    if total and failed == total:
-        raise RunError(f"dataset {folder}: all {total} pictures failed; look at `gpo-data sql` status_reason")
+    if failed > recipe.max_failed * total:
+        raise RunError(
+            f"dataset {folder}: {failed} of {total} pictures failed, more than max_failed ({recipe.max_failed:g}), the "
+            f"last because: {why}; repair them, remove the folder and import again"
+        )
     return folder
 
 
@@ -167,21 +174,35 @@ def _digest(members: dict[str, list[Picture]]) -> str:
     return state.hexdigest()
 
 
-def _encoded(recipe: Recipe, model: Any, measuring: list[Any], planned: PlannedGroup, group: list[Picture]) -> Any:
-    """The group as the lake has it; a picture that does not open ends the import, by name."""
-    images = [fitted(_opened(one), recipe.sampler.width, recipe.sampler.height) for one in group]
+def _encoded(
+    recipe: Recipe,
+    model: Any,
+    measuring: list[Any],
+    planned: PlannedGroup,
+    group: list[Picture],
+    text: dict[str, torch.Tensor],
+) -> Group:
+    """The group as the lake has it; a picture that does not open is a member that failed, with the reason."""
+    images: list[np.ndarray | None] = []
+    reasons: list[str | None] = []
+    for one in group:
+        try:
+            images.append(fitted(picture(one.read(), one.where), recipe.sampler.width, recipe.sampler.height))
+            reasons.append(None)
+        except (Malformed, OSError) as error:
+            images.append(None)
+            reasons.append(f"import: {error}"[:300])
+    good = [i for i, image in enumerate(images) if image is not None]
     size = recipe.sampler.batch_size
-    latents = torch.cat([model.encode_images(images[i : i + size]) for i in range(0, len(images), size)])
-    conditioning = {name: value[0] for name, value in model.encode([planned.prompt.text]).items()}
+    blank = np.zeros((recipe.sampler.height, recipe.sampler.width, 3), np.uint8)
+    wanted = [one for one in images if one is not None] or [blank]  # one, to know the shape
+    encoded = torch.cat([model.encode_images(wanted[i : i + size]) for i in range(0, len(wanted), size)])
+    latents = torch.full((len(group), *encoded.shape[1:]), float("nan"), dtype=encoded.dtype)
+    latents[good] = encoded[: len(good)]
     known: list[dict[str, Any]] = [{FROM: one.where, LABEL: one.label} for one in group]
-    return judged(recipe, measuring, planned, latents, conditioning, list(images), known)
-
-
-def _opened(one: Picture) -> np.ndarray:
-    try:
-        return picture(one.read(), one.where)
-    except (Malformed, OSError) as error:
-        raise UsageError(f"import: {error}; repair or remove it") from None
+    made = judged(recipe, measuring, planned, latents, text, images, known)
+    made.reasons = [why or own for why, own in zip(reasons, made.reasons, strict=True)]
+    return made
 
 
 def fitted(image: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -210,7 +210,9 @@ def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
         if isinstance(kind, datasets.Image):
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
     names = list(loaded.features)
-    binary = [name for name in (*PAIR[:2], *IMAGES) if name in names]
+    binary = [
+        name for name in names if name in (*PAIR[:2], *IMAGES) or isinstance(loaded.features[name], datasets.Image)
+    ]
     rows = loaded.remove_columns(binary)
     images = loaded.select_columns(binary)
     for index in range(len(loaded)):
@@ -237,7 +239,7 @@ def _row(
             data = functools.partial(_image_bytes, functools.partial(read, PAIR[i]), f"{where} {PAIR[i]}")
             yield Picture(f"{where}/{i}", caption, data, label, pair=where, columns=columns)
         return
-    image = next((one for one in binary if one in IMAGES), None)
+    image = next((one for one in binary if one not in PAIR), None)
     if image is None:
         raise UsageError(
             f"import {where}: expected a column with pictures ({', '.join(IMAGES)}) or Pick-a-Pic's "

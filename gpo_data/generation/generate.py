@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
+from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_drawing, with_their_dtype
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
@@ -28,9 +30,13 @@ from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
 from gpo_data.lake.watched import refuse_watched
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
+
+if TYPE_CHECKING:
+    from gpo_data.generation.ray import Workers
 
 
 def draw(
@@ -39,14 +45,31 @@ def draw(
     model: models.Model | None = None,
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
+    workers: Begin | None = None,
 ) -> Path:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
     Args:
         model: the recipe's model, open, with the recipe's policy in it; None opens it.
         share: (rank, world): of the missing shards only those at [rank::world].
-        clock: gets the seconds of each part.
+        clock: gets the seconds of each part; of workers it does not know them.
+        workers: that draw, kept from one dataset to the next (remote.py); None: those that the recipe asks for.
     """
+    with kept_workers(recipe, console) as own:
+        return _draw(recipe, console, model, share, clock, workers or (own if model is None else lambda: None))
+
+
+def _draw(
+    recipe: Recipe,
+    console: Console,
+    model: models.Model | None,
+    share: tuple[int, int],
+    clock: Clock | None,
+    begin: Begin,
+) -> Path:
+    new = drawn_in(recipe.lake, str(recipe.name)) is None
+    if new and recipe.ray.address is not None and (workers := begin()):
+        recipe = with_their_dtype(workers, recipe)
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     if imported(dataset_folder(recipe.lake, str(recipe.name))):
         raise UsageError(
@@ -66,9 +89,10 @@ def draw(
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
-    if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
-        evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
-        model = model or _open_model(recipe, wanted, model_folder, policy, console)
+    workers = None
+    if new:  # what fails for all leaves no dataset behind
+        workers = begin()
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
     watching = chosen[len(chosen) - len(recipe.watchers) :]
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching}, shards)
     fingerprint = read_manifest(folder).fingerprint
@@ -79,24 +103,24 @@ def draw(
         )
         return folder
     if not new:
-        evaluators.try_out(chosen, todo.shards[0].groups[0].prompt, recipe.sampler)
-    model = model or _open_model(recipe, wanted, model_folder, policy, console)
+        workers = begin()
+        first = todo.shards[0].groups[0].prompt
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, first, workers, model)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
         total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
         progress = DrawProgress(total - todo.staged, recipe.group_size, console, todo.staged, recipe.max_failed)
         with progress:
-            generator.on_group = progress.group
             try:
-                for shard in todo.shards:
-                    elsewhere += not generator.draw(shard)
-                generator.finish()
+                if workers is not None:
+                    columns = shards[0].columns | evaluators.columns_of(chosen)
+                    elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
+                else:
+                    assert model is not None
+                    generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
+                    elsewhere = _draw_here(generator, todo.shards)
             except RunError:
-                generator.close()
                 progress.report()
                 raise
-            finally:
-                generator.close()
     progress.report()
     if progress.members and progress.failed == progress.members:
         raise RunError(
@@ -107,6 +131,37 @@ def draw(
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
+
+
+def _draw_here(generator: Generator, shards: list[PlannedShard]) -> int:
+    """Draw them in this process; how many another one has."""
+    try:
+        elsewhere = sum(not generator.draw(shard) for shard in shards)
+        generator.finish()
+    finally:
+        generator.close()
+    return elsewhere
+
+
+def _open(
+    recipe: Recipe,
+    wanted: str,
+    model_folder: Path,
+    policy: Path | None,
+    console: Console,
+    chosen: list[Any],
+    prompt: Prompt,
+    workers: Workers | None,
+    model: models.Model | None,
+) -> models.Model | None:
+    """A blank picture through the evaluators, and the model opened; both by the workers, if there are any."""
+    if workers is None:
+        evaluators.try_out(chosen, prompt, recipe.sampler)
+        return model or _open_model(recipe, wanted, model_folder, policy, console)
+    each = f"threads each: {workers.threads}" + (f", GPUs each: {workers.gpus:g}" if workers.gpus else "")
+    console.print(f"drawing with {recipe.model}; workers: {workers.number}, {each}", soft_wrap=True)
+    open_drawing(workers, recipe, prompt)
+    return None
 
 
 def _open_model(recipe: Recipe, wanted: str, model_folder: Path, policy: Path | None, console: Console) -> models.Model:

@@ -28,7 +28,7 @@ from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
-NOT_MEASURED = ("device", "batch_size", "workers", "url", "timeout", "retries", "token_variable")
+NOT_MEASURED = ("device", "batch_size", "workers", "actors", "num_gpus", "url", "timeout", "retries", "token_variable")
 
 
 @dataclass(frozen=True, kw_only=True)

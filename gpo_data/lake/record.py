@@ -19,7 +19,6 @@ import fsspec
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
 from gpo_data.lake.sidecar import REPAIR
-from gpo_data.lake.stage import END
 from gpo_data.parts import Damage, open_archive
 
 PLACE = ("tar", "offset", "size", "crc32")  # the columns that make a record
@@ -57,7 +56,7 @@ class Record:
         `files`: where `tar` lies; None is this machine.
         """
         try:
-            return open_archive(self.blocks(files) + END)[1]
+            return open_archive(self.blocks(files))[1]
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 

@@ -34,7 +34,7 @@ def watched_columns(folder: Path | None, manifest: Manifest | None, watchers: Se
     stored = (manifest.watched if manifest else None) or {}
     found = [name for names in stored.values() for name in names]
     for watcher in watchers:
-        found += _declared(watcher)
+        found += declared(watcher)
         for path in [] if folder is None else sorted(folder.glob(f"measures/{watcher.replace(':', '.')}@*/*.parquet")):
             try:
                 names = pq.read_schema(path).names
@@ -54,7 +54,8 @@ def refuse_watched(reward: str, columns: Iterable[str]) -> None:
         )
 
 
-def _declared(watcher: str) -> list[str]:
+def declared(watcher: str) -> list[str]:
+    """The columns of an evaluator of the package, by its name; none of another."""
     if watcher not in EVALUATORS:
         return []
     module, kind = EVALUATORS[watcher]

@@ -35,6 +35,7 @@ RENAMED = {
     "online.writer": "online.rollout_policy",
     "online.keep": "online.keep_last",
 }
+SHORT = {"workers": "ray.workers", "ray": "ray.address"}  # on the command line
 OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
 
 
@@ -61,7 +62,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
-    known, overrides, rest = set(key_names(Recipe)), [], []
+    known, overrides, rest = {*key_names(Recipe), *SHORT}, [], []
     waiting = iter(arguments)
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")
@@ -111,6 +112,7 @@ def _override(content: dict[str, Any], arguments: list[str]) -> None:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             raise UsageError(f"expected --key value, found {argument!r}")
+        key = SHORT.get(key, key)
         if key not in known and not key.startswith(OPEN):
             raise _unknown(key, known)
         if not equals and (text := next(waiting, "--")) == "--":

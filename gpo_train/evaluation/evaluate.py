@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpo_data import models
-from gpo_data.audit.members import IMAGE_STATISTICS
+from gpo_data import evaluators, models
+from gpo_data.audit.members import IMAGE_STATISTICS, expect_right
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
+from gpo_data.generation.remote import kept_workers
 from gpo_data.lake import catalog
 from gpo_data.lake.document import write_document
 from gpo_data.lake.manifest import identity, measured
@@ -52,11 +53,14 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    measuring = evaluators.columns_of(evaluators.build(recipe))
+    expect_right(recipe.task.kind, measuring.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
-    for side in (base, policy):
-        console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
-        draw(side, console)
+    with kept_workers(recipe, console) as workers:
+        for side in (base, policy):
+            console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
+            draw(side, console, workers=workers)
     sides = members(recipe, base, policy)
     compared = compare(recipe, base, policy, sides, chosen)
     found = Evaluation(
@@ -142,11 +146,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     sides = (read(base.name), read(policy.name)) if not missing else ({}, {})
     if missing or any(one["exact"] is None for side in sides for one in side.values()):
-        raise UsageError(
-            f"evaluators: what is exact in task {recipe.task.kind} is read from "
-            f"{', '.join(sorted(missing or kind.reads()))}, which nothing in {recipe.evaluators} measures; add the "
-            f"evaluator that does"
-        )
+        expect_right(recipe.task.kind, columns.keys() - {*kind.measured}, f"evaluators: {recipe.evaluators}")
     return sides
 
 

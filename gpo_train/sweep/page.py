@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 from gpo_data.audit import charts
 from gpo_train.evaluation.interval import interval_of_sums
 from gpo_train.sweep.plan import Plan
+from gpo_train.sweep.row import Curve, Result
 
 CURVES = 12  # lines on a picture of curves: the best
 
@@ -38,10 +38,10 @@ class Line:
     failed: int
     pictures: float
     train_seconds: float
-    curves: list[dict[str, list[float]]]
+    curves: list[Curve]
 
 
-def lines_of(plan: Plan, found: dict[str, dict[str, Any]]) -> list[Line]:
+def lines_of(plan: Plan, found: dict[str, Result]) -> list[Line]:
     """Those with at least one seed, the best first."""
     made = []
     for label in dict.fromkeys(row.label for row in plan.rows):
@@ -52,16 +52,16 @@ def lines_of(plan: Plan, found: dict[str, dict[str, Any]]) -> list[Line]:
     return sorted(made, key=lambda line: -line.difference)
 
 
-def _line(label: str, results: list[dict[str, Any]], asked: int) -> Line:
+def _line(label: str, results: list[Result], asked: int) -> Line:
     totals: dict[str, tuple[float, float]] = {}
     for one in results:
-        for target, part in one["by_target"].items():
-            before = totals.get(target, (0.0, 0.0))
-            totals[target] = before[0] + part["n"], before[1] + part["sum"]
+        for key, target in one.evaluation.by_target.items():
+            before = totals.get(key, (0.0, 0.0))
+            totals[key] = before[0] + target.n, before[1] + target.sum
     sizes, sums = np.array(list(totals.values())).T
     low, high = interval_of_sums(sums, sizes)
-    seen = [one["policy"]["statistics"] for one in results]
-    colours = [one["color_exact"] for one in seen if "color_exact" in one]
+    found = [one.evaluation for one in results]
+    colours = [one.policy.statistics["color_exact"] for one in found if "color_exact" in one.policy.statistics]
 
     def mean(values: list[float]) -> float:
         return float(np.mean(values))
@@ -70,16 +70,16 @@ def _line(label: str, results: list[dict[str, Any]], asked: int) -> Line:
         label,
         len(results),
         asked,
-        mean([one["policy"]["exact"] for one in results]),
-        mean([one["difference"]["exact"] for one in results]),
+        mean([one.policy.exact for one in found]),
+        mean([one.difference.exact for one in found]),
         (low, high),
-        [one["difference"]["exact"] for one in results],
-        mean([one["diversity_ratio"] for one in results]),
+        [one.difference.exact for one in found],
+        mean([one.diversity_ratio for one in found]),
         mean(colours) if colours else None,
-        sum(one["policy"]["failed"] for one in results),
-        mean([one["pictures"] for one in results]),
-        mean([one["train_seconds"] for one in results]),
-        [one["curve"] for one in results],
+        sum(one.policy.failed for one in found),
+        mean([float(one.pictures) for one in results]),
+        mean([one.train_seconds for one in results]),
+        [one.curve for one in results],
     )
 
 
@@ -167,10 +167,10 @@ def _curves(plan: Plan, lines: list[Line]) -> str:
 
     def draw(axes: Axes) -> None:
         for line in lines:
-            length = min(len(one["x"]) for one in line.curves)
+            length = min(len(one.x) for one in line.curves)
             if length:
-                values = np.mean([one["y"][:length] for one in line.curves], axis=0)
-                axes.plot(line.curves[0]["x"][:length], 100 * values if online else values, label=line.label, lw=1)
+                values = np.mean([one.y[:length] for one in line.curves], axis=0)
+                axes.plot(line.curves[0].x[:length], 100 * values if online else values, label=line.label, lw=1)
         axes.set_xlabel("pictures" if online else "optimiser step")
         axes.set_ylabel("exact of what was drawn, %" if online else "error_diff, worse less better members")
         axes.legend(fontsize=7)

@@ -93,7 +93,8 @@ class Plan:
 def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
     """The sweep in a file, with `--key value` of the recipe over all rows. Raises UsageError.
 
-    `trust`: its recipes may name code that is run; see recipe/trust.py.
+    Args:
+        trust: the recipe may name code that is run, see recipe/trust.py.
     """
     path = Path(path)
     if not path.is_file():

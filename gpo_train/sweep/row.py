@@ -8,26 +8,62 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import fcntl
-import json
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from gpo_data.errors import RunError, UsageError
-from gpo_data.lake.durable import write_atomic
+from gpo_data.lake import catalog
+from gpo_data.lake.document import read_document, write_document
 from gpo_data.recipe import Recipe
-from gpo_train.run import RunManifest
+from gpo_train.evaluation.result import Evaluation
+from gpo_train.online.iterations import history
 from gpo_train.sweep.plan import Row
 from gpo_train.sweep.processes import FAILED, STOPPED
 
 POINTS = 200  # of a curve
-KEPT = ("n", "prompts", "targets", "split", "left_out", "base", "policy", "difference", "diversity_ratio", "by_target")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Online: exact of what each iteration drew, by pictures. Offline: how far errors of worse and better members are
+    apart, by step."""
+
+    x: list[float]
+    y: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The content of rows/<row>.json.
+
+    Args:
+        pictures: that were drawn to train on.
+        seconds: with the evaluation.
+    """
+
+    label: str
+    seed: int
+    evaluation: Evaluation
+    pictures: int
+    steps: int
+    train_seconds: float
+    seconds: float
+    curve: Curve
+
+
+def result_of(folder: Path, row: Row) -> Result | None:
+    """What a row that was run to its end has written down; a damaged file is none, and the row's verbs say it again."""
+    try:
+        return read_document(Result, folder / "rows" / f"{row.name}.json", "it is written again")
+    except (FileNotFoundError, UsageError):
+        return None
 
 
 def draw_dataset(recipe: Recipe) -> int:
@@ -49,13 +85,19 @@ def run_row(row: Row, mode: str, folder: Path) -> int:
         with (folder / ".eval.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = evaluate(row.recipe, run, console)
-        facts: dict[str, Any] = {"label": row.label, "seed": row.seed, "mode": mode}
-        facts |= {key: value for key, value in dataclasses.asdict(found).items() if key in KEPT} | cost_of(
-            row.recipe, run.folder, run.manifest()
-        )
-        facts |= {"curve": curve(run.folder), "seconds": round(time.monotonic() - started, 1)}
+        manifest = run.manifest()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(facts, indent=1).encode())
+        result = Result(
+            label=row.label,
+            seed=row.seed,
+            evaluation=found,
+            pictures=pictures_of(row.recipe, run.folder, mode),
+            steps=manifest.steps or 0,
+            train_seconds=manifest.train_seconds or 0.0,
+            seconds=round(time.monotonic() - started, 1),
+            curve=curve(run.folder),
+        )
+        write_document(result, path)
 
     return _guarded(work)
 
@@ -78,30 +120,23 @@ def _guarded(work: Any) -> int:
     return 0
 
 
-def cost_of(recipe: Recipe, run: Path, manifest: RunManifest) -> dict[str, Any]:
-    """Pictures that were drawn to train on, optimiser steps, and seconds of training."""
-    from gpo_data.lake import catalog
-    from gpo_train.online.iterations import history
+def pictures_of(recipe: Recipe, run: Path, mode: str) -> int:
+    """That were drawn to train on, with those that were left out."""
+    if mode == "online":
+        return sum(one.images for one in history(run))
+    import pyarrow.parquet as pq
 
-    pictures = sum(one.images for one in history(run))
-    if manifest.mode == "offline":
-        import pyarrow.parquet as pq
-
-        names = sorted(set(pq.read_table(run / "snapshot.parquet", columns=["dataset"])["dataset"].to_pylist()))
-        con = catalog.connect(recipe.lake, names)
-        pictures = con.execute("SELECT count(*) FROM members WHERE list_contains(?, dataset)", [names]).fetchall()[0][0]
-    return {"pictures": pictures, "steps": manifest.steps, "train_seconds": manifest.train_seconds}
+    names = sorted(set(pq.read_table(run / "snapshot.parquet", columns=["dataset"])["dataset"].to_pylist()))
+    con = catalog.connect(recipe.lake, names)
+    asked = "SELECT count(*) FROM drawn_members WHERE list_contains(?, dataset)"
+    return int(con.execute(asked, [names]).fetchall()[0][0])
 
 
-def curve(run: Path) -> dict[str, list[float]]:
-    """Online: exact of what each iteration drew, by pictures. Offline: how far errors of worse and better members are
-    apart, by step."""
-    from gpo_train.online.iterations import history
-
+def curve(run: Path) -> Curve:
     drawn = history(run)
     if drawn:
         images = [float(sum(one.images for one in drawn[:i])) for i in range(len(drawn))]
-        return {"x": images, "y": [one.exact or 0.0 for one in drawn]}
+        return Curve(images, [one.exact or 0.0 for one in drawn])
     names = [f"error_diff/{side}_mean" for side in ("below", "above")]
     found: dict[int, float] = {}
     for file in sorted((run / "logs" / "csv").glob("metrics*.csv")):
@@ -109,4 +144,4 @@ def curve(run: Path) -> dict[str, list[float]]:
             if all(one.get(name) for name in names):
                 found[int(one["step"])] = float(one[names[0]]) - float(one[names[1]])
     steps = sorted(found)[:: max(1, len(found) // POINTS)]
-    return {"x": [float(step) for step in steps], "y": [found[step] for step in steps]}
+    return Curve([float(step) for step in steps], [found[step] for step in steps])

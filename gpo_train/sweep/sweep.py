@@ -9,11 +9,9 @@ What always holds: a sweep that was killed goes on where it stopped; what is mis
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,7 +19,7 @@ from gpo_data.lake.durable import write_atomic
 from gpo_train.sweep import page
 from gpo_train.sweep.plan import Plan, Row
 from gpo_train.sweep.processes import STOPPED, Job, run_all
-from gpo_train.sweep.row import draw_dataset, run_row
+from gpo_train.sweep.row import draw_dataset, result_of, run_row
 
 Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
 
@@ -52,12 +50,10 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
     def row_ended(job: Job, code: int) -> None:
         ended(job, code)
         left = (time.monotonic() - started) / done * (len(todo) - done)
-        found = json.loads(path.read_text()) if (path := folder / "rows" / f"{job.name}.json").is_file() else None
-        if found is not None:
-            told = f"{100 * found['difference']['exact']:+.1f} points"
-            console.print(
-                f"{done}/{len(todo)} {found['label']}, seed {found['seed']}: {told}; about {left / 60:.0f} min left"
-            )
+        row = next(row for row in todo if row.name == job.name)
+        if (found := result_of(folder, row)) is not None:
+            told = f"{100 * found.evaluation.difference.exact:+.1f} points"
+            console.print(f"{done}/{len(todo)} {row.label}, seed {row.seed}: {told}; about {left / 60:.0f} min left")
         show(plan, folder, {*failed})
 
     try:
@@ -70,15 +66,6 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
     console.print(table, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", soft_wrap=True)
     return len(failed)
-
-
-def result_of(folder: Path, row: Row) -> dict[str, Any] | None:
-    """What a row that was run to its end has written down."""
-    try:
-        found: dict[str, Any] = json.loads((folder / "rows" / f"{row.name}.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found
 
 
 def show(plan: Plan, folder: Path, failed: set[str]) -> str:
