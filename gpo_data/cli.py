@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from gpo_data.command import Command, Options, argument, at_least
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe
+
+if TYPE_CHECKING:
+    from gpo_data.lake.remote import AnyPath
 
 console = Console(highlight=False)
 command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
@@ -86,6 +90,7 @@ def measure(recipe: Recipe, options: Options) -> None:
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
     from gpo_data.generation.redraw import redraw
+    from gpo_data.lake.remote import below
     from gpo_data.lake.repair import repair
     from gpo_data.lake.verify import verify
 
@@ -97,7 +102,7 @@ def verify(recipe: Recipe, options: Options) -> int:
         soft_wrap=True,
     )
     for path, problem in report.problems:
-        console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
+        console.print(f"  {below(path, folder)}: {problem}", soft_wrap=True)
     differing = 0
     for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
@@ -125,15 +130,20 @@ def verify(recipe: Recipe, options: Options) -> int:
 )
 def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""
-    from gpo_data.audit.show import grid, load_groups
+    from gpo_data.audit.show import grid, load_groups, png
+    from gpo_data.lake.durable import write_atomic
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
-    out = options.out or _folder(recipe) / "show.png"
-    grid(groups).save(out)
+    out = _folder(recipe) / "show.png"
+    if options.out:
+        out = options.out
+        grid(groups).save(options.out)
+    else:
+        write_atomic(out, png(grid(groups)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
 
 
-def _folder(recipe: Recipe) -> Path:
+def _folder(recipe: Recipe) -> AnyPath:
     from gpo_data.lake.shard import dataset_folder
 
     return dataset_folder(recipe.lake, str(recipe.name))

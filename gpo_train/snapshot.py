@@ -107,8 +107,7 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
 
 def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
     """One dataset's snapshot; `here`: digest of the model that trains."""
-    if "://" not in recipe.lake:
-        _same_model(recipe, name, here)
+    _same_model(recipe, name, here)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -24,6 +23,7 @@ from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
+from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
@@ -39,7 +39,7 @@ def draw(
     model: models.Model | None = None,
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
-) -> Path:
+) -> AnyPath:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
     Args:
@@ -100,7 +100,7 @@ def draw(
             f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "
             f"are kept, and the same command tries them again"
         )
-    if elsewhere:
+    if elsewhere := elsewhere + generator.elsewhere:
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
@@ -115,10 +115,10 @@ class Todo:
     retried: int = 0
 
 
-def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console: Console) -> Todo:
+def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], console: Console) -> Todo:
     """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
     todo = Todo([])
-    on_stage = {path.name for path in (folder / ".stage").glob("*.sample")}
+    on_stage = {path.name for path in stage_folder(folder).glob("*.sample")}
     for shard in shards:
         failed = _failed_members(folder, fingerprint, shard)
         left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
@@ -148,7 +148,7 @@ def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console
     return todo
 
 
-def _failed_members(folder: Path, fingerprint: str, shard: PlannedShard) -> int | None:
+def _failed_members(folder: AnyPath, fingerprint: str, shard: PlannedShard) -> int | None:
     """How many members of a committed shard failed; None where it is not committed. Raises RunError for another's."""
     sidecar = sidecar_path(folder, shard.shard_id)
     try:

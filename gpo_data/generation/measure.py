@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,14 +30,15 @@ from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured, read_manifest
 from gpo_data.lake.measures import values_digest
 from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
-from gpo_data.lake.sidecar import footer_of, read_rows
+from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
 from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
 
 MEASURES = "measures"
 
 
-def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[Path]:
+def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[AnyPath]:
     """Measure every committed shard of the recipe's dataset that lacks it; the sidecars written.
 
     Args:
@@ -49,8 +49,6 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
     """
     console = console or Console()
-    if "://" in recipe.lake:
-        raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
@@ -70,11 +68,10 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             f"{', '.join(map(folder_name, chosen))}",
             soft_wrap=True,
         )
-    written: list[Path] = []
+    written: list[AnyPath] = []
     failures: list[str] = []
     progress = bar_of_groups("measuring", console)
     total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
-    (folder / ".stage").mkdir(exist_ok=True)
     try:
         with progress:
             bar = progress.add_task("measuring", total=total, line="")
@@ -113,7 +110,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     return written
 
 
-def measure_shard(evaluator: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+def measure_shard(evaluator: Any, sidecar: AnyPath) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
     from gpo_data.generation.worker import measure_each  # brings in the model code; only needed once there is work
 
@@ -134,7 +131,7 @@ def folder_name(evaluator: Any) -> str:
     return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
 
 
-def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
+def up_to_date(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> bool:
     path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     if not path.is_file():
         return False
@@ -145,14 +142,14 @@ def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(evaluator: Any, sidecar: Path, manifest: dict[str, Any], recipe: Recipe) -> bool:
+def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: dict[str, Any], recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
     same = settings(manifest.get("measured", {})) == settings(measured(recipe))
-    return same and set(evaluator.columns) <= set(pq.read_schema(sidecar).names)
+    return same and set(evaluator.columns) <= set(pq.read_schema(parquet_of(sidecar)).names)
 
 
 def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
@@ -170,7 +167,7 @@ def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
     return built if "image_stats" in evaluators else built[1:]
 
 
-def _write(folder: Path, evaluator: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
+def _write(folder: AnyPath, evaluator: Any, sidecar: AnyPath, rows: list[dict[str, Any]], failed: int) -> AnyPath:
     path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

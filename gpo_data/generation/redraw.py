@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.worker import finish_group
 from gpo_data.lake.manifest import settle
 from gpo_data.lake.record import Record
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
 from gpo_data.models import repeat
@@ -42,7 +42,7 @@ class Redrawn:
         return self.difference <= self.tolerance
 
 
-def redraw(recipe: Recipe, folder: Path, count: int) -> list[Redrawn]:
+def redraw(recipe: Recipe, folder: AnyPath, count: int) -> list[Redrawn]:
     """Draw `count` members again from their seeds, batched otherwise than the first time. Raises UsageError."""
     rows = [r for s in sidecars(folder) for r in read_rows(s) if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from gpo_data.generation.progress import Clock
 from gpo_data.group import Group
 from gpo_data.lake.durable import clear_stale
 from gpo_data.lake.locks import claim
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.rewards import score
 from gpo_data.lake.shard import commit, sidecar_path, tar_path
 from gpo_data.lake.stage import stage, staged, staged_path
@@ -47,7 +47,7 @@ class Generator:
     def __init__(
         self,
         recipe: Recipe,
-        folder: Path,
+        folder: AnyPath,
         fingerprint: str,
         model: Model,
         evaluators: list[Any],
@@ -61,6 +61,7 @@ class Generator:
         self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].columns | columns_of(evaluators)
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
         self._waiting: list[Future[None]] = []
+        self.elsewhere = 0  # shards that another machine committed while this one drew them
 
     def draw(self, shard: PlannedShard) -> bool:
         """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
@@ -135,7 +136,7 @@ class Generator:
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
         with lock, self.clock.time("write"):
             keys = [g.key for g in shard.groups]
-            commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
+            self.elsewhere += not commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
 
     def _staged(self, group: PlannedGroup) -> bool:
         return staged(self.folder, group.key, self.fingerprint, group.seeds) is not None

@@ -19,8 +19,9 @@ from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest
-from gpo_data.lake.durable import clear_stale, write_atomic
+from gpo_data.lake.durable import clear_stale, expect_new, write_once
 from gpo_data.lake.locks import held
+from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
@@ -44,10 +45,11 @@ def with_dtype(recipe: Recipe, dtype: hardware.Dtype) -> Recipe:
 
 
 def drawn_in(lake: str, name: str) -> str | None:
-    """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
-    if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
+    """The precision that a dataset was drawn in; None where there is no such dataset."""
+    folder = dataset_folder(lake, name)
+    if not (folder / "dataset.json").is_file():
         return None
-    dtype = read_manifest(dataset_folder(lake, name))["fields"].get("sampler.dtype")
+    dtype = read_manifest(folder)["fields"].get("sampler.dtype")
     return None if dtype is None else str(dtype)
 
 
@@ -87,24 +89,21 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
+def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> AnyPath:
     """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
-    if "://" in recipe.lake:
-        raise UsageError(
-            f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
-            f"draw into a local folder and copy it there"
-        )
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = folder / "dataset.json"
+    stage = stage_folder(folder)
     try:
-        (folder / ".stage").mkdir(parents=True, exist_ok=True)
+        stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+        raise UsageError(f"lake: cannot make the folder {stage.parent}: {error.strerror}") from None
     clear_stale(manifest)
     if not manifest.exists():
-        with held(folder / ".stage" / "dataset.lock", wait=True):
+        with held(stage / "dataset.lock", wait=True):
             if not manifest.exists():
+                expect_new(folder)
                 _write(manifest, recipe, fields)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
@@ -121,7 +120,7 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
+def _write(manifest: AnyPath, recipe: Recipe, fields: dict[str, Any]) -> None:
     content = {
         "name": recipe.name,
         "fingerprint": fingerprint_of(fields),
@@ -131,14 +130,14 @@ def _write(manifest: Path, recipe: Recipe, fields: dict[str, Any]) -> None:
         "versions": models.versions() | {"gpo": gpo_data.__version__},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    write_atomic(manifest, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    write_once(manifest, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
 # What is read of a dataset.json, by type.
 PARTS: dict[str, type] = {"fingerprint": str, "fields": dict, "measured": dict, "recipe": dict}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """The content of dataset.json. Raises UsageError where there is none or it is not one."""
     path = folder / "dataset.json"
     try:
@@ -158,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_difference(recipe: Recipe, folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+def _refuse_difference(recipe: Recipe, folder: AnyPath, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} in the recipe" for k in differing)
