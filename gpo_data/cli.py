@@ -10,14 +10,15 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gpo_data.command import Command, Options, argument, at_least
-from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe
+from gpo_data.command import Command, Options, argument, at_least, never
+from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, SECTIONS, Recipe, expect_no_code
 
 if TYPE_CHECKING:
     from gpo_data.lake.remote import AnyPath
@@ -40,14 +41,15 @@ def shards(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb()
+@command.verb(runs=never)
 def audit(recipe: Recipe, options: Options) -> None:
     """what is in a dataset: a table here, an HTML page beside the shards"""
     from gpo_data.audit import run
     from gpo_data.lake.manifest import read_manifest
 
-    stored = read_manifest(_folder(recipe))["measured"]["reward"]
-    path = run(recipe.lake, str(recipe.name), None if recipe.reward == stored else recipe.reward, recipe.where)
+    stored = read_manifest(_folder(recipe)).measured["reward"]
+    reward = None if recipe.reward == stored else recipe.reward
+    path = run(recipe.lake, str(recipe.name), reward, recipe.where, recipe.watchers)
     console.print(f"page: {path}", soft_wrap=True)
 
 
@@ -56,6 +58,7 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
     argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
+    runs=never,
 )
 def sql(recipe: Recipe, options: Options) -> None:
     """query the lake with DuckDB: views members, groups, shards, datasets"""
@@ -80,12 +83,32 @@ def measure(recipe: Recipe, options: Options) -> None:
     """add an evaluator's measurements to shards that are already drawn"""
     from gpo_data.generation.measure import measure
 
+    if options.evaluator and not options.trust:
+        named = [
+            name for name in dict.fromkeys(options.evaluator) if name in EVALUATORS or OWN_EVALUATOR.fullmatch(name)
+        ]
+        expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators))
     measure(recipe, options.evaluator)
+
+
+@command.verb(
+    argument("--evaluator", action="append", metavar="NAME", help="one of the recipe's, or more; default: all of them"),
+    argument("--host", default="127.0.0.1", help="to listen at; beyond this machine set GPO_JUDGE_TOKEN"),
+    argument("--port", type=at_least(0), default=8190, help="0: any that is free"),
+)
+def serve(recipe: Recipe, options: Options) -> None:
+    """offer the recipe's evaluators to others over HTTP: POST /score, as `http:` of a recipe asks for"""
+    from gpo_data.evaluators import chosen
+    from gpo_data.evaluators.serve import serve
+
+    names = options.evaluator or [*recipe.evaluators, *recipe.watchers]
+    serve(chosen(recipe, names), options.host, options.port, console)
 
 
 @command.verb(
     argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
+    runs=lambda options: options.redraw > 0,
 )
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
@@ -127,6 +150,7 @@ def verify(recipe: Recipe, options: Options) -> int:
     argument("--group", action="append", metavar="KEY", help="a group, for example text-00000003"),
     argument("--limit", type=at_least(1), default=4, help="without --group: how many groups"),
     argument("--out", type=Path, help="PNG file; default: show.png beside the shards"),
+    runs=never,
 )
 def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""

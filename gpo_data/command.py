@@ -6,8 +6,11 @@
     def show(recipe: Recipe, options: Options) -> None:
         \"\"\"what the verb does, in the words of its help\"\"\"
 
-Any key of the recipe can be overridden on the command line of any verb. What went wrong is one line and an exit code:
-1: a run failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C or SIGTERM.
+Any key of the recipe can be overridden on the command line of any verb. A verb that runs evaluators takes `--trust`,
+and without it no recipe that names code of its own (recipe/trust.py).
+
+What went wrong is one line and an exit code: 1: a run failed; 2: the recipe or the command line is wrong; 130: stopped
+by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -24,11 +27,17 @@ from gpo_data.recipe.checks import MOST_INT
 Options = argparse.Namespace
 Verb = Callable[[Recipe, Options], int | None]
 Argument = tuple[tuple[str, ...], dict[str, Any]]
+TRUST = "run code that the recipe names: evaluators of its own, pickled weights of a detector"
 
 
 def argument(*names: str, **options: Any) -> Argument:
     """As `argparse.ArgumentParser.add_argument` takes it."""
     return names, options
+
+
+def never(options: Options) -> bool:
+    """Of a verb that runs nothing that the recipe names."""
+    return False
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -50,10 +59,20 @@ class Command:
         self.parser = argparse.ArgumentParser(name, description=description, formatter_class=style, allow_abbrev=False)
         self._parsers = self.parser.add_subparsers(required=True, metavar="VERB", parser_class=_VerbParser)
         self._keys = keys
-        self._verbs: dict[str, tuple[Verb, _VerbParser]] = {}
+        self._verbs: dict[str, tuple[Verb, _VerbParser, Callable[[Options], bool]]] = {}
 
-    def verb(self, *arguments: Argument, name: str = "", keys: Sequence[str] | None = None) -> Callable[[Verb], Verb]:
-        """Adds the function to the table, under its own name or `name`."""
+    def verb(
+        self,
+        *arguments: Argument,
+        name: str = "",
+        keys: Sequence[str] | None = None,
+        runs: Callable[[Options], bool] = lambda options: True,
+    ) -> Callable[[Verb], Verb]:
+        """Adds the function to the table, under its own name or `name`.
+
+        Args:
+            runs: whether it runs what the recipe names as evaluators, with these options.
+        """
 
         def add(function: Verb) -> Verb:
             named = name or function.__name__
@@ -63,8 +82,10 @@ class Command:
             parser.add_argument("recipe", help="a name such as text-tiny, or a file")
             for names, options in arguments:
                 parser.add_argument(*names, **options)
+            if runs is not never:
+                parser.add_argument("--trust", action="store_true", help=TRUST)
             parser.sections = self._keys if keys is None else keys
-            self._verbs[named] = function, parser
+            self._verbs[named] = function, parser, runs
             return function
 
         return add
@@ -74,13 +95,13 @@ class Command:
         arguments = sys.argv[1:] if argv is None else argv
         if not arguments or arguments[0] not in self._verbs:
             self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
-        function, parser = self._verbs[arguments[0]]
+        function, parser, runs = self._verbs[arguments[0]]
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
         overrides, rest = split_overrides(arguments[1:])
         options, unknown = parser.parse_known_intermixed_args(rest)
         options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
         try:
-            return function(load(options.recipe, overrides + unknown), options) or 0
+            return function(load(options.recipe, overrides + unknown, not runs(options) or options.trust), options) or 0
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code

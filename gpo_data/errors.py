@@ -9,7 +9,8 @@ import errno
 from collections.abc import Sequence
 
 # What a disk or a file system that fails says, whatever was done with it.
-DISK = (errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EACCES)
+FAILING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)  # where nothing is wrong with what was asked for
+DISK = (*FAILING, errno.EROFS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES)
 MOST = 10  # names in a list of a message
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gpo_train.data import GroupDataModule
     from gpo_train.module import GPOModule
     from gpo_train.noise import sample_noise
-    from gpo_train.objective import group_loss
+    from gpo_train.objectives.group import group_loss
     from gpo_train.online.callback import OnlineRegeneration
     from gpo_train.policy import Policy
 
@@ -35,7 +35,7 @@ _PUBLIC = {
     "OnlineRegeneration": "gpo_train.online.callback",
     "Policy": "gpo_train.policy",
     "Train": "gpo_data.recipe",
-    "group_loss": "gpo_train.objective",
+    "group_loss": "gpo_train.objectives.group",
     "sample_noise": "gpo_train.noise",
 }
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpo_data.command import Argument, Command, Options, argument, at_least
+from gpo_data.command import Argument, Command, Options, argument, at_least, never
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
@@ -37,7 +37,12 @@ def one_run(mode: str, default: str = "the newest of this recipe and mode") -> l
     ]
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"))
+def drawn(options: Options) -> bool:
+    """Whether the policy draws."""
+    return bool(options.mode == "online")
+
+
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"), runs=drawn)
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -77,6 +82,7 @@ def compare(recipe: Recipe, options: Options) -> None:
 @command.verb(
     *one_run("online"),
     argument("--follow", action="store_true", help="again every ten seconds until the run has finished"),
+    runs=never,
 )
 def watch(recipe: Recipe, options: Options) -> None:
     """the iterations of an online run: rewards, dead groups, seconds; a table, and curves in watch.png"""
@@ -89,6 +95,7 @@ def watch(recipe: Recipe, options: Options) -> None:
     *one_run("online"),
     argument("--last", type=at_least(2), required=True, metavar="N", help="how many iterations"),
     argument("--out", metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
+    runs=never,
 )
 def average(recipe: Recipe, options: Options) -> None:
     """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
@@ -100,7 +107,7 @@ def average(recipe: Recipe, options: Options) -> None:
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 
 
-@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"))
+@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"), runs=never)
 def export(recipe: Recipe, options: Options) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,7 +20,12 @@ import torch
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.advantage import Scale
+from gpo_data.lake.cache import Cache, bytes_of
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, TrainGroup, batches
+from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.watched import refuse_watched, watched_columns
 from gpo_data.lifeline import end_with_parent
 from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import TASKS
@@ -28,7 +34,13 @@ Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups ar
 
 
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
-    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and `train.members_per_group`."""
+    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages.
+
+    Raises UsageError, as for a reward that reads what is only watched.
+    """
+    here = dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
+    refuse_watched(recipe.reward, watched_columns(here, manifest, recipe.watchers))
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
@@ -38,7 +50,15 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         recipe.relabel,
         tuple(TASKS[recipe.task.kind].columns),
         recipe.train.members_per_group,
+        Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
     )
+
+
+def cache_of(settings: Train) -> Cache | None:
+    """Where groups from an object store are kept, for the epochs that follow."""
+    if settings.cache is None:
+        return None
+    return Cache(Path(settings.cache["folder"]).expanduser(), bytes_of("train.cache.size", settings.cache["size"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +82,10 @@ class GroupLoader:
     def __iter__(self) -> Iterator[list[TrainGroup]]:
         # A generator: Lightning asks for an iterator twice, and worker processes start at the first batch.
         if self.reader is None:
+            return
+        if self.reader.remote:  # waits for a network and computes nothing: threads read ahead
+            groups = self.reader.ahead(index for step in self.steps for index in step)
+            yield from ([next(groups) for _ in step] for step in self.steps)
             return
         yield from torch.utils.data.DataLoader(
             self.reader,

@@ -68,13 +68,13 @@ def export(run: Run, out: Path) -> Path:
     """The run's policy as a plain diffusers folder or LoRA file in `out`. Raises UsageError."""
     manifest = run.manifest()
     if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest['state']}); `gpo-train fit` finishes it")
+        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
     if (run.policy / models.LORA_FILE).is_file():
         shutil.copytree(run.policy, out, dirs_exist_ok=True)
         return out
-    base = models.resolve(manifest["recipe"]["model"], manifest["recipe"]["revision"])
+    base = models.resolve(manifest.recipe["model"], manifest.recipe["revision"])
     denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
     wanted = {
         name

@@ -59,9 +59,9 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     run = open_run(name, recipe, mode, model_folder, runs)
     with run.claim(_rank() == 0):
         iterations = recipe.online.iterations if mode == "online" else 0
-        if len(history(run.folder)) < iterations and "stopped_by" not in run.manifest():
+        if len(history(run.folder)) < iterations and run.manifest().stopped_by is None:
             run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
-        if run.manifest()["state"] == "finished":
+        if run.manifest().state == "finished":
             console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
             return run
         seed = recipe.seed if settings.seed is None else settings.seed
@@ -79,9 +79,7 @@ def _fit(
     recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console, trial: bool
 ) -> Run:
     dtype = getattr(torch, recipe.sampler.dtype)
-    online = (
-        OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest()["mode"] == "online" else None
-    )
+    online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest().mode == "online" else None
     prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     data = GroupDataModule(prepare, settings, seed)
@@ -132,8 +130,13 @@ def _fit(
         )
     save_policy(average.policy if average else policy, run.policy, write=trainer.is_global_zero)
     if trainer.is_global_zero:
-        facts: dict[str, Any] = {"ranks": trainer.world_size} | ({"stopped_by": stopped_by} if stopped_by else {})
-        run.note(state="finished", steps=trainer.global_step, train_seconds=round(checkpoints.seconds, 1), **facts)
+        run.note(
+            state="finished",
+            steps=trainer.global_step,
+            train_seconds=round(checkpoints.seconds, 1),
+            ranks=trainer.world_size,
+            stopped_by=stopped_by,
+        )
         console.print(
             f"trained {trainer.global_step} steps in {checkpoints.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )

@@ -1,6 +1,6 @@
 """The LightningModule: noise, errors, objective and optimiser wired together, and what is worth watching logged.
 
-    L = mean over the step's groups, mean over the k noise samples of group_loss(s[sample], A)      (objective.py)
+    L = mean over the step's groups, mean over the k noise samples of loss(sample)        (objectives/)
 
 Optimisation is manual, because a step is many backward passes, a micro-batch each (gradcache.py).
 """
@@ -18,13 +18,16 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.reader import TrainGroup
+from gpo_data.models.flow import Flow
 from gpo_data.recipe import Train
-from gpo_train import gradcache, objective
+from gpo_train import gradcache
 from gpo_train.data import GroupDataModule
 from gpo_train.noise import NoiseSamples, epoch_noise
-from gpo_train.policy import Policy
+from gpo_train.objectives.group import penalty, sample_loss
+from gpo_train.objectives.terms import Terms, clipped, objective_of
+from gpo_train.policy import Compared, Policy
 from gpo_train.reference import StoredErrors
 
 
@@ -51,7 +54,14 @@ class GPOModule(L.LightningModule):
         self.drawn_in, self.interval, self.stopping = drawn_in, interval, stopping
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
-        self.stored = StoredErrors(folder / "reference") if settings.reference == "stored" else None
+        self.objective = objective_of(settings.loss)
+        compares = settings.objective == "gpo" and self.objective.reference
+        self.stored = StoredErrors(folder / "reference") if compares and settings.reference == "stored" else None
+        # Where another reference is compared with, the policy that began the iteration is kept by its errors.
+        keeps_old = settings.objective == "gpo" and (settings.clip_range or settings.loss == "awm")
+        self.old = StoredErrors(folder / "old") if keeps_old and self.stored is None else None
+        if self.objective.predictions and not isinstance(policy.model, Flow):
+            raise UsageError(f"train.loss: {settings.loss} is for rectified flow, found {type(policy.model).__name__}")
         self._clock = time.monotonic()
 
     def configure_optimizers(self) -> Any:
@@ -76,17 +86,24 @@ class GPOModule(L.LightningModule):
         if self.policy.frozen is not None and self._follows and epoch % self.interval == 0:
             self.policy.follow(0.0)
         # The policy still is the reference: for the iteration, or, if that never moves, for all epochs.
-        together = self.interval if self._follows else last
-        if self.stored is None or self.settings.objective == "sft" or epoch % together:
+        if self.stored is not None:
+            self._store(self.stored, self.interval if self._follows else last, self.policy.reference_errors)
+        if self.old is not None:
+            self._store(self.old, self.interval, self.policy.present_errors)
+
+    def _store(self, store: StoredErrors, together: int, errors: Callable[[TrainGroup, NoiseSamples], Tensor]) -> None:
+        """Ask for the errors of the next `together` epochs, at the beginning of the first of them."""
+        epoch, last = self.current_epoch, self.trainer.max_epochs or 1
+        if epoch % together:
             return
         self.policy.denoiser.eval()
         for asked in range(epoch, min(epoch + together, last)):
             reader = self.data.prepare(asked)
             assert reader is not None
-            self.stored.compute(
+            store.compute(
                 asked,
                 reader,
-                lambda group, asked=asked: self.policy.reference_errors(group, self.noise_of(asked, group)),  # type: ignore[misc]
+                lambda group, asked=asked: errors(group, self.noise_of(asked, group)),  # type: ignore[misc]
                 self.global_rank,
                 self.trainer.world_size,
                 self.stopping,
@@ -143,32 +160,51 @@ class GPOModule(L.LightningModule):
         noise = self.noise_of(self.current_epoch, group)
         if self.settings.objective == "sft":
             return self._sft_backward(group, noise, scale, last)
-        advantages = group.advantages.to(self.device)
-        reference = None if self.settings.kl else self.reference_errors(group, noise).flatten().to(self.device)
-        (k, n), s = noise.u.shape, self.settings
-        of = gradcache.GroupLoss(
-            lambda one: objective.group_loss(one, advantages, s.weighting, s.loss, s.beta, s.mean_shift_penalty),
-            lambda apart: objective.penalty(apart, s.kl, s.loss, s.beta),
-        )
-        losses, differences, distances = gradcache.backward(
-            lambda rows: self._compared(group, noise, rows, reference),
-            of,
+        s, (k, n) = self.settings, noise.u.shape
+        known = self._known(group, noise)
+        before: Tensor | None = None
+        if self.old is not None:
+            before = self.old.look_up(self.current_epoch, self.data.position.digest, group).flatten().to(self.device)
+        advantages, rewards = group.advantages.to(self.device), group.rewards.to(self.device)
+        step = self.global_step if self._trainer else 0
+
+        def terms(one: Compared) -> Terms:
+            return _terms(one.each(Tensor.double), advantages, rewards, step)
+
+        def ask(rows: slice) -> Compared:
+            found = self._compared(group, noise, rows, known)
+            return found if before is None else found.replace(old=before[rows])
+
+        unit = self.objective.unit(s)
+        losses, found = gradcache.backward(
+            ask,
+            gradcache.GroupLoss(
+                lambda one: sample_loss(self.objective, terms(one), s), lambda apart: penalty(apart, s.kl, unit)
+            ),
             k,
             n,
             s.micro_batch_size,
             lambda loss, ends: self._backward(loss * scale, last and ends),
         )
-        found = self._watched(losses, differences, advantages)
-        return found | ({"kl": distances.mean().item()} if s.kl else {})
+        samples = [terms(found.each(lambda x, j=j: x[j])) for j in range(k)]  # type: ignore[misc]
+        return self._watched(losses, found, advantages, samples)
 
-    def _compared(
-        self, group: TrainGroup, noise: NoiseSamples, rows: slice, reference: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(s, ||f_theta - f_ref||^2) of `rows`; the latter 0 where the reference's errors [k * n] are all there is."""
-        if reference is None:
-            return self.policy.compared(group, noise, rows)
-        s = self.policy.errors(group, noise, rows) - reference[rows]
-        return s, torch.zeros_like(s)
+    def _known(self, group: TrainGroup, noise: NoiseSamples) -> Tensor | None:
+        """The reference's errors [k * n], where those alone are needed: asked for the whole group, or looked up."""
+        if self.settings.kl or self.objective.predictions or not self.objective.reference:
+            return None
+        return self.reference_errors(group, noise).flatten().to(self.device)
+
+    def _compared(self, group: TrainGroup, noise: NoiseSamples, rows: slice, known: Tensor | None) -> Compared:
+        """The numbers of `rows`; `known`: see `_known`."""
+        if known is not None:
+            s = self.policy.errors(group, noise, rows) - known[rows]
+            return Compared(s, torch.zeros_like(s), known[rows])
+        if self.objective.reference or self.settings.kl:
+            mix = self.settings.interpolation if self.objective.predictions else None
+            return self.policy.compared(group, noise, rows, mix)
+        s = self.policy.errors(group, noise, rows)
+        return Compared(s, torch.zeros_like(s))
 
     def _sft_backward(self, group: TrainGroup, noise: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
         rows, size = noise.u.numel(), self.settings.micro_batch_size
@@ -191,24 +227,38 @@ class GPOModule(L.LightningModule):
         with waits:
             self.manual_backward(loss)
 
-    def _watched(self, losses: Tensor, s: Tensor, advantages: Tensor) -> dict[str, float]:
-        """Loss, s of the better and the worse half, and the gate: how much of the gradient the loss lets through."""
-        weight = advantages.to(s.dtype)
+    def _watched(self, losses: Tensor, found: Compared, advantages: Tensor, samples: list[Terms]) -> dict[str, float]:
+        """Loss, s of the better and the worse half, and what the objective has to say, averaged over noise samples."""
+        s, weight = found.s, advantages.to(found.s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-        found = {"loss": losses.mean().item(), "error_diff": s.mean().item()}
-        found |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
-        if self.settings.loss == "logsigmoid":
-            found["sigmoid_gate"] = torch.sigmoid(self.settings.beta * (weight * s).mean(1)).mean().item()
-        return found
+        shown = {"loss": losses.mean().item(), "error_diff": s.mean().item()}
+        shown |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
+        told = [self.objective.watch(one, self.settings) for one in samples]
+        shown |= {name: sum(one[name] for one in told) / len(told) for name in told[0]}
+        if self.settings.kl:
+            shown["kl"] = found.distance.mean().item()
+        if self.settings.clip_range:
+            far = [clipped(one, self.settings.clip_range)[1].double().mean().item() for one in samples]
+            shown["clipped_share"] = sum(far) / len(far)
+        return shown
 
     def _clip(self, optimizer: Any) -> float:
         """Clip the gradient norm at `max_grad_norm` (0: only measure it); the norm before. In units of the error."""
         s = self.settings
-        unit = objective.units(s.loss, s.beta) if s.objective == "gpo" else 1.0
+        unit = self.objective.unit(s) if s.objective == "gpo" else 1.0
         largest = s.max_grad_norm * unit or math.inf
         norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.trainable(), largest)
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded weights: over all ranks
         return float(whole) / unit
+
+
+def _terms(one: Compared, advantages: Tensor, rewards: Tensor, step: int) -> Terms:
+    """What the objective sees of a noise sample."""
+    old = None if one.old is None or one.reference is None else one.s + one.reference - one.old
+    if one.old is not None and one.reference is None:
+        old = one.s - one.old
+    spreads = None if one.positive is None or one.negative is None else (one.positive, one.negative)
+    return Terms(one.s, advantages, rewards, one.reference, one.distance, old, one.t, spreads, step)
 
 
 def learning_rate_share(step: int, settings: Train) -> float:

@@ -11,6 +11,7 @@ epoch sees the same ones.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Model
 from gpo_data.recipe import Train
 
+Draw = Callable[..., Tensor]  # (k, generator=...) -> u [k]
+STEPS = 1000  # of the schedulers that diffusers' scripts train with
 RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
 
 
@@ -31,30 +34,53 @@ class NoiseSamples:
     e: Tensor
 
 
+def distribution(settings: Train) -> Draw:
+    """How u is drawn, before `timestep_range` and the scheduler's shift.
+
+    uniform        u ~ U(0, 1)
+    logit_normal   u = sigmoid(m + s n), n ~ N(0, 1)                Stable Diffusion 3, arXiv 2403.03206
+    discrete       u = (floor(1000 v) + 1) / 1000, v ~ U(0, 1)      diffusers' scripts: indices into the scheduler
+    """
+
+    def logit_normal(k: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.sigmoid(settings.logit_mean + settings.logit_std * torch.randn(k, generator=generator))
+
+    def discrete(k: int, generator: torch.Generator | None = None) -> Tensor:
+        return ((torch.rand(k, generator=generator) * STEPS).floor() + 1) / STEPS
+
+    drawn: dict[str, Draw] = {"uniform": torch.rand, "logit_normal": logit_normal, "discrete": discrete}
+    return drawn[settings.timestep_distribution]
+
+
 def sample_noise(
     group: TrainGroup,
     k: int = 5,
     seed: int | None = None,
     shared: bool = True,
     timestep_range: tuple[float, float] = (0.0, 1.0),
+    draw: Draw = torch.rand,
 ) -> NoiseSamples:
     """k samples a member; `seed` None takes torch's own generator.
 
     Args:
         shared: one (u, e) for all members; else each has its own, which does not depend on the others.
         timestep_range: of u.
+        draw: u in (0, 1), see `distribution`.
     """
     members, *shape = group.latents.shape
     low, high = timestep_range
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     if shared:
         generator = torch.Generator().manual_seed(seed)
-        u = torch.rand(k, generator=generator)[:, None].expand(k, members)
+        u = draw(k, generator=generator)[:, None].expand(k, members)
         e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
     else:
         # One seed for the whole group, not per place: a `where` that drops a member must not change the others'.
-        generators = [torch.Generator().manual_seed((seed + int(m)) % 2**63) for m in group.members]
-        u = torch.stack([torch.rand(k, generator=g) for g in generators], dim=1)
+        # Lent members have the numbers of others: their own noise seeds tell them apart.
+        lent = group.lent or (False,) * members
+        own = [seed_of if away else int(m) for m, seed_of, away in zip(group.members, group.seeds, lent, strict=True)]
+        generators = [torch.Generator().manual_seed((seed + number) % 2**63) for number in own]
+        u = torch.stack([draw(k, generator=g) for g in generators], dim=1)
         e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
     return NoiseSamples(low + (high - low) * u, e)
 
@@ -76,7 +102,9 @@ def epoch_noise(
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
     bounds = settings.timestep_range
     low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
-    found = sample_noise(group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high))
+    found = sample_noise(
+        group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high), distribution(settings)
+    )
     if settings.noise == "random":
         return found
     e = model.starting_noise(group.seeds, tuple(group.latents.shape[1:]), drawn_in)

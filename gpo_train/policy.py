@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,38 @@ def open_for_training(folder: Path, sampler: Sampler, settings: Train) -> Model:
     """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
     half = settings.tuning == "lora" and settings.precision == "bfloat16"
     return models.load(folder, dataclasses.replace(sampler, dtype="bfloat16" if half else "float32"), for_training=True)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Numbers of (noise sample, member) rows, [.] each, float32; only `s` and `distance` carry gradients.
+
+    s: the policy's error less the reference's; its own where no reference is asked. distance: ||f_theta - f_ref||^2, 0
+    where only errors of the reference are known. reference: its error. t: the noise level. positive, negative: mean
+    |y - f| of f = b f_theta + (1 - b) f_ref and of f = (1 + b) f_ref - b f_theta, where they are asked for. old: the
+    error of the policy as it began the iteration, where that is not the reference.
+    """
+
+    s: Tensor
+    distance: Tensor
+    reference: Tensor | None = None
+    t: Tensor | None = None
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+    old: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Compared:
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Compared(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
+
+    def replace(self, **values: Tensor) -> Compared:
+        return dataclasses.replace(self, **values)
+
+    @staticmethod
+    def cat(parts: Sequence[Compared]) -> Compared:
+        named = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Compared)}
+        joined: Any = {name: None if values[0] is None else torch.cat(values) for name, values in named.items()}
+        return Compared(**joined)
 
 
 class Policy(nn.Module):
@@ -104,7 +137,7 @@ class Policy(nn.Module):
         """s [k, n]: the policy's error less the reference's, of every sample and member, with the policy's gradient."""
         if self.settings.reference == "stored":
             raise UsageError("train.reference: expected adapters (LoRA) or frozen, found stored: only a run has them")
-        return self.compared(group, noise)[0].view(noise.u.shape)
+        return self.compared(group, noise).s.view(noise.u.shape)
 
     def saved_names(self) -> set[str]:
         """Names of the parameters that a checkpoint holds."""
@@ -123,13 +156,22 @@ class Policy(nn.Module):
         target, x_t, t, conditioning = self._noised(group, noise, rows)
         return _mean_square(target - self._predict(denoiser or self.denoiser, x_t, t, conditioning))
 
-    def compared(self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """(s, ||f_theta - f_ref||^2) of `rows`, float32 each; the reference is asked now, without gradients."""
+    def compared(
+        self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), mix: float | None = None
+    ) -> Compared:
+        """The numbers of `rows`; the reference is asked now, without gradients. `mix`: b of implicit predictions."""
         target, x_t, t, conditioning = self._noised(group, noise, rows)
         with torch.no_grad(), self.as_reference() as reference:
             theirs = self._predict(reference, x_t, t, conditioning)
         ours = self._predict(self.denoiser, x_t, t, conditioning)
-        return _mean_square(target - ours) - _mean_square(target - theirs), _mean_square(ours - theirs)
+        error = _mean_square(target - theirs)
+        found = Compared(_mean_square(target - ours) - error, _mean_square(ours - theirs), error)
+        if mix is None:
+            return found
+        with torch.no_grad():
+            beyond = mix * (ours - theirs)
+            spreads = [(target - theirs - side).abs().flatten(1).mean(1) for side in (beyond, -beyond)]
+        return found.replace(t=t.float(), positive=spreads[0], negative=spreads[1])
 
     def _noised(
         self, group: TrainGroup, noise: NoiseSamples, rows: slice
@@ -139,7 +181,7 @@ class Policy(nn.Module):
         k, members = noise.u.shape
         index = torch.arange(k * members)[rows]
         which = index % members
-        t = self.model.time(noise.u).flatten()[index].to(device)
+        t = self.model.time(noise.u, self.settings.timestep_shift).flatten()[index].to(device)
         e = noise.e.flatten(0, 1)[index].to(device)
         x_0 = group.latents.float()[which].to(device)
         conditioning: Conditioning = {
@@ -156,12 +198,16 @@ class Policy(nn.Module):
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
         """The reference's errors, [k, n], on the CPU."""
-        size, (k, members) = self.settings.micro_batch_size, noise.u.shape
         with self.as_reference() as reference:
-            parts = [
-                self.errors(group, noise, slice(start, start + size), reference)
-                for start in range(0, k * members, size)
-            ]
+            return self.present_errors(group, noise, reference)
+
+    @torch.no_grad()
+    def present_errors(self, group: TrainGroup, noise: NoiseSamples, denoiser: nn.Module | None = None) -> Tensor:
+        """The errors of the policy as it is now, or of another denoiser, [k, n], on the CPU."""
+        size, (k, members) = self.settings.micro_batch_size, noise.u.shape
+        parts = [
+            self.errors(group, noise, slice(start, start + size), denoiser) for start in range(0, k * members, size)
+        ]
         return torch.cat(parts).view(k, members).cpu()
 
     @contextmanager

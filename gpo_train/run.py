@@ -18,29 +18,30 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import fcntl
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
-from gpo_data.lake.durable import TEMPORARY, write_atomic
+from gpo_data.lake.document import read_document, write_document
+from gpo_data.lake.durable import TEMPORARY
 from gpo_data.lake.manifest import drawn_in, with_dtype
 from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
-FREE = ("eval", "lake")
+FREE = ("eval", "lake", "max_failed")
 FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
 FREE_TRAIN = (
     "micro_batch_size",
     "workers",
+    "cache",
     "checkpoint_steps",
     "loggers",
     "trainer",
@@ -50,7 +51,36 @@ FREE_TRAIN = (
 
 
 NAME = re.compile(r"[a-z0-9_-]{1,80}")  # it is part of the names of datasets: <run>-it0003, <run>-eval-<hash>
-FACTS = {"mode", "recipe", "model_digest", "created", "state"}  # of run.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """The content of run.json.
+
+    Args:
+        mode: offline, online or average.
+        recipe: as it was written, of any version.
+        weights_digest: older runs have none.
+        state: training, finished or trial.
+        snapshot: digest, checksum and counts of snapshot.parquet.
+        stopped_by: the rule that ended it.
+        averaged: of what run and iterations it is the mean; see online/average.py.
+    """
+
+    run: str | None = None
+    mode: str
+    recipe: dict[str, Any]
+    model_digest: str
+    weights_digest: str | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+    created: str
+    state: str
+    snapshot: dict[str, str] | None = None
+    stopped_by: str | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    ranks: int | None = None
+    averaged: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,19 +95,14 @@ class Run:
     def policy(self) -> Path:
         return self.folder / "policy"
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> RunManifest:
+        """Raises UsageError."""
         path = self.folder / "run.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
+            return read_document(RunManifest, path, "restore it, or train under another --run NAME")
         except FileNotFoundError:
             known = ", ".join(r.name for r in all_runs(self.folder.parent)) or "none"
             raise UsageError(f"run {self.folder}: no {path.name} there; runs: {known}") from None
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}: not JSON ({error}); restore it, or train under another --run NAME") from None
-        lacking = ", ".join(sorted(FACTS - found.keys())) if isinstance(found, dict) else "everything"
-        if lacking:
-            raise UsageError(f"{path}: damaged, it lacks {lacking}; restore it, or train under another --run NAME")
-        return found
 
     @contextmanager
     def claim(self, wanted: bool = True) -> Iterator[None]:
@@ -101,14 +126,12 @@ class Run:
 
     def expect_online(self, otherwise: str) -> None:
         """Raise UsageError unless it is an online run; `otherwise`: what to do, or why."""
-        mode = self.manifest()["mode"]
+        mode = self.manifest().mode
         if mode != "online":
             raise UsageError(f"run {self.folder}: expected an online run, found {mode}; {otherwise}")
 
     def note(self, **facts: Any) -> None:
-        write_atomic(
-            self.folder / "run.json", json.dumps(self.manifest() | facts, indent=2, ensure_ascii=False).encode()
-        )
+        write_document(dataclasses.replace(self.manifest(), **facts), self.folder / "run.json")
 
 
 def all_runs(folder: Path = RUNS) -> list[Run]:
@@ -116,7 +139,7 @@ def all_runs(folder: Path = RUNS) -> list[Run]:
     found = []
     for path in folder.glob("*/run.json"):
         with suppress(UsageError):  # a damaged one is told where it is asked for
-            found.append((Run(path.parent).manifest()["created"], path.parent))
+            found.append((Run(path.parent).manifest().created, path.parent))
     return [Run(folder) for _, folder in sorted(found)]
 
 
@@ -124,7 +147,7 @@ def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
     """The newest run of a recipe and mode. Raises UsageError."""
     for run in reversed(all_runs(folder)):
         manifest = run.manifest()
-        if manifest["recipe"]["name"] == recipe_name and manifest["mode"] == mode:
+        if manifest.recipe["name"] == recipe_name and manifest.mode == mode:
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(
@@ -144,7 +167,7 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
 
     As the run in `folder` was begun, else as the first of `datasets` was drawn, else by the hardware.
     """
-    begun = Run(folder).manifest()["recipe"] if (folder / "run.json").is_file() else None
+    begun = Run(folder).manifest().recipe if (folder / "run.json").is_file() else None
     device = hardware.device_of(recipe.sampler.device)
     dtype: str = recipe.sampler.dtype
     precision: str = recipe.train.precision
@@ -161,28 +184,28 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
 def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: Path = RUNS) -> Run:
     """The run's folder, made if new. Raises UsageError if another recipe or model trained there."""
     run = Run(folder / name)
-    content = {
-        "run": name,
-        "mode": mode,
-        "recipe": dataclasses.asdict(recipe),
-        "model_digest": models.digest(model_folder),
-        "weights_digest": models.weights_digest(model_folder),
-        "versions": models.versions() | {"gpo": gpo_data.__version__},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        "state": "training",
-    }
+    made = RunManifest(
+        run=name,
+        mode=mode,
+        recipe=dataclasses.asdict(recipe),
+        model_digest=models.digest(model_folder),
+        weights_digest=models.weights_digest(model_folder),
+        versions=models.versions() | {"gpo": gpo_data.__version__},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        state="training",
+    )
     if (run.folder / "run.json").is_file():
         refuse_older(run)
-        _refuse_difference(run, run.manifest(), content)
+        _refuse_difference(run, run.manifest(), made)
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.folder / "run.json", json.dumps(content, indent=2, ensure_ascii=False).encode())
+    write_document(made, run.folder / "run.json")
     return run
 
 
 def refuse_older(run: Run) -> None:
     """Raise UsageError if the run was begun under keys that have other names now."""
-    recipe = run.manifest()["recipe"]
+    recipe = run.manifest().recipe
     older = [
         key
         for key in RENAMED
@@ -195,12 +218,14 @@ def refuse_older(run: Run) -> None:
         )
 
 
-def _refuse_difference(run: Run, old: dict[str, Any], new: dict[str, Any]) -> None:
+def _refuse_difference(run: Run, old: RunManifest, new: RunManifest) -> None:
+    plain = flat(dataclasses.asdict(Recipe(evaluators=["ocr"], reward="1")))  # what keys are that an older run lacks
     before, after = (
-        {"mode": c["mode"], "model_digest": c["model_digest"]}
-        | {"weights_digest": c.get("weights_digest", new["weights_digest"])}  # not in older runs
-        | {k: v for k, v in flat(c["recipe"]).items() if c["mode"] == "online" or k.split(".")[0] != "online"}
-        for c in (old, new)
+        {"mode": one.mode, "model_digest": one.model_digest}
+        | {"weights_digest": one.weights_digest or new.weights_digest}
+        | plain
+        | {k: v for k, v in flat(one.recipe).items() if one.mode == "online" or k.split(".")[0] != "online"}
+        for one in (old, new)
     )
     differing = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
     if differing:

@@ -30,19 +30,22 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
-from gpo_train.data import Prepare, snapshot_of
+from gpo_train.data import Prepare, cache_of, snapshot_of
 from gpo_train.run import Run
 
 
 def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -> Prepare:
     """What gives an epoch's reader. Raises UsageError, RunError."""
     frozen = run.folder / "snapshot.parquet"
-    noted = run.manifest().get("snapshot")
+    noted = run.manifest().snapshot
     table = _whole(frozen, noted)
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        here = {k: v for k, v in run.manifest().items() if k in ("model_digest", "weights_digest")}
+        begun = run.manifest()
+        here = {"model_digest": begun.model_digest}
+        if begun.weights_digest is not None:  # not in older runs
+            here["weights_digest"] = begun.weights_digest
         table = _sealed(
             merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
         )
@@ -56,7 +59,9 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         write_atomic(frozen, buffer.getvalue())
     if noted is None:
         run.note(snapshot=facts_of(table))
-    readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.sequential else [table])]
+    readers = [
+        Reader(recipe.lake, part, cache_of(settings)) for part in (_turns(table) if settings.sequential else [table])
+    ]
     return lambda epoch: readers[epoch % len(readers)]
 
 
@@ -135,9 +140,9 @@ def _turns(table: pa.Table) -> list[pa.Table]:
 def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
-    drawn = {k: manifest["fields"][k] for k in here if k in manifest["fields"]}  # an older one has the first alone
+    drawn = {k: manifest.fields[k] for k in here if k in manifest.fields}  # an older one has the first alone
     if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(
-            f"dataset {name} was drawn by another model ({manifest['fields'].get('model')}, digest {drawn}) than "
+            f"dataset {name} was drawn by another model ({manifest.fields.get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
         )

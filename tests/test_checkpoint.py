@@ -195,7 +195,7 @@ def test_a_checkpoint_does_not_pass_through_the_temporary_folder(
     here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
-    assert train(here).manifest()["state"] == "finished"
+    assert train(here).manifest().state == "finished"
 
 
 @pytest.mark.slow

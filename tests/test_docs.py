@@ -122,7 +122,7 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
     assert len(drawn.groups(reward="contrast")) == 3  # ready to train on
     assert "terms of the sum" in audit("lake", "own").read_text()
     assert grid(load_groups(tmp_path / "lake/dataset=own")).width > 64
-    assert summarise(own, "own")["exact"] is not None
+    assert summarise(own, "own").exact is not None
     base, policy = members(own, own, own)
     assert base == policy and {one["level"] for one in base.values()} <= {2, 3}
 

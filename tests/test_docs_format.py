@@ -164,7 +164,9 @@ def test_tables_of_columns_are_the_codes() -> None:
     for name, kind in TASKS.items():
         assert columns("task", name) == [(column, spelled(t)) for column, t in kind.columns.items()]
     modules = {"image_stats": image_stats, "ocr": ocr, "yolo": yolo, "color": color, "boxes": boxes}
-    scorers = {name for name, (_, kind) in EVALUATORS.items() if kind == "ClipEvaluator"}  # one column, of their name
+    scorers = {
+        name for name, (_, kind) in EVALUATORS.items() if kind in ("ClipEvaluator", "VlmEvaluator")
+    }  # one column, of their name
     assert {*modules, *scorers} == {*EVALUATORS, "image_stats"}
     for name, module in modules.items():
         assert columns("evaluator", name) == [(column, spelled(t)) for column, t in module.COLUMNS.items()]

@@ -101,7 +101,7 @@ flaky.columns = {"flaky": float}
 def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(here, "--train.learning_rate", "1e-3")
     Path("flaky.py").write_text(FLAKY)
-    found = evaluated(here, "--evaluators", "[ocr, 'flaky:flaky']", "--eval.group_size", "4", run="a")
+    found = evaluated(here, "--evaluators", "[ocr, 'flaky:flaky']", "--trust", "--eval.group_size", "4", run="a")
     con = catalog.connect("lake")
     count = "SELECT count(*), count(*) FILTER (status <> 'ok') FROM members WHERE dataset = ?"
     for side in ("base", "policy"):
@@ -113,7 +113,7 @@ def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureF
     scored = "SELECT avg(CASE status WHEN 'ok' THEN text_edit_lenient(target, ocr_text) ELSE 0 END) FROM members"
     for side in ("base", "policy"):
         (expected,) = con.execute(f"{scored} WHERE dataset = ?", [found["datasets"][side]]).fetchall()[0]
-        assert found[side]["ocr_accuracy"] == pytest.approx(expected)
+        assert found[side]["scores"]["ocr_accuracy"] == pytest.approx(expected)
 
 
 def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
@@ -122,11 +122,11 @@ def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
 
     Path("flaky.py").write_text(FLAKY)
     options = ["--name", "flaky", "--evaluators", "[ocr, 'flaky:flaky']"]
-    assert gpo_data.cli.main(["shards", str(here), *options]) == 0
-    made = recipe.load(here, options)
+    assert gpo_data.cli.main(["shards", str(here), "--trust", *options]) == 0
+    made = recipe.load(here, options, trust=True)
     perfect, own = members(made, made, made)
     for one in (*perfect.values(), *(one for one in own.values() if not one["failed"])):
         one["exact"] = 1.0
     found = compare(made, made, made, (perfect, own), list("AABBCC"))
-    assert found["difference"]["exact"] == -found["policy"]["failed"] / 24 < 0
-    assert found["targets"] == 3 and found["difference"]["ci95"][0] < 0
+    assert found.difference.exact == -found.policy.failed / 24 < 0
+    assert found.difference.ci95[0] < 0

@@ -72,9 +72,9 @@ def test_two_ranks_end_where_one_does(here: Path, tmp_path: Path, extra: list[st
         while process.poll() is None and newest_of(run) is None:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
-    assert run.manifest()["state"] == "training"
+    assert run.manifest().state == "training"
     subprocess.run(command, check=True, cwd=tmp_path, timeout=400, env=environment)
-    assert run.manifest()["ranks"] == 2
+    assert run.manifest().ranks == 2
     for config in run.policy.rglob("config.json"):  # of full fine-tuning; a LoRA has none
         assert json.loads(config.read_text())["_class_name"] == "SD3Transformer2DModel"
     two = weights_of(run)

@@ -155,7 +155,7 @@ def test_the_version_is_the_source(own: Path) -> None:
 
 def test_draws_and_measures_with_it(own: Path, recipe_file: Path) -> None:
     changes = ["--evaluators", "[own:words]", "--reward", "letters / 100"]
-    made = recipe.load(recipe_file, changes)
+    made = recipe.load(recipe_file, changes, trust=True)
     folder = draw(made, Console(quiet=True))
     rows = pq.read_table(folder / "shard-000000.parquet").to_pylist()
     assert [row["letters"] for row in rows] == [len(row["prompt"]) for row in rows]
@@ -165,18 +165,18 @@ def test_draws_and_measures_with_it(own: Path, recipe_file: Path) -> None:
         query = "SELECT sharpness FROM members ORDER BY group_key, member"
         return [value for (value,) in catalog.connect(made.lake).execute(query).fetchall()]
 
-    assert cli.main(["measure", str(recipe_file), "--evaluator", "own:sharpness"]) == 0
+    assert cli.main(["measure", str(recipe_file), "--trust", "--evaluator", "own:sharpness"]) == 0
     assert len(before := sharpness()) == 24 and None not in before
     # Without names: the recipe's evaluators, which the shards were drawn with as long as the source is the same.
-    assert cli.main(["measure", str(recipe_file), *changes]) == 0
+    assert cli.main(["measure", str(recipe_file), "--trust", *changes]) == 0
     assert not list(folder.glob("measures/own.words@*"))
     own.write_text(MODULE.replace('len(t["prompt"])', "1").replace("axis=0", "axis=1") + "sharpness.version = 2")
     sys.modules.pop("own")
     with pytest.raises(UsageError, match=r"own\.words\.version"):
         draw(made, Console(quiet=True))
-    assert cli.main(["measure", str(recipe_file), *changes]) == 0
+    assert cli.main(["measure", str(recipe_file), "--trust", *changes]) == 0
     assert len(list(folder.glob("measures/own.words@*/*.parquet"))) == 3
-    assert cli.main(["measure", str(recipe_file), "--evaluator", "own:sharpness"]) == 0
+    assert cli.main(["measure", str(recipe_file), "--trust", "--evaluator", "own:sharpness"]) == 0
     assert len(list(folder.glob("measures/own.sharpness@*"))) == 2 and sharpness() != before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,34 @@ def test_where_every_member_fails_the_run_fails_and_says_why(
     assert "8 members failed: image_stats: ModuleNotFoundError: No module named 'eyes'" in said.out
     assert "all 8 members failed: image_stats: ModuleNotFoundError" in " ".join(said.err.split())
     assert cli.main(small) == 0  # what was kept is tried again
+
+
+def test_where_many_members_fail_drawing_stops_and_keeps_what_it_has(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = image_stats.ImageStats.measure
+
+    def half_blind(self: Any, images: list[Any], targets: list[Any]) -> list[Any]:
+        if any(int(image.sum()) % 2 for image in images):
+            raise ValueError("an odd one")
+        return measure(self, images, targets)
+
+    line = ["shards", str(recipe_file), "--task.num_prompts", "24"]
+    folder = dataset_folder(recipe.load(recipe_file).lake, "small")
+    with monkeypatch.context() as patch:
+        patch.setattr(image_stats.ImageStats, "measure", half_blind)
+        assert cli.main(line) == 1
+        said = capsys.readouterr()
+        assert re.search(r"^  \d\d members failed: image_stats: ValueError: an odd one$", said.out, re.MULTILINE)
+        assert re.fullmatch(
+            r"error: \d\d of \d\d members failed, more than max_failed: 0.2 allows, most often: image_stats: .*\n",
+            said.err,
+        )
+        kept = verify(folder)
+        assert kept.problems == [] and 14 <= kept.groups < 24 and 0.2 < kept.failed / kept.members < 0.8
+        assert cli.main([*line, "--max_failed", "0.9"]) == 0
+        assert verify(folder).groups == 24
+    assert cli.main(line) == 0 and verify(folder).failed == 0  # the same dataset, whose failed members are tried again
 
 
 def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

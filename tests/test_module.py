@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from gpo_data.lake.reader import Reader, batches
 from gpo_data.recipe import Train
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
-from gpo_train.noise import epoch_noise
+from gpo_train.noise import epoch_noise, sample_noise
 from gpo_train.policy import Policy
+from gpo_train.run import Run
 from gpo_train.settings import train_settings
 from tests.parts.training import newest_of, reader_of, train, weights_of
 
@@ -69,7 +71,7 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
     with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
         Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
     run = train(here, "--relabel", "true", "--where", "member < 2", name="lent")
-    assert run.manifest()["state"] == "finished"
+    assert run.manifest().state == "finished"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,8 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
         ["--train.kl", "0.5"],
         ["--train.kl", "0.5", "--train.loss", "linear"],
         ["--train.mean_shift_penalty", "0.5"],
+        ["--train.loss", "nft"],
+        ["--train.loss", "gdro", "--train.kl", "0.5"],
     ],
     ids=lambda extra: "-".join(extra).replace("--train.", ""),
 )
@@ -104,7 +108,7 @@ def test_the_penalty_is_the_distance_to_the_reference(here: Path, tmp_path: Path
     for kl in ("0.0", "0.5", "1.0"):
         module = module_of(here, tmp_path, "--train.tuning", tuning, "--train.reference", reference, "--train.kl", kl)
         found[kl] = module.group_backward(group)
-    _, apart = module.policy.compared(group, module.noise_of(0, group))
+    apart = module.policy.compared(group, module.noise_of(0, group)).distance
     assert found["1.0"]["kl"] == pytest.approx(apart.mean().item(), rel=1e-4) and apart.min() > 0
     for kl in ("0.5", "1.0"):
         added = found[kl]["loss"] - found["0.0"]["loss"]
@@ -129,6 +133,40 @@ def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
     assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
     assert torch.equal(path.u, shared.u)
+
+
+def test_timesteps_are_drawn_as_asked(here: Path) -> None:
+    """Quantiles against those of diffusers' compute_density_for_timestep_sampling, which counts from the noisy end."""
+    from diffusers.training_utils import compute_density_for_timestep_sampling
+
+    made = recipe.load(here)
+    model, group = models.load(Path(made.model), made.sampler), reader_of(here)[1]
+
+    def drawn(*extra: str) -> torch.Tensor:
+        settings = train_settings(recipe.load(here, ["--train.timesteps_per_image", "20000", *extra]))
+        small = dataclasses.replace(group, latents=group.latents[:, :1, :1, :1])
+        return epoch_noise(model, settings, 0, 0, small).u[:, 0]
+
+    normal = drawn("--train.timestep_distribution", "logit_normal", "--train.logit_mean", "0.5")
+    theirs = 1 - compute_density_for_timestep_sampling("logit_normal", 20000, -0.5, 1.0)
+    at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    torch.testing.assert_close(normal.quantile(at), theirs.quantile(at), atol=0.02, rtol=0)
+    part = drawn("--train.timestep_distribution", "logit_normal", "--train.timestep_range", "[0.2, 0.4]")
+    assert 0.2 < part.min() < 0.25 < 0.35 < part.max() < 0.4
+    steps = drawn("--train.timestep_distribution", "discrete")
+    sigmas = model.pipe.scheduler.sigmas.double()  # type: ignore[attr-defined]
+    apart = (model.time(steps).double()[:, None] - sigmas).abs().min(dim=1).values
+    assert apart.max() < 1e-6 and len(steps.unique()) > 990
+
+
+def test_lent_members_have_noise_of_their_own(here: Path) -> None:
+    made, how = recipe.load(here), {"targets": ("target", "color"), "relabel": "length(lender.target) > 0"}
+    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", made.reward, **how))
+    group, alone = reader[0], reader_of(here)[0]
+    assert group.key == alone.key and group.lent[:5] == (False,) * 4 + (True,) and sum(group.lent) == 20
+    noise, before = sample_noise(group, 2, seed=3, shared=False), sample_noise(alone, 2, seed=3, shared=False)
+    assert torch.equal(noise.e[:, :4], before.e)  # its own members have what they had
+    assert len(noise.u[0].unique()) == 24
 
 
 def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:
@@ -158,7 +196,7 @@ def test_lora_exports_what_diffusers_loads(here: Path, tmp_path: Path) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(recipe.load(here).model, dtype=torch.float32)
     pipe.load_lora_weights(tmp_path / "out")
     moved = [p for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
-    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest()["state"] == "finished"
+    assert moved and any(p.abs().max() > 0 for p in moved) and run.manifest().state == "finished"
     path = newest_of(run)
     assert path is not None
     trained, exported = torch.load(path, weights_only=True)["state_dict"], weights_of(run)
@@ -199,7 +237,7 @@ def test_full_exports_a_plain_folder_and_eval_compares(here: Path, tmp_path: Pat
     assert cli.main(["eval", str(here), "--run", "full"]) == 0
     found = json.loads((run.folder / "eval.json").read_text())
     assert found["n"] == 4 and found["difference"]["ci95"][0] <= found["difference"]["exact"]
-    assert found["base"]["entropy"] != found["policy"]["entropy"]  # the policy's own pictures, not the base's
+    assert found["base"]["statistics"] != found["policy"]["statistics"]  # the policy's own pictures, not the base's
     assert (run.folder / "eval.html").is_file() and (run.folder / "eval.png").is_file()
     before = found
     assert cli.main(["eval", str(here)]) == 0  # the newest run; nothing is drawn again
@@ -217,7 +255,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
 
 def test_sft_learns_from_chosen_members(here: Path) -> None:
     run = train(here, "--train.objective", "sft", "--train.sft_reward", "0.4", name="sft")
-    assert run.manifest()["state"] == "finished" and run.manifest()["steps"] > 0
+    assert run.manifest().state == "finished" and run.manifest().steps > 0
 
 
 def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +282,13 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
     train(here, name="mine")
     with pytest.raises(UsageError, match=r"another recipe; .* train.learning_rate: 0.0001 there, 0.5 now"):
         train(here, "--train.learning_rate", "0.5", name="mine")
+    run = Run(Path("runs/mine"))  # a run that is older than a key has its default
+    older = run.manifest().recipe
+    del older["train"]["clip_range"]
+    run.note(recipe=older)
+    train(here, name="mine")
+    with pytest.raises(UsageError, match=r"another recipe; .* train.clip_range: 0.0 there, 0.1 now"):
+        train(here, "--train.clip_range", "0.1", name="mine")
     with pytest.raises(UsageError, match="no online run of small"):
         from gpo_train.run import newest
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpo_data.lake.advantage import extremes, is_dead, standardise
+from gpo_data.lake.advantage import Scale, extremes, is_dead, standardise
 from gpo_train.gradcache import coefficients
-from gpo_train.objective import group_loss, pairs, penalty, weights
+from gpo_train.objectives.group import group_loss, penalty
+from gpo_train.objectives.pairs import pairs, weights
+from gpo_train.policy import Compared
 from tests.parts.pages import table
 
 RNG = np.random.default_rng(0)
@@ -44,7 +46,8 @@ def numpy_loss(s: np.ndarray, r: np.ndarray, weighting: str, kind: str, hold: fl
 @pytest.mark.parametrize("weighting", ["zscore", "sign", "all", "max", "min"])
 def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
     s, a = torch.tensor(S), torch.tensor(A)
-    loss, gradient = coefficients(s, lambda s: group_loss(s, a, weighting, kind, BETA, hold))
+    loss = group_loss(s.requires_grad_(), a, weighting, kind, BETA, hold)
+    (gradient,) = torch.autograd.grad(loss, s)
     assert loss.item() == pytest.approx(numpy_loss(S, R, weighting, kind, hold), rel=1e-10)
     for i in range(len(S)):
         step = np.zeros_like(S)
@@ -55,8 +58,8 @@ def test_loss_and_gradient(weighting: str, kind: str, hold: float) -> None:
 
 def test_the_penalty_has_the_units_of_the_loss() -> None:
     distances = torch.tensor(S**2)
-    assert penalty(distances, 0.5, "logsigmoid", BETA).item() == pytest.approx(0.5 * BETA * (S**2).mean(), rel=1e-10)
-    assert penalty(distances, 0.5, "linear", BETA).item() == pytest.approx(0.5 * (S**2).mean(), rel=1e-10)
+    assert penalty(distances, 0.5, BETA).item() == pytest.approx(0.5 * BETA * (S**2).mean(), rel=1e-10)
+    assert penalty(distances, 0.5).item() == pytest.approx(0.5 * (S**2).mean(), rel=1e-10)
 
 
 def test_pairs_and_group_are_one_identity() -> None:
@@ -78,7 +81,7 @@ def test_a_split_group_has_the_whole_groups_gradient() -> None:
     whole, theta.grad = theta.grad.clone(), None
     with torch.no_grad():
         s = errors(slice(None))
-    _, gradient = coefficients(s, lambda s: group_loss(s, a, beta=3.0))
+    _, gradient, _ = coefficients(Compared(s, s), lambda one: group_loss(one.s, a, beta=3.0))
     for start in range(0, 12, 5):
         part = slice(start, start + 5)
         (gradient[part] * errors(part)).sum().backward()
@@ -102,6 +105,32 @@ def test_advantages_are_standardised_once_and_rounding_is_no_spread() -> None:
     assert weights(middle, "sign").tolist() == [-1, 0, 1]
     with pytest.raises(ValueError, match="all 4 members are equal"):
         pairs(torch.zeros(4), "all")
+
+
+def test_advantages_by_another_std_are_those_of_flow_grpo() -> None:
+    """The numbers came out of its stat_tracking.py (yifan123/flow_grpo ac4c86e), which adds 1e-4 to every std."""
+    rewards = np.array([0.1, 0.9, 0.5, 0.5, 0.30001, 0.3, 0.3, 0.3, 2.0, 1.0, 0.0, 1.0])
+    group = np.repeat([0, 1, 2], 4)
+    by_group = [-1.4137137390873122, 1.4137137390873122, 0, 0, 0.07188719322303756, *[-0.023962397741189877] * 3]
+    by_group += [1.4140135906533668, 0, -1.4140135906533668, 0]
+    of_all = [-0.7557867905400837, 0.7557867905400837, 0, 0, 1.4171002322614518e-05, *[-4.723667440906468e-06] * 3]
+    of_all += [1.889466976350209, 0, -1.889466976350209, 0]
+    for scale, expected in ((Scale("group", 1e-4), by_group), (Scale("global", 1e-4), of_all)):
+        np.testing.assert_allclose(standardise(group, rewards, 3, scale)[0], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(standardise(group, rewards, 3, Scale("none"))[0][:4], [-0.4, 0.4, 0, 0], atol=1e-15)
+    assert np.abs(standardise(group, rewards, 3, Scale(clip=1.2))[0]).max() == 1.2
+    near_dead = standardise(np.zeros(4, int), np.array([0.3, 0.3, 0.30001, 0.30001]), 1)[0]
+    assert np.abs(near_dead) == pytest.approx(np.ones(4))  # what an epsilon is for
+
+
+def test_huge_rewards_keep_their_advantages() -> None:
+    for size in (1e150, 1e300, 1.7e308):
+        for std in ("group", "global"):
+            found, alive = standardise(np.array([0] * 12 + [1] * 12), np.concatenate([R, R]) * size, 2, Scale(std))
+            assert alive.all()
+            np.testing.assert_allclose(found, np.concatenate([A, A]), rtol=1e-12)
+    plain = standardise(np.zeros(12, int), R * 1e300, 1, Scale("none"))[0]
+    np.testing.assert_allclose(plain, (R - R.mean()) * 1e300, rtol=1e-12)
 
 
 def test_a_group_can_be_trained_on_its_best_and_worst_alone() -> None:

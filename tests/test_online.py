@@ -26,9 +26,10 @@ from gpo_data.recipe import Online
 from gpo_train import cli
 from gpo_train import fit as fit_module
 from gpo_train.evaluation.compare import tables
+from gpo_train.evaluation.result import Line, Point
 from gpo_train.fit import Stopped, fit
 from gpo_train.online.guards import reason_to_stop
-from gpo_train.online.iterations import Iteration, choose, history
+from gpo_train.online.iterations import Iteration, Summary, choose, history
 from gpo_train.run import Run, newest
 from gpo_train.settings import train_settings
 from tests.conftest import RECIPE, killed_at
@@ -85,7 +86,7 @@ def test_without_learning_it_writes_what_make_shards_writes(here: Path) -> None:
 def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_same(here: Path) -> None:
     draw(recipe.load(here), quiet())
     run = online(here, "--train.learning_rate", "1e-3")
-    assert [one["iteration"] for one in history(run.folder)] == [0, 1, 2]
+    assert [one.iteration for one in history(run.folder)] == [0, 1, 2]
     by_hand = Iteration(run.folder, 1).recipe(recipe.load(here), "base")
     draw(dataclasses.replace(by_hand, name="base"), quiet())
     assert tars("a-it0001") != tars("base")
@@ -120,7 +121,7 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
     again = fit(recipe.load(here, replay), "off", quiet())
     assert equal(weights_of(again), weights_of(whole))
     together = fit(recipe.load(here, [*replay, "--train.sequential", "false", "--train.epochs", "1"]), "all", quiet())
-    assert len(losses(together)) == 6 and together.manifest()["snapshot"]["groups"] == "12"
+    assert len(losses(together)) == 6 and together.manifest().snapshot["groups"] == "12"
     with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
         fit(recipe.load(here, ["--train.datasets", "b-it*"]), "none", quiet())
     with pytest.raises(UsageError, match="online trains on what it draws; leave them out"):
@@ -194,7 +195,7 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
     online(here, *extra, "--online.iterations", "2", name="longer")
     assert len(history(Path("runs/longer"))) == 2
     longer = online(here, *extra, name="longer")
-    assert len(history(longer.folder)) == 3 and longer.manifest()["steps"] == whole.manifest()["steps"]
+    assert len(history(longer.folder)) == 3 and longer.manifest().steps == whole.manifest().steps
     assert equal(weights_of(longer), weights_of(whole))
     sizes = catalog.connect("lake").execute("SELECT DISTINCT n FROM groups").fetchall()
     assert sizes == [(2,)]
@@ -234,9 +235,9 @@ def test_prompts_that_end_come_round_again(here: Path) -> None:
 
 
 def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = {"reward": 0.5, "diversity": 1.0, "entropy": 2.0, "dark_fraction": 0.001}
+    one = Summary(0, 4, 0, 16, reward=0.5, diversity=1.0, seconds={}, entropy=2.0, dark_fraction=0.001)
     assert reason_to_stop([one, one], Online()) is None
-    later = one | {"reward": 0.4, "diversity": 0.5, "entropy": 1.0, "dark_fraction": 0.01, "distance": 0.2}
+    later = dataclasses.replace(one, reward=0.4, diversity=0.5, entropy=1.0, dark_fraction=0.01, distance=0.2)
     for rule, said in (
         ({"stop_plateau": 1}, "of iteration 0"),
         ({"stop_diversity": 0.6}, "0.50 of the first"),
@@ -250,9 +251,9 @@ def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str])
     assert "stopping: online.stop_diversity: 5" in capsys.readouterr().out
     run = Run(Path("runs/small-online"))
     assert (
-        run.manifest()["state"] == "finished"
-        and run.manifest()["steps"] == 0
-        and "diversity" in run.manifest()["stopped_by"]
+        run.manifest().state == "finished"
+        and run.manifest().steps == 0
+        and "diversity" in str(run.manifest().stopped_by)
     )
 
 
@@ -265,7 +266,7 @@ def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: 
     assert [(Iteration(run.folder, i).folder / "grid.png").is_file() for i in range(3)] == [True, False, True]
     assert cli.main(["watch", str(here)]) == 0
     assert "small-online" in capsys.readouterr().out and (run.folder / "watch.png").stat().st_size > 10_000
-    seconds = history(run.folder)[1]["seconds"]
+    seconds = history(run.folder)[1].seconds
     assert seconds["draw"] > seconds["write"] > 0 and seconds["train"] > 0 and seconds["catalog"] > 0
 
 
@@ -313,7 +314,7 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
     environment["OMP_NUM_THREADS"] = "1"
     subprocess.run(command, check=True, timeout=500, env=environment)
     assert tars("two-it0000") == tars("one-it0000")
-    assert Run(Path("runs/two")).manifest()["ranks"] == 2
+    assert Run(Path("runs/two")).manifest().ranks == 2
     two = weights_of(Run(Path("runs/two")))
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)
@@ -374,24 +375,22 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
 
 
 def test_seeds_of_a_line_are_summed_up() -> None:
-    def point(iteration: int, difference: float) -> dict[str, Any]:
-        return {
-            "iteration": iteration,
-            "images": 8,
-            "exact": 0.5 + difference,
-            "difference": difference,
-            "ci95": [0.0, 0.1],
-            "diversity_ratio": 1.0,
-            "color_exact": None,
-            "failed": 0,
-        }
+    def line(name: str, *differences: float) -> Line:
+        points = [
+            Point(
+                iteration=i,
+                images=8,
+                exact=0.5 + difference,
+                failed=0,
+                difference=difference,
+                ci95=[0.0, 0.1],
+                diversity_ratio=1.0,
+            )
+            for i, difference in enumerate(differences)
+        ]
+        return Line(line=name, points=points, split="heldout", prompts=2, targets=2, left_out=0)
 
-    part = {"split": "heldout", "prompts": 2, "targets": 2, "left_out": 0}
-    found = {
-        "a": {"line": "x", "points": [point(0, 0.0), point(1, 0.1)]} | part,
-        "b": {"line": "x", "points": [point(0, 0.0), point(1, 0.3), point(2, 0.4)]} | part,
-        "c": {"line": "y", "points": [point(0, 0.0)]} | part,
-    }
+    found = {"a": line("x", 0.0, 0.1), "b": line("x", 0.0, 0.3, 0.4), "c": line("y", 0.0)}
     runs, lines = tables(found)
     assert runs.row_count == 6
     assert [list(column.cells) for column in lines.columns] == [

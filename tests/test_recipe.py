@@ -34,7 +34,7 @@ def load(tmp_path: Path, text: str, *overrides: str) -> recipe.Recipe:
         (GOOD + "sampler: 3", "sampler: expected keys and values, found 3"),
         (GOOD + "name: A.b", "name: expected 1 to 100 letters"),
         ("reward: x", "evaluators: expected at least one"),
-        ("evaluators: [nose]\nreward: x", "aesthetic or module:function, found 'nose'"),
+        ("evaluators: [nose]\nreward: x", "or module:function, found 'nose'"),
         ("evaluators: [ocr]", "reward: expected a SQL expression"),
         ("- 1", "expected keys and values, found list"),
         ("a: [", "not YAML"),

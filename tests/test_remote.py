@@ -71,7 +71,11 @@ def test_places(tmp_path, monkeypatch):
     assert place("~/lake") == tmp_path / "lake"
     assert place("file:///srv/a%20lake") == Path("/srv/a lake") and place("file://localhost/srv") == Path("/srv")
     assert place("lake") == Path("lake") and place("s3://b/lake/") == RemotePath("s3://b/lake")
-    for lake, told in (("file://srv/lake", "three slashes"), ("https://host/lake", "does not list"), ("http://h/l", "list")):
+    for lake, told in (
+        ("file://srv/lake", "three slashes"),
+        ("https://host/lake", "does not list"),
+        ("http://h/l", "list"),
+    ):
         with pytest.raises(UsageError, match=told):
             place(lake)
     with pytest.raises(UsageError, match="nosuch://"):
@@ -95,9 +99,8 @@ def test_the_cache_is_bounded_and_checked(tmp_path):
         bytes_of("train.cache", "much")
 
 
-def test_a_lake_in_a_bucket(proxy, bucket, recipe_file, drawn_lake, tmp_path, capsys):
-    """Draw, resume, a second writer, sql, verify, audit, show, and groups to train on."""
-    from gpo_data.cli import main
+def test_a_lake_in_a_bucket(proxy, bucket, recipe_file, drawn_lake, tmp_path):
+    """Draw, resume, a second writer, sql, and groups to train on."""
     from gpo_data.generation.generate import draw
     from gpo_data.lake import catalog
     from gpo_data.lake.lake import Lake
@@ -119,11 +122,18 @@ def test_a_lake_in_a_bucket(proxy, bucket, recipe_file, drawn_lake, tmp_path, ca
     assert Lake(bucket).datasets() == ["small"]
     found = Lake(bucket)["small"].groups()
     assert [g.key for g in found.ahead(range(len(found)))] == [found[i].key for i in range(len(found))]
+    assert not [path for path in (tmp_path / "scratch" / "stage").rglob("*.sample")]
+
+
+@pytest.mark.slow
+def test_pages_in_a_bucket(proxy, bucket, recipe_file, drawn_lake, capsys):
+    from gpo_data.cli import main
+
+    copied(drawn_lake, bucket)
     for verb in ("verify", "audit", "show"):
         assert main([verb, str(recipe_file), "--lake", bucket]) == 0, capsys.readouterr()
     assert (place(bucket) / "dataset=small" / "audit.html").read_bytes().startswith(b"<!")
     assert (place(bucket) / "dataset=small" / "show.png").read_bytes().startswith(b"\x89PNG")
-    assert not [path for path in (tmp_path / "scratch" / "stage").rglob("*.sample")]
 
 
 def test_what_is_wrong_is_one_line(proxy, bucket, recipe_file, drawn_lake, tmp_path, capsys):
@@ -153,6 +163,7 @@ def test_what_is_wrong_is_one_line(proxy, bucket, recipe_file, drawn_lake, tmp_p
     assert "must not be written" in said(bucket, 2, "shards")
 
 
+@pytest.mark.slow
 def test_an_outage_is_not_damage(proxy, bucket, drawn_lake, monkeypatch):
     from gpo_data.lake.verify import verify
 
@@ -174,10 +185,10 @@ def quick_store(url: str):
     return store, store._strip_protocol(url)
 
 
+@pytest.mark.slow
 def test_another_machine_was_first(proxy, bucket, recipe_file, drawn_lake, tmp_path, monkeypatch):
     """Its tar, in another arithmetic, was there before ours: its groups are committed, once."""
     from gpo_data.generation.generate import draw
-    from gpo_data.generation.worker import Generator
     from gpo_data.lake.shard import commit
     from gpo_data.lake.verify import verify
 
@@ -199,7 +210,6 @@ def test_another_machine_was_first(proxy, bucket, recipe_file, drawn_lake, tmp_p
     tar.write_bytes((drawn_lake / "dataset=small" / "shard-000002.tar").read_bytes())
     with pytest.raises(RunError, match="expected the shard's groups there"):
         draw(recipe, QUIET)
-    assert Generator is not None
 
 
 def tampered(tar: bytes) -> bytes:
@@ -230,6 +240,7 @@ def test_a_dataset_does_not_begin_over_old_tars(proxy, bucket, recipe_file):
         draw(recipe_of(recipe_file, bucket), QUIET)
 
 
+@pytest.mark.slow
 def test_requests_for_one_dataset_do_not_grow_with_the_others(proxy, bucket, drawn_lake, tmp_path):
     from gpo_data.lake import catalog
 
@@ -248,6 +259,7 @@ def test_requests_for_one_dataset_do_not_grow_with_the_others(proxy, bucket, dra
     assert requests() == one <= 2
 
 
+@pytest.mark.slow
 def test_measure_and_repair(proxy, bucket, recipe_file, drawn_lake, tmp_path, capsys):
     from gpo_data.cli import main
 
@@ -279,40 +291,36 @@ def life(recipe_file: str, lake: str, env: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_every_put(s3, bucket, recipe_file, drawn_lake, tmp_path):
-    """Before it and after it; who resumes has the same scratch, or is another machine: 0 lost, 0 doubled."""
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kill", range(1, 8))
+def test_killed_at_every_put(s3, bucket, recipe_file, drawn_lake, tmp_path, kill, done):
+    """Before the PUT and after it; who resumes has the same scratch, or is another machine: 0 lost, 0 doubled."""
     from gpo_data.lake.verify import verify
     from tests.test_crash import lives
 
-    context = lives()
     with Proxy(s3.port) as proxy, connected(proxy.url, tmp_path / "here"):
-        for kill in range(1, 8):
-            for done in (False, True):
-                lake, scratch = f"{bucket}-{kill}-{done}", tmp_path / f"scratch-{kill}-{done}"
-                env, count = environment(proxy.url, scratch), 0
+        env = environment(proxy.url, tmp_path / "scratch")
+        process = lives().Process(target=life, args=(str(recipe_file), bucket, env))
 
-                def strike(request: Request) -> None:
-                    nonlocal count
-                    count += request.method == "PUT"
-                    if count == kill and request.method == "PUT":
-                        assert process.pid is not None
-                        os.kill(process.pid, signal.SIGKILL)
+        def strike(request: Request) -> str | None:
+            if request.method != "PUT" or proxy.count("PUT") != kill:
+                return None
+            os.kill(process.pid or 0, signal.SIGKILL)
+            return "gone"
 
-                if done:
-                    proxy.after, proxy.fault = strike, lambda request: None
-                else:
-                    proxy.after = lambda request: None
-                    proxy.fault = lambda request: strike(request) or ("lost" if count == kill else None)
-                process = context.Process(target=life, args=(str(recipe_file), lake, env))
-                process.start()
-                process.join(120)
-                assert process.exitcode == -signal.SIGKILL, (kill, done)
-                proxy.after, proxy.fault = lambda request: None, lambda request: None
-                if kill % 2:
-                    env["GPO_SCRATCH"] = str(scratch) + "-another"
-                life(str(recipe_file), lake, env)
-                assert objects(lake) == on_disk(drawn_lake), (kill, done)
-                assert not verify(place(lake) / "dataset=small").problems
+        if done:
+            proxy.after = strike
+        else:
+            proxy.fault = strike
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        proxy.after = proxy.fault = lambda request: None
+        if kill % 2:
+            env["GPO_SCRATCH"] = str(tmp_path / "another-machine")
+        life(str(recipe_file), bucket, env)
+        assert objects(bucket) == on_disk(drawn_lake)
+        assert not verify(place(bucket) / "dataset=small").problems
 
 
 @pytest.mark.slow
@@ -366,6 +374,12 @@ def training(recipe_file: Path, lake: str, *overrides: str):
     return recipe.load(path, ["--name", "small", "--lake", lake, *overrides])
 
 
+def weights_of(run) -> dict[str, bytes]:
+    found = {file.name: file.read_bytes() for file in sorted(run.policy.rglob("*.safetensors"))}
+    assert found
+    return found
+
+
 @pytest.mark.slow
 def test_trains_from_a_bucket_as_from_a_disk(proxy, bucket, recipe_file, drawn_lake, tmp_path, monkeypatch):
     from gpo_train.fit import fit
@@ -378,10 +392,7 @@ def test_trains_from_a_bucket_as_from_a_disk(proxy, bucket, recipe_file, drawn_l
     again = fit(training(recipe_file, bucket, "--train.cache", spec), "again", QUIET)
     assert before > 0 and proxy.count("GET", ".tar") == before  # all of it is kept here
     here = fit(training(recipe_file, str(drawn_lake)), "here", QUIET)
-    weights = [
-        {file.name: file.read_bytes() for file in sorted(run.policy.rglob("*.safetensors"))} for run in (there, here, again)
-    ]
-    assert weights[0] == weights[1] == weights[2] and weights[0]
+    assert weights_of(there) == weights_of(here) == weights_of(again)
 
 
 @pytest.mark.slow
@@ -396,11 +407,12 @@ def test_online_iterations_in_a_bucket(proxy, bucket, recipe_file, tmp_path, mon
         run = fit(training(recipe_file, lake, *more), "on", QUIET, "online", tmp_path / f"runs-{len(digests)}")
         tars = [sorted(p.name for p in (place(lake) / f"dataset=on-it{i:04d}").glob("shard-*.tar")) for i in range(3)]
         assert [len(names) for names in tars] == [0, 0, 3]
-        digests.append({file.name: file.read_bytes() for file in sorted(run.policy.rglob("*.safetensors"))})
+        digests.append(weights_of(run))
         assert json.loads((run.folder / "run.json").read_text())["state"] == "finished"
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_sidecars_are_read_once(proxy, bucket, drawn_lake):
     from gpo_data.lake import catalog
 

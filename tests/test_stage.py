@@ -86,7 +86,7 @@ def test_what_is_damaged_on_the_stage_is_drawn_again_and_leftovers_go(drawn_lake
     made = recipe.load(recipe_file)
     folder = Path(shutil.copytree(drawn_lake, made.lake)) / "dataset=small"
     before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
-    fingerprint = read_manifest(folder)["fingerprint"]
+    fingerprint = read_manifest(folder).fingerprint
     rows = {row["group_key"]: row for row in read_rows(folder / "shard-000001.parquet")}
     for key, row in rows.items():
         stage_blocks(folder, key, Record.of(row, folder).blocks(), fingerprint)

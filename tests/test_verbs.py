@@ -88,7 +88,7 @@ def test_the_verbs_of_a_run(
     options = ["--train.tuning", tuning, "--train.precision", precision, *MODES[mode]]
     assert gpo_train.cli.main(["fit", str(made), "--run", name, *options]) == 0
     run = Run(tmp_path / RUNS / name)
-    assert run.manifest()["state"] == "finished"
+    assert run.manifest().state == "finished"
     assert gpo_train.cli.main(["eval", str(made), "--run", name]) == 0
     assert json.loads((run.folder / "eval.json").read_text())["n"] == 4
     assert gpo_train.cli.main(["export", str(made), "--run", name, "--out", str(tmp_path / "out")]) == 0

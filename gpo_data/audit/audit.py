@@ -16,20 +16,25 @@ a function of the dataset, the reward and the condition alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpo_data.audit import galleries, members, page, statistics, terminal
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder
 
 
-def run(lake: str, dataset: str, reward: str | None = None, where: str | None = None) -> AnyPath:
+def run(
+    lake: str, dataset: str, reward: str | None = None, where: str | None = None, watchers: Sequence[str] = ()
+) -> AnyPath:
     """Audit `dataset`; the path of the page.
 
     reward: SQL expression over targets and measurements; None takes the rewards that were stored with the members.
-    where: SQL condition on the columns of members and groups; None takes all. Raises UsageError (no such dataset, an
+    where: SQL condition on the columns of members and groups; None takes all.
+    watchers: of the recipe, besides those that the dataset was drawn with. Raises UsageError (no such dataset, an
     expression that SQL refuses) and RunError (no groups yet, a damaged shard).
     """
-    data = members.read(lake, dataset, reward, where)
+    data = members.read(lake, dataset, reward, where, watchers)
     figures = statistics.summarise(data)
     shown = galleries.choose(data, figures)
     path = dataset_folder(lake, dataset) / "audit.html"

@@ -19,8 +19,11 @@ import pyarrow as pa
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog, locked, shard
 from gpo_data.lake.files import open_lake
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import Manifest, read_manifest
 from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.sql import identifier
+from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.watched import refuse_watched, watched_columns
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -43,7 +46,8 @@ class Members:
     rewards: np.ndarray  # [groups, G]
     exact: np.ndarray  # [groups, G]: 1 right, 0 wrong
     levels: np.ndarray  # [groups] int: characters of the target, things to draw, or words of the prompt
-    image_statistics: dict[str, np.ndarray]  # each [groups, G]
+    image_statistics: dict[str, np.ndarray]  # each [groups, G]; those of watchers too
+    watched: list[str]  # columns that are only watched, of those
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,14 +65,17 @@ class Members:
         return row
 
 
-def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Members:
+def read(lake: str, dataset: str, reward: str | None, where: str | None, watchers: Sequence[str] = ()) -> Members:
     """Query the catalog. Raises UsageError and RunError, see `audit.run`."""
     folder = shard.dataset_folder(lake, dataset)
-    head = _head(folder, lake, dataset)
-    recipe = head["recipe"]
+    manifest = _manifest(folder, lake, dataset)
+    recipe = manifest.recipe
     task = (recipe.get("task") or {}).get("kind")
     if task not in TASKS:
         raise UsageError(f"{folder / 'dataset.json'}: recipe.task.kind: expected {' or '.join(TASKS)}, found {task!r}")
+    watched = watched_columns(folder, manifest, watchers)
+    if reward is not None:
+        refuse_watched(reward, watched)
     connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
     counts = [
         tuple(row.values())
@@ -83,8 +90,11 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
     drawn, failed = sum(n for *_, n in counts), [(str(reason), n) for code, reason, n in counts if code != OK]
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
-    columns = {row[0] for row in connection.execute("describe members").fetchall()}
-    table = _query(connection, dataset, task, reward, where, sorted(columns & set(IMAGE_STATISTICS)))
+    columns = {row[0]: row[1] for row in connection.execute("describe members").fetchall()}
+    watched = [name for name in watched if columns.get(name, "").split("(")[0] in NUMBERS]
+    table = _query(
+        connection, dataset, task, reward, where, [*sorted(columns.keys() & set(IMAGE_STATISTICS)), *watched]
+    )
     # A condition leaves members out on purpose; without one, whoever has no reward or no reading is counted here.
     if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
         failed.append(("no reward or no reading", lost))
@@ -111,7 +121,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
         name=dataset,
         task=task,
         model=str(recipe.get("model")),
-        fingerprint=head["fingerprint"],
+        fingerprint=manifest.fingerprint,
         reward=reward or str(recipe.get("reward")),
         where=where,
         failed=failed,
@@ -121,7 +131,8 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None) -> Memb
         rewards=matrix("r"),
         exact=matrix("exact"),
         levels=table["level"].to_numpy()[first],
-        image_statistics={name: matrix(name) for name in IMAGE_STATISTICS if name in columns},
+        image_statistics={name: matrix(name) for name in (*IMAGE_STATISTICS, *watched) if name in columns},
+        watched=watched,
     )
 
 
@@ -131,7 +142,7 @@ def command(dataset: str) -> str:
     return f"make shards TASK={task}" + (f" MODEL={model}" if model not in ("", "tiny") else "")
 
 
-def _head(folder: AnyPath, lake: str, dataset: str) -> dict[str, Any]:
+def _manifest(folder: AnyPath, lake: str, dataset: str) -> Manifest:
     if not folder.is_dir():
         known = few(open_lake(None, lake).datasets())
         raise UsageError(
@@ -152,7 +163,8 @@ def _query(
         locked.check_expression("where", where)
     kind = TASKS[task]
     read = dict.fromkeys([*kind.columns, *kind.measured])
-    names = ["group_key", "prompt", "member", *read, *statistics, "tar", '"offset"', "size", "crc32"]
+    numbers = [f"{identifier(name)}::double as {identifier(name)}" for name in statistics if name not in read]
+    names = ["group_key", "prompt", "member", *read, *numbers, "tar", '"offset"', "size", "crc32"]
     sql = f"""
         with measured as (
             select {", ".join(names)}, reward as r,

@@ -48,10 +48,12 @@ def levels(data: Members, figures: Figures) -> Table:
 def drifts(figures: Figures) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="picture statistics against reward", title_justify="left")
     table.add_column("statistic")
+    table.add_column("mean", justify="right")
     table.add_column("inside groups", justify="right")
     table.add_column("over all", justify="right")
     for d in figures.drifts:
-        table.add_row(d.name.replace("_", " "), wording.signed(d.within), wording.signed(d.pooled))
+        mean = wording.number(float(d.cloud[0].mean()))
+        table.add_row(d.name.replace("_", " "), mean, wording.signed(d.within), wording.signed(d.pooled))
     return table
 
 

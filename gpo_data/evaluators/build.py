@@ -16,8 +16,10 @@ when the first picture is measured; a missing model file is an error when the ev
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +29,7 @@ from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.sidecar import sidecar_schema
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import EVALUATORS, Recipe, Sampler
+from gpo_data.recipe import BEHIND_HTTP, EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS
 
 # That the catalog adds to a shard's own, for members and for groups.
@@ -57,7 +59,7 @@ def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> No
     for evaluator in evaluators:
         try:
             evaluator.measure([blank], [asked(prompt)])
-        except UsageError:
+        except (UsageError, RunError):
             raise
         except Exception as error:  # whatever a package raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -67,7 +69,7 @@ def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> No
 
 
 def build(recipe: Recipe, alone: bool = False) -> list[Evaluator]:
-    """`image_stats`, then the recipe's evaluators in its order. Raises UsageError for what is missing.
+    """`image_stats`, the recipe's evaluators in its order, then its watchers. Raises UsageError for what is missing.
 
     `alone`: nothing is drawn beside them. A denoiser on the CPU has its cores; an evaluator then gets one thread of its
     own in what it leaves, which measured a tenth more pictures a second than as many threads again.
@@ -76,13 +78,31 @@ def build(recipe: Recipe, alone: bool = False) -> list[Evaluator]:
 
     shared = not alone and hardware.device_of(recipe.sampler.device) == "cpu"
     threads = 1 if shared else None
-    evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in recipe.evaluators)]
+    names = [*recipe.evaluators, *recipe.watchers]
+    evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in names)]
     _refuse_same_columns(recipe.task.kind, evaluators)
     return evaluators
 
 
+def chosen(recipe: Recipe, names: Sequence[str]) -> list[Evaluator]:
+    """The evaluators of these names, which need not be in the recipe's list; with `image_stats` that one too."""
+    for name in names:
+        if name != "image_stats" and not recipe.knows(name):
+            raise UsageError(f"evaluator: expected image_stats, {recipe.evaluators_known()}, found {name!r}")
+    others = [name for name in dict.fromkeys(names) if name != "image_stats"]
+    known = others or recipe.evaluators  # a recipe has one at least
+    stats, *built = build(dataclasses.replace(recipe, evaluators=known, watchers=[]), alone=True)
+    return ([stats] if "image_stats" in names else []) + (built if others else [])
+
+
+def paid(recipe: Recipe, evaluators: list[Evaluator]) -> list[Evaluator]:
+    """Of what `build` makes those whose columns a reward may read."""
+    return evaluators[: len(evaluators) - len(recipe.watchers)]
+
+
 def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
-    module, kind = EVALUATORS.get(name, ("gpo_data.evaluators.function", "FunctionEvaluator"))
+    own = ("gpo_data.evaluators.function", "FunctionEvaluator")
+    module, kind = BEHIND_HTTP if name in recipe.http.urls else EVALUATORS.get(name, own)
     found = getattr(importlib.import_module(module), kind)
     extra, *packages = getattr(found, "needs", [""])
     if missing := [package for package in packages if not _installed(package)]:

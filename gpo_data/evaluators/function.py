@@ -8,8 +8,8 @@ The module is any that Python imports, the current folder first. With this in sh
         return [float(np.abs(np.diff(image.astype(float), axis=0)).mean()) for image in images]
 
 `evaluators: [ocr, "sharpness:sharpness"]` gives a column `sharpness` to rewards (`text_edit(target, ocr_text) +
-0.01 * sharpness`), to SQL and to audits; `gpo-data measure RECIPE --evaluator sharpness:sharpness` adds it to what is
-drawn already.
+0.01 * sharpness`), to SQL and to audits; `gpo-data measure RECIPE --trust --evaluator sharpness:sharpness` adds it to
+what is drawn already. A recipe file that names a function is run with `--trust` only (recipe/trust.py).
 
     images    uint8 [H, W, 3] RGB arrays, one a member
     targets   as many dicts: the task's target columns, and `prompt`, the text

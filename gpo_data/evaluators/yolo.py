@@ -105,7 +105,7 @@ def find_weights(setting: str) -> Path:
     raise UsageError(
         f"yolo.weights: no file {setting}; get {name} (for an official model: "
         f"github.com/ultralytics/assets/releases, or `yolo predict model={name}` where there is a network) and put it "
-        f"in {Path.cwd()} or {known.parent}, or set yolo.weights to its path; `tiny` is the embedded detector"
+        f"in {known.parent}, or set yolo.weights to its path and say --trust; `tiny` is the embedded detector"
     )
 
 

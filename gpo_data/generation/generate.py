@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
+from gpo_data.lake.watched import refuse_watched
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
@@ -50,15 +50,18 @@ def draw(
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | evaluators.columns_of(chosen))
+    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
+    refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
         evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
-    folder = open_dataset(recipe, fields)
-    fingerprint = read_manifest(folder)["fingerprint"]
+    watching = chosen[len(chosen) - len(recipe.watchers) :]
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
         console.print(
@@ -79,22 +82,21 @@ def draw(
             models.load_policy_weights(model, policy, recipe.seed)
     with _stop_on_signals(console) as stop:
         generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
-        started, total, elsewhere = time.monotonic(), sum(len(s.groups) for s in todo.shards), 0
-        with DrawProgress(total - todo.staged, recipe.group_size, console) as progress:
+        total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
+        progress = DrawProgress(total - todo.staged, recipe.group_size, console, todo.staged, recipe.max_failed)
+        with progress:
             generator.on_group = progress.group
             try:
                 for shard in todo.shards:
                     elsewhere += not generator.draw(shard)
                 generator.finish()
+            except RunError:
+                generator.close()
+                progress.report()
+                raise
             finally:
                 generator.close()
-    seconds = time.monotonic() - started
-    console.print(
-        f"drew {progress.groups} groups ({progress.members} images) in {seconds:.0f} s: {progress.line()}",
-        soft_wrap=True,
-    )
-    for reason, count in progress.reasons.most_common(5):
-        console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
+    progress.report()
     if progress.members and progress.failed == progress.members:
         raise RunError(
             f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "

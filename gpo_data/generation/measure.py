@@ -13,7 +13,6 @@ read with their crc32 checked. The pictures are the stored previews: lossless be
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,18 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError
-from gpo_data.evaluators import asked, build
+from gpo_data.errors import RunError
+from gpo_data.evaluators import asked, build, chosen
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import measured, read_manifest
+from gpo_data.lake.manifest import Manifest, measured, read_manifest
 from gpo_data.lake.measures import values_digest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
 from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
-from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, Recipe
+from gpo_data.recipe import Recipe
 
 MEASURES = "measures"
 
@@ -53,19 +52,19 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
     committed = sidecars(folder)
-    chosen = _build(recipe, evaluators)
+    measuring = _build(recipe, evaluators)
     work = [
         (evaluator, sidecar)
-        for evaluator in chosen
+        for evaluator in measuring
         for sidecar in committed
         if not up_to_date(folder, evaluator, sidecar)
         and (evaluators is not None or not _drawn_with(evaluator, sidecar, manifest, recipe))
     ]
-    skipped = len(chosen) * len(committed) - len(work)
+    skipped = len(measuring) * len(committed) - len(work)
     if skipped or not work:
         console.print(
-            f"skipped {skipped} of {len(chosen) * len(committed)} shards that are measured already: "
-            f"{', '.join(map(folder_name, chosen))}",
+            f"skipped {skipped} of {len(measuring) * len(committed)} shards that are measured already: "
+            f"{', '.join(map(folder_name, measuring))}",
             soft_wrap=True,
         )
     written: list[AnyPath] = []
@@ -94,7 +93,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
         raise
     finally:
-        for evaluator in chosen:
+        for evaluator in measuring:
             if hasattr(evaluator, "close"):  # ends its worker processes
                 evaluator.close()
     if work:
@@ -142,13 +141,13 @@ def up_to_date(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> bool:
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: dict[str, Any], recipe: Recipe) -> bool:
+def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: Manifest, recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
-    same = settings(manifest.get("measured", {})) == settings(measured(recipe))
+    same = settings(manifest.measured) == settings(measured(recipe))
     return same and set(evaluator.columns) <= set(pq.read_schema(parquet_of(sidecar)).names)
 
 
@@ -157,14 +156,7 @@ def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
         return list(evaluators)
     if evaluators is None:
         return list(build(recipe, alone=True))
-    for name in evaluators:
-        if name not in (*EVALUATORS, "image_stats") and not OWN_EVALUATOR.fullmatch(name):
-            raise UsageError(
-                f"evaluator: expected {', '.join(EVALUATORS)}, image_stats or module:function, found {name!r}"
-            )
-    names = [name for name in dict.fromkeys(evaluators) if name != "image_stats"]
-    built = build(dataclasses.replace(recipe, evaluators=names), alone=True) if names else build(recipe)[:1]
-    return built if "image_stats" in evaluators else built[1:]
+    return list(chosen(recipe, [name for name in evaluators if isinstance(name, str)]))
 
 
 def _write(folder: AnyPath, evaluator: Any, sidecar: AnyPath, rows: list[dict[str, Any]], failed: int) -> AnyPath:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gpo_data.errors import RunError
 from gpo_data.group import Group
 from gpo_data.lake.advantage import is_dead
 
@@ -51,11 +52,22 @@ def bar_of_groups(what: str, console: Console) -> Progress:
     )
 
 
-class DrawProgress:
-    """Use as a context; call `group(group)` for each one that is staged. Thread-safe."""
+ENOUGH = 64  # members, before a share of failed ones says something
 
-    def __init__(self, total_groups: int, group_size: int, console: Console) -> None:
+
+class DrawProgress:
+    """Use as a context; call `group(group)` for each one that is staged. Thread-safe.
+
+    Args:
+        staged: groups of the same shards that were drawn before.
+        max_failed: share of the members of these shards; where more failed, `group` raises RunError.
+    """
+
+    def __init__(
+        self, total_groups: int, group_size: int, console: Console, staged: int = 0, max_failed: float = 1.0
+    ) -> None:
         self.total, self.size, self.console = total_groups, group_size, console
+        self.before, self.max_failed = staged * group_size, max_failed
         self.groups = self.members = self.dead = self.failed = 0
         self.reward_sum, self.rewards = 0.0, 0
         self.reasons: Counter[str] = Counter()
@@ -88,6 +100,22 @@ class DrawProgress:
                 self.console.print(
                     f"drawing {self.groups}/{self.total} groups  {self.line()}  left {left:.0f} s", soft_wrap=True
                 )
+            members = self.before + self.members
+            if members >= ENOUGH and self.failed > self.max_failed * members:
+                raise RunError(
+                    f"{self.failed} of {members} members failed, more than max_failed: {self.max_failed:g} allows, "
+                    f"most often: {self.reasons.most_common(1)[0][0]}; what was drawn is kept, and the same command "
+                    f"goes on from there; a higher --max_failed lets more fail"
+                )
+
+    def report(self) -> None:
+        """What was drawn, and why members failed."""
+        seconds = time.monotonic() - self.started
+        self.console.print(
+            f"drew {self.groups} groups ({self.members} images) in {seconds:.0f} s: {self.line()}", soft_wrap=True
+        )
+        for reason, count in self.reasons.most_common(5):
+            self.console.print(f"  {count} members failed: {reason}", soft_wrap=True, markup=False)
 
     def line(self) -> str:
         rate = self.members / max(time.monotonic() - self.started, 1e-9)

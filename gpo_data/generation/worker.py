@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import asked, columns_of
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import Clock
@@ -212,13 +212,15 @@ def measure_each(
     try:
         found = evaluator.measure(list(pictures.values()), [target] * len(pictures))
         return dict(zip(pictures, found, strict=True)), {}
-    except UsageError:
+    except (UsageError, RunError):  # RunError: a scorer is gone, for every picture
         raise
     except Exception:  # one bad picture spoils the batch: find it, one by one
         measured, reasons = {}, {}
         for i, picture in pictures.items():
             try:
                 measured[i] = evaluator.measure([picture], [target])[0]
+            except (UsageError, RunError):
+                raise
             except Exception as error:
                 reasons[i] = f"{evaluator.name}: {type(error).__name__}: {error}"[:300]
         return measured, reasons

@@ -1,6 +1,13 @@
 """The advantage, and what a dead group is: defined here and nowhere else.
 
-    A_i = (r_i - mean r) / std r        over the ok members of a group, population std
+    A_i = (r_i - mean r) / (std + epsilon), at most `clip` away from 0        mean: of the ok members of a group
+
+    std: group     of the group, population std: every group that is alive counts as much as another
+         global    of all rewards of the dataset: groups of little spread weigh less (Flow-GRPO's global_std)
+         none      1: rewards in their own units (Dr. GRPO, arXiv 2503.20783)
+
+With `group` and epsilon 0 a group's advantages have size 1, however small its spread. Rewards that are learned always
+differ a little: an epsilon (1e-4 in Flow-GRPO's code) lets groups of a smaller std than that count for little.
 
 A group is dead when no member is better than another but for rounding, max r - min r <= TOLERANCE max |r|. It teaches
 nothing and is skipped and counted. Without the tolerance, rewards 0.1 + 0.2 and 0.3 would be a better and a
@@ -9,32 +16,65 @@ worse member, with advantages of 1.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
 TOLERANCE = 1e-9  # of the largest reward; float64 sums of a few terms differ by 1e-16 of it
+LARGE = 1e140  # the squares of as many rewards as there may be are finite
 
 # The same over the columns `min` and `max` of a group.
 DEAD_SQL = f"coalesce(max - min <= {TOLERANCE} * greatest(abs(max), abs(min)), true)"
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the distance to the group's mean is divided by, and how far it may go."""
+
+    std: Literal["group", "global", "none"] = "group"
+    epsilon: float = 0.0
+    clip: float | None = None
+
+
 def is_dead(low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
     """Whether groups with these smallest and largest rewards are dead; NaN, a group without any, is."""
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    dead: np.ndarray = ~(high - low > TOLERANCE * np.maximum(np.abs(high), np.abs(low)))
+    with np.errstate(over="ignore"):
+        dead: np.ndarray = ~(high - low > TOLERANCE * np.maximum(np.abs(high), np.abs(low)))
     return dead
 
 
-def standardise(group: np.ndarray, rewards: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+def standardise(
+    group: np.ndarray, rewards: np.ndarray, groups: int, scale: Scale | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(advantages [N], alive [groups]); `group` [N] is each member's group number. A dead group's advantages are 0."""
-    size = np.maximum(np.bincount(group, minlength=groups), 1)
-    mean = np.bincount(group, rewards, groups) / size
-    centred = rewards - mean[group]
-    std = np.sqrt(np.bincount(group, centred**2, groups) / size)
+    scale = scale or Scale()
     low, high = np.full(groups, np.inf), np.full(groups, -np.inf)
     np.minimum.at(low, group, rewards)
     np.maximum.at(high, group, rewards)
     alive = ~is_dead(low, high)
-    return np.where(alive[group], centred / np.where(alive, std, 1.0)[group], 0.0), alive
+    rewards, doublings = _within_reach(rewards)
+    size = np.maximum(np.bincount(group, minlength=groups), 1)
+    mean = np.bincount(group, rewards, groups) / size
+    centred = rewards - mean[group]
+    if scale.std == "group":
+        std = np.sqrt(np.bincount(group, centred**2, groups) / size)
+    else:
+        std = np.full(groups, rewards.std() if scale.std == "global" and len(rewards) else 0.5**doublings)
+    divisor = np.where(alive, std + scale.epsilon * 0.5**doublings, 1.0)
+    advantages = np.where(alive[group], centred / divisor[group], 0.0)
+    return advantages if scale.clip is None else advantages.clip(-scale.clip, scale.clip), alive
+
+
+def _within_reach(rewards: np.ndarray) -> tuple[np.ndarray, int]:
+    """Rewards whose squares are finite, and how often they were halved for it, which changes no digit of them."""
+    largest = float(np.abs(rewards).max(initial=0.0))
+    if largest < LARGE:
+        return rewards, 0
+    halvings = math.frexp(largest)[1]
+    return np.ldexp(rewards, -halvings), halvings
 
 
 def extremes(group: np.ndarray, advantages: np.ndarray, count: int) -> np.ndarray:

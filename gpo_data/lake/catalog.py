@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked, rewards, views
-from gpo_data.lake.advantage import extremes, standardise
+from gpo_data.lake.advantage import Scale, extremes, standardise
 from gpo_data.lake.damaged import conflicting
 from gpo_data.lake.files import open_lake, require
 from gpo_data.lake.relabel import relabelled
@@ -170,6 +170,7 @@ def snapshot(
     relabel: str | None = None,
     targets: tuple[str, ...] = (),
     members: int | None = None,
+    scale: Scale | None = None,
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -179,6 +180,7 @@ def snapshot(
         keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
         relabel: see relabel.py, with `targets`; the table then has a column `lender`, and its own members come first.
         members: of each group keep so many, its best and its worst, with the advantages that they have among all.
+        scale: of advantages; None divides by the group's std.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -209,7 +211,7 @@ def snapshot(
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
-    advantages, alive = standardise(group, values, len(keys.dictionary))
+    advantages, alive = standardise(group, values, len(keys.dictionary), scale)
     table = table.append_column("advantage", pa.array(advantages))
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:

@@ -14,6 +14,7 @@ An evaluation that DuckDB does not interrupt (a list of 10^9 in one call) ends w
 from __future__ import annotations
 
 import functools
+import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,25 @@ def check_expression(key: str, text: str) -> None:
     if not found.alone:
         raise UsageError(f"{key}: {short(text)}: expected one SQL expression, found more than that")
     _refuse(key, text, found, TABLES)
+
+
+def columns_in(text: str) -> set[str]:
+    """The names of columns, and of their fields, that one SQL expression reads, in lower case."""
+    con = _parser().cursor()
+    try:
+        (parsed,) = con.execute("SELECT json_serialize_sql($1)", [f"SELECT ({text}\n)"]).fetchall()[0]
+    except duckdb.Error:
+        return set()  # check_expression says what is wrong
+    finally:
+        con.close()
+    found: set[str] = set()
+    waiting = [json.loads(parsed)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            found |= {str(name).lower() for name in one.get("column_names") or []}
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else []
+    return found
 
 
 def check_question(query: str) -> None:

@@ -1,25 +1,23 @@
-"""A dataset's identity card, `dataset.json`: what drew it, so that another recipe cannot mix into it.
+"""A dataset's manifest, `dataset.json`: what drew it, so that another recipe cannot mix into it.
 
-    {"name", "fingerprint", "fields", "measured", "recipe", "versions", "created"}
-
-`fields` is all that changes pixels and `fingerprint` its hash; `measured` is the evaluators, their settings and the
-reward as drawn. Opening a dataset with a recipe that differs is an error that lists what differs.
+Opening a dataset with a recipe that differs is an error that lists what differs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gpo_data
 from gpo_data import hardware, models
-from gpo_data.errors import UsageError
+from gpo_data.errors import FAILING, RunError, UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest
-from gpo_data.lake.durable import clear_stale, expect_new, write_once
+from gpo_data.lake.document import read_document, write_document
+from gpo_data.lake.durable import clear_stale, expect_new
 from gpo_data.lake.locks import held
 from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.shard import dataset_folder
@@ -27,7 +25,29 @@ from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
-NOT_MEASURED = ("device", "batch_size", "workers")
+NOT_MEASURED = ("device", "batch_size", "workers", "url", "timeout", "retries", "token_variable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of dataset.json.
+
+    Args:
+        fields: all that changes pixels.
+        fingerprint: their hash.
+        measured: the evaluators, their settings and the reward as drawn.
+        recipe: as it was written, of any version.
+        watched: the columns of each watcher, if there is one; see watched.py.
+    """
+
+    name: str | None = None
+    fingerprint: str
+    fields: dict[str, Any]
+    measured: dict[str, Any]
+    recipe: dict[str, Any]
+    versions: dict[str, Any] = field(default_factory=dict)
+    created: str | None = None
+    watched: dict[str, list[str]] | None = None
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -49,7 +69,7 @@ def drawn_in(lake: str, name: str) -> str | None:
     folder = dataset_folder(lake, name)
     if not (folder / "dataset.json").is_file():
         return None
-    dtype = read_manifest(folder)["fields"].get("sampler.dtype")
+    dtype = read_manifest(folder).fields.get("sampler.dtype")
     return None if dtype is None else str(dtype)
 
 
@@ -79,7 +99,9 @@ def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
 
 def measured(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = {"evaluators": list(recipe.evaluators), "reward": recipe.reward}
-    for name in recipe.evaluators:
+    if recipe.watchers:
+        fields["watchers"] = list(recipe.watchers)
+    for name in (*recipe.evaluators, *recipe.watchers):
         section = "yolo" if name == "boxes" else name
         if section in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, section))
@@ -89,8 +111,12 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> AnyPath:
-    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it."""
+def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None = None) -> AnyPath:
+    """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
+
+    Args:
+        watched: the columns of each of the recipe's watchers.
+    """
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = folder / "dataset.json"
@@ -98,21 +124,22 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> AnyPath:
     try:
         stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"lake: cannot make the folder {stage.parent}: {error.strerror}") from None
+        kind = RunError if error.errno in FAILING else UsageError
+        raise kind(f"lake: cannot make the folder {stage.parent}: {error.strerror}") from None
     clear_stale(manifest)
     if not manifest.exists():
         with held(stage / "dataset.lock", wait=True):
             if not manifest.exists():
                 expect_new(folder)
-                _write(manifest, recipe, fields)
+                _write(manifest, recipe, fields, watched)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
-    before = of_older(recipe, fields) | found["fields"]
+    before = of_older(recipe, fields) | found.fields
     _refuse_difference(recipe, folder, before, fields, "drew other pictures; draw")
     _refuse_difference(
         recipe,
         folder,
-        found["measured"],
+        found.measured,
         measured(recipe),
         "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
         "`--reward` of audit and training tries another reward; or draw",
@@ -120,41 +147,26 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any]) -> AnyPath:
     return folder
 
 
-def _write(manifest: AnyPath, recipe: Recipe, fields: dict[str, Any]) -> None:
-    content = {
-        "name": recipe.name,
-        "fingerprint": fingerprint_of(fields),
-        "fields": fields,
-        "measured": measured(recipe),
-        "recipe": dataclasses.asdict(recipe),
-        "versions": models.versions() | {"gpo": gpo_data.__version__},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    write_once(manifest, json.dumps(content, indent=2, ensure_ascii=False).encode())
+def _write(path: AnyPath, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:
+    made = Manifest(
+        name=recipe.name,
+        fingerprint=fingerprint_of(fields),
+        fields=fields,
+        measured=measured(recipe),
+        recipe=dataclasses.asdict(recipe),
+        versions=models.versions() | {"gpo": gpo_data.__version__},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        watched=watched or None,
+    )
+    write_document(made, path, once=True)
 
 
-# What is read of a dataset.json, by type.
-PARTS: dict[str, type] = {"fingerprint": str, "fields": dict, "measured": dict, "recipe": dict}
-
-
-def read_manifest(folder: AnyPath) -> dict[str, Any]:
+def read_manifest(folder: AnyPath) -> Manifest:
     """The content of dataset.json. Raises UsageError where there is none or it is not one."""
-    path = folder / "dataset.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        return read_document(Manifest, folder / "dataset.json", RESTORE)
     except FileNotFoundError:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read: {error.strerror}; {RESTORE}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON ({error}); {RESTORE}") from None
-    if not isinstance(manifest, dict):
-        raise UsageError(f"{path}: expected an object, found {type(manifest).__name__}; {RESTORE}")
-    for name, kind in PARTS.items():
-        if not isinstance(manifest.get(name), kind):
-            found = type(manifest[name]).__name__ if name in manifest else "nothing"
-            raise UsageError(f"{path}: {name}: expected {kind.__name__}, found {found}; {RESTORE}")
-    return manifest
 
 
 def _refuse_difference(recipe: Recipe, folder: AnyPath, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

@@ -51,6 +51,7 @@ class TrainGroup:
     conditioning: dict[str, Tensor]
     rewards: Tensor
     advantages: Tensor
+    lent: tuple[bool, ...] = ()  # of each member whether another group drew it (relabel); empty: none is
 
     @property
     def prompt_embeds(self) -> Tensor:
@@ -116,6 +117,8 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
+            # Its own record comes first.
+            lent=tuple(at > 0 for at, part in enumerate(place.parts) for _ in part.members),
         )
 
     def ahead(self, indexes: Iterable[int]) -> Iterator[TrainGroup]:

@@ -41,7 +41,7 @@ class Report:
 
 def verify(folder: AnyPath) -> Report:
     """Check every byte of the dataset in `folder`. Raises UsageError where dataset.json is none."""
-    report, fingerprint, seen = Report(), read_manifest(folder)["fingerprint"], dict[str, AnyPath]()
+    report, fingerprint, seen = Report(), read_manifest(folder).fingerprint, dict[str, AnyPath]()
     for sidecar in sidecars(folder):
         report.shards += 1
         stamp = stamp_of(sidecar)

@@ -60,7 +60,7 @@ class DDPM(Pipeline):
     def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return e if self.prediction_type == "epsilon" else self.process.get_velocity(x_0, e, t)
 
-    def time(self, u: torch.Tensor) -> torch.Tensor:
-        """The training timestep floor(u N), int64; each of the N is as likely as another, as in training."""
+    def time(self, u: torch.Tensor, shifted: bool = True) -> torch.Tensor:
+        """The training timestep floor(u N), int64; each of the N is as likely as another, as in training: no shift."""
         steps: int = self.process.config.num_train_timesteps
         return (u * steps).long().clamp(0, steps - 1)  # a u that was rounded up to 1 is the last step too

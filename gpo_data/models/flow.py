@@ -41,8 +41,10 @@ class Flow(Pipeline):
     def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return e - x_0
 
-    def time(self, u: torch.Tensor) -> torch.Tensor:
-        """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas."""
+    def time(self, u: torch.Tensor, shifted: bool = True) -> torch.Tensor:
+        """shift u / (1 + (shift - 1) u), as FlowMatchEulerDiscreteScheduler shifts its sigmas; else u itself."""
+        if not shifted:
+            return u
         config = self.pipe.scheduler.config
         shift = config.flow_shift if "flow_shift" in config else config.shift  # a DPM-Solver's name for it
         t: torch.Tensor = shift * u / (1 + (shift - 1) * u)

@@ -70,11 +70,11 @@ class Flux(Flow):
         sampler = self.sampler
         return self._unpack(latents, sampler.height, sampler.width)
 
-    def time(self, u: torch.Tensor) -> torch.Tensor:
+    def time(self, u: torch.Tensor, shifted: bool = True) -> torch.Tensor:
         """The scheduler's shift of its sigmas; a dynamic one grows with the number of patches in the picture."""
         scheduler = self.pipe.scheduler
-        if not scheduler.config.use_dynamic_shifting:
-            return super().time(u)
+        if not (shifted and scheduler.config.use_dynamic_shifting):
+            return super().time(u, shifted)
         pixels = 2 * self.pipe.vae_scale_factor
         mu = calculate_shift(
             (self.sampler.height // pixels) * (self.sampler.width // pixels),

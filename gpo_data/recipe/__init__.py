@@ -3,6 +3,7 @@
 from gpo_data.recipe.files import nearest
 from gpo_data.recipe.parse import RENAMED, key_names, load, split_overrides
 from gpo_data.recipe.recipe import (
+    BEHIND_HTTP,
     EVALUATORS,
     NO_TRAINING,
     OWN_EVALUATOR,
@@ -10,10 +11,12 @@ from gpo_data.recipe.recipe import (
     Recipe,
     fingerprint_of,
 )
-from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
+from gpo_data.recipe.trust import expect_no_code
 
 __all__ = [
+    "BEHIND_HTTP",
     "EVALUATORS",
     "NO_TRAINING",
     "OWN_EVALUATOR",
@@ -21,13 +24,16 @@ __all__ = [
     "SECTIONS",
     "Clip",
     "Eval",
+    "Http",
     "Ocr",
     "Online",
     "Recipe",
     "Sampler",
     "Task",
     "Train",
+    "Vlm",
     "Yolo",
+    "expect_no_code",
     "fingerprint_of",
     "key_names",
     "load",

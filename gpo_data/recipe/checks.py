@@ -62,11 +62,11 @@ def expect_valid(adapter: TypeAdapter[Any], key: str, value: Any) -> Any:
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = dict.fromkeys(_plain(one["msg"]) for one in error.errors())
+        wanted = dict.fromkeys(plain(one["msg"]) for one in error.errors())
         raise UsageError(f"{key}: expected {' or '.join(wanted)}, found {value!r:.200}") from None
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
     """pydantic's `Input should be greater than or equal to 1` as `1 or more`."""
     message = message.removeprefix("Input should be ").removeprefix("Value error, ")
     message = re.sub(r"greater than or equal to (\S+)", r"\1 or more", message)

@@ -14,6 +14,7 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe.checks import adapters, expect_valid, holds
 from gpo_data.recipe.files import find, nearest, read, yaml_value
 from gpo_data.recipe.recipe import SECTIONS, Recipe
+from gpo_data.recipe.trust import expect_no_code
 
 # Keys of version 0.1 -> what they are now.
 RENAMED = {
@@ -33,11 +34,19 @@ RENAMED = {
     "online.writer": "online.rollout_policy",
     "online.keep": "online.keep_last",
 }
-OPEN = ("train.trainer.",)  # what is under it is passed on to somebody else, who knows its keys
+OPEN = (
+    "train.trainer.",
+    "train.cache.",
+    "http.urls.",
+)  # what is under it is passed on to somebody else, who knows its keys
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError."""
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: bool = False) -> Recipe:
+    """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError.
+
+    Args:
+        trust: it may name code that is run, see trust.py.
+    """
     path = find(path)
     content = read(path)
     try:
@@ -45,7 +54,10 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         if isinstance(content.get("yolo"), str):
             content["yolo"] = {"weights": content["yolo"]}
         _check_keys(content, Recipe)
-        return _build(content, path)
+        recipe = _build(content, path)
+        if not trust:
+            expect_no_code(recipe)
+        return recipe
     except UsageError as error:
         raise UsageError(f"recipe {path}: {error}") from None
 

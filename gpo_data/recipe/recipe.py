@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
-from gpo_data.recipe.checks import Count, Members, PathText, Seed, check, expect
-from gpo_data.recipe.sections import Clip, Ocr, Sampler, Task, Yolo
+from gpo_data.recipe.checks import Count, Members, PathText, Seed, Share, check, expect
+from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 
@@ -33,17 +33,22 @@ class Recipe:
         seed: every random choice comes from it.
         group_size: members a group, G.
         groups_per_shard: groups in one tar.
+        max_failed: share of members that may fail; with more of them, counted from the 64th member on, drawing stops.
         task: what to draw.
         sampler: how to draw.
         evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
-            `boxes` (colour and class of what `yolo` finds), `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, or a
-            function of your own, `module:function`.
+            `boxes` (colour and class of what `yolo` finds), `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, `vlm`, a
+            name of `http.urls`, or a function of your own, `module:function`.
+        watchers: evaluators that only watch: what they see is shown beside the reward by audit, watch and eval, and no
+            reward may read it, so that a policy that games the reward shows.
         ocr: settings of `ocr`.
         yolo: settings of `yolo` and of `boxes`, or just its weights.
         clip_score: settings of `clip_score`, the fit of picture and prompt.
         pickscore: settings of `pickscore`, what people would pick.
         hpsv2: settings of `hpsv2`, the human preference score.
         aesthetic: settings of `aesthetic`, LAION's predictor; its `weights` have to be given.
+        vlm: settings of `vlm`, a vision-language model behind an OpenAI-compatible server.
+        http: scorers in other environments or on other machines.
         reward: SQL expression over targets and measurements.
         where: SQL condition on groups and members for audit and training.
         relabel: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
@@ -61,15 +66,19 @@ class Recipe:
     seed: Seed = 0
     group_size: Members = 32
     groups_per_shard: Count = 8
+    max_failed: Share = 0.2
     task: Task = field(default_factory=Task)
     sampler: Sampler = field(default_factory=Sampler)
     evaluators: list[str] = field(default_factory=list)
+    watchers: list[str] = field(default_factory=list)
     ocr: Ocr = field(default_factory=Ocr)
     yolo: Yolo = field(default_factory=Yolo)
     clip_score: Clip = field(default_factory=Clip)
     pickscore: Clip = field(default_factory=lambda: Clip("yuvalkirstain/PickScore_v1"))
     hpsv2: Clip = field(default_factory=lambda: Clip("adams-story/HPSv2-hf"))
     aesthetic: Clip = field(default_factory=Clip)
+    vlm: Vlm = field(default_factory=Vlm)
+    http: Http = field(default_factory=Http)
     reward: str = ""
     where: str | None = None
     relabel: str | None = None
@@ -81,14 +90,28 @@ class Recipe:
         check(self)
         named = self.name is None or NAME.fullmatch(self.name) is not None
         expect(named, "name", "1 to 100 letters a-z, digits, '-' and '_'", self.name)
-        one_of = f"{', '.join(EVALUATORS)} or module:function"
+        taken = next((name for name in self.http.urls if name in (*EVALUATORS, "image_stats")), None)
+        expect(taken is None, "http.urls", "names that are not evaluators already", taken)
+        one_of = self.evaluators_known()
         expect(bool(self.evaluators), "evaluators", f"at least one of {one_of}, as in [ocr]", self.evaluators)
-        for name in self.evaluators:
-            expect(name in EVALUATORS or OWN_EVALUATOR.fullmatch(name) is not None, "evaluators", one_of, name)
+        for key, names in (("evaluators", self.evaluators), ("watchers", self.watchers)):
+            for name in names:
+                expect(self.knows(name), key, one_of, name)
+        everyone = [*self.evaluators, *self.watchers]
         expect(len(set(self.evaluators)) == len(self.evaluators), "evaluators", "each name once", self.evaluators)
+        expect(len(set(everyone)) == len(everyone), "watchers", "names that are not in evaluators", self.watchers)
         expect(
             bool(self.reward.strip()), "reward", "a SQL expression such as text_exact(target, ocr_text)", self.reward
         )
+
+    def knows(self, evaluator: str) -> bool:
+        """Whether that is the name of an evaluator."""
+        own = OWN_EVALUATOR.fullmatch(evaluator) is not None
+        return own or evaluator in EVALUATORS or evaluator in self.http.urls
+
+    def evaluators_known(self) -> str:
+        """For messages."""
+        return f"{', '.join([*EVALUATORS, *self.http.urls])}, a name of http.urls or module:function"
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
@@ -117,7 +140,9 @@ EVALUATORS = {
     "pickscore": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
     "hpsv2": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
     "aesthetic": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
+    "vlm": ("gpo_data.evaluators.vlm", "VlmEvaluator"),
 }
+BEHIND_HTTP = ("gpo_data.evaluators.http", "HttpEvaluator")  # each name of http.urls
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
 NAME = re.compile(r"[a-z0-9_-]{1,100}")  # of a dataset: part of a folder's name
 SECTIONS: dict[str, type] = {k: t for k, t in get_type_hints(Recipe).items() if dataclasses.is_dataclass(cast(Any, t))}

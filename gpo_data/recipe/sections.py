@@ -5,12 +5,23 @@ Their docstrings are what `gpo-data VERB --help` prints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gpo_data.recipe.checks import Count, NotNegative, PathText, Pixels, Share, Workers, check, expect
+from gpo_data.recipe.checks import (
+    Count,
+    NotNegative,
+    PathText,
+    Pixels,
+    Positive,
+    Share,
+    Workers,
+    check,
+    expect,
+)
 
 
 @dataclass(frozen=True)
@@ -169,3 +180,73 @@ class Clip:
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class Http:
+    """Scorers behind `POST /score`, anywhere: judges.md has the protocol.
+
+    Args:
+        urls: {name: address}; each name is an evaluator, as `urls: {imagereward: "http://127.0.0.1:8190"}`.
+        encoding: of the pictures that are sent: `json` (base64) or `multipart` (files).
+        batch_size: pictures a request.
+        workers: requests at once.
+        timeout: seconds that a request may take.
+        retries: tries after the first, with back-off; then the run ends, and goes on with the same command.
+        token_variable: of the environment, whose value is sent as a bearer token where it is set.
+    """
+
+    urls: dict[str, str] = field(default_factory=dict)
+    encoding: Literal["json", "multipart"] = "json"
+    batch_size: Count = 16
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    timeout: Positive = 120.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    token_variable: PathText = "GPO_JUDGE_TOKEN"
+
+    def __post_init__(self) -> None:
+        check(self, "http.")
+        for name in self.urls:
+            fits = re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) is not None
+            expect(fits, "http.urls", "names of letters a-z, digits and _", name)
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """A vision-language model behind an OpenAI-compatible server, asked about every picture.
+
+    Args:
+        url: of the server, up to and with `/v1`.
+        model: as the server calls it; null takes the one that it has.
+        questions: asked of each picture; `{prompt}` and target columns are put in.
+        questions_column: of the prompt's row, with its own list of questions, in the place of `questions`: texts,
+            GenEval 2's [question, answer], or objects with `question`, and if need be `id`, `answer` and `depends`.
+        answer: `yes` (the probability of yes, or of a question's own `answer`) or `grade` (1 to `grades`).
+        grades: the best grade; 1 is the worst.
+        mean: of a picture's questions: `arithmetic`, or `geometric` (as GenEval 2 has it).
+        api: `chat` (/chat/completions with log-probabilities: vLLM, SGLang, llama.cpp, OpenAI) or `systemone`
+            (/systemone of `transformers serve`, which gives none in chat).
+        system: an instruction before every question; "" is none.
+        batch_size: requests at once.
+        timeout: seconds that a request may take.
+        retries: tries after the first, with back-off; then the run ends, and goes on with the same command.
+        token_variable: of the environment, whose value is sent as a bearer token where it is set.
+    """
+
+    url: PathText = "http://127.0.0.1:8000/v1"
+    model: PathText | None = None
+    questions: list[str] = field(default_factory=lambda: ["Does this picture show {prompt}?"])
+    questions_column: PathText | None = None
+    answer: Literal["yes", "grade"] = "yes"
+    grades: Annotated[int, Field(ge=2, le=10)] = 5
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    api: Literal["chat", "systemone"] = "chat"
+    system: str = ""
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 8
+    timeout: Positive = 120.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 5
+    token_variable: PathText = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        check(self, "vlm.")
+        expect(bool(self.questions) or self.questions_column is not None, "vlm.questions", "at least one", [])

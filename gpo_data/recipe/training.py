@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from gpo_data.lake.cache import bytes_of
 from gpo_data.recipe.checks import (
     Count,
     Decay,
@@ -29,8 +30,11 @@ from gpo_data.recipe.checks import (
     expect,
 )
 
-Loss = Literal["linear", "logsigmoid"]  # objective.py has what they mean
+# A file each of the trainer's objectives/ has the equation and its source; docs/objectives.md has all of them.
+Loss = Literal["linear", "logsigmoid", "ipo", "dgpo", "nft", "awm", "gdro", "pnapo", "kto", "rwr", "best_of_n"]
 Weighting = Literal["zscore", "sign", "all", "max", "min"]
+PAIRS = ("all", "max", "min")  # of the weightings
+PAIRED = ("linear", "logsigmoid", "ipo", "dgpo", "pnapo")  # losses that are defined on pairs too
 
 # Options of lightning.Trainer that would undo what this toolkit does.
 OURS = {
@@ -54,17 +58,38 @@ class Train:
 
     Args:
         objective: `gpo`, or `sft` (plain denoising loss on members at or above `sft_reward`).
-        loss: `logsigmoid` (gated) or `linear`.
+        loss: `logsigmoid` (gated) or `linear`, GPO's own; or another of objectives.md.
         weighting: `zscore`, `sign`, or Diffusion-DPO pairs `all`, `max`, `min`.
-        beta: scale of `logsigmoid`, on mean-over-elements errors; the beta of Diffusion-DPO and of DGPO.
+        beta: scale of `logsigmoid`, on mean-over-elements errors; the beta of Diffusion-DPO and of DGPO. objectives.md
+            has what it is in the other losses.
+        advantage: what the distance of a reward to its group's mean is divided by: the std of the `group`, the `global`
+            one of all groups (online: of the iteration), or `none`, nothing.
+        advantage_epsilon: added to that std; with learned rewards 1e-4 keeps groups of next to no spread from counting
+            as much as others.
+        advantage_clip: largest advantage; null is none (of `nft` 5).
+        clip_range: PPO's clip, on errors: no gradient of a better member once exp(err_old - err) is above 1 +
+            clip_range, nor of a worse one below 1 - clip_range; old is the policy as it began the iteration (a `stored`
+            reference is the old one). Of any loss; DGPO's is 0.001; 0 is off.
+        temperature: of rewards in `rwr` and `gdro` (their authors': 0.2 and 0.05).
+        interpolation: of `nft`: how much of its implicit positive prediction is the policy's (its authors' beta: 1 or
+            0.1).
+        top_weight: of `gdro`: weight of the best member's own error.
+        beta_decay: of `pnapo`: [n1, n2], the steps between which beta falls to its half; null: it does not.
         timesteps_per_image: k, samples of (t, noise) a member.
         shared_noise: one (t, noise) for all members of a group; lowers variance.
         noise: `random`, or each member's `own`, the starting noise that it was drawn from, which
             the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
+        timestep_distribution: of t within that range: `uniform`; `logit_normal`, the middle more often, as SD3 was
+            trained; or `discrete`, uniform over the thousand steps of diffusers' training scripts.
+        logit_mean: of `logit_normal`; above 0 more noise (diffusers' scripts count from the noisy end: their sign is
+            the other one).
+        logit_std: of `logit_normal`.
+        timestep_shift: shift t as the scheduler shifts its noise levels; diffusers' scripts do so for SD3 and do not
+            for FLUX.1-dev.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
-            `beta` with `logsigmoid`): a trust region around the reference; 0 is off. See objective.py.
+            `beta` with `logsigmoid`): a trust region around the reference; 0 is off.
         mean_shift_penalty: weight of a penalty on the square of the mean error difference of a group and noise sample,
             in the units of the loss: errors of better and worse members may move apart, not grow together; 0 is off.
         num_inner_epochs: tau, how often the groups are gone over with the same timesteps and noise.
@@ -94,7 +119,9 @@ class Train:
         compile: `torch.compile` the denoiser.
         gradient_checkpointing: less memory, more arithmetic.
         sft_reward: smallest reward that `sft` learns from.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; 0 reads in the training process. From an object store threads read ahead.
+        cache: `{folder: ~/cache, size: 50 GB}` keeps what was read from an object store on this machine, what was used
+            longest ago goes first; null keeps nothing.
         checkpoint_steps: optimiser steps between two checkpoints, besides the one at the end of an epoch.
         seed: of order, timesteps and noise; null takes the recipe's.
         datasets: glob over the lake's datasets to train on offline, in place of the recipe's own, such as
@@ -108,10 +135,22 @@ class Train:
     loss: Loss = "logsigmoid"
     weighting: Weighting = "zscore"
     beta: Positive = 1000.0
+    advantage: Literal["group", "global", "none"] = "group"
+    advantage_epsilon: NotNegative = 0.0
+    advantage_clip: Positive | None = None
+    clip_range: NotNegative = 0.0
+    temperature: Positive = 0.2
+    interpolation: Positive = 1.0
+    top_weight: NotNegative = 0.5
+    beta_decay: list[int] | None = None
     timesteps_per_image: Count = 5
     shared_noise: bool = True
     noise: Literal["random", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] | list[float] = "all"
+    timestep_distribution: Literal["uniform", "logit_normal", "discrete"] = "uniform"
+    logit_mean: Number = 0.0
+    logit_std: Positive = 1.0
+    timestep_shift: bool = True
     kl: NotNegative = 0.0
     mean_shift_penalty: NotNegative = 0.0
     num_inner_epochs: Count = 3
@@ -137,6 +176,7 @@ class Train:
     gradient_checkpointing: bool = False
     sft_reward: Number = 1.0
     workers: Workers = 0
+    cache: dict[str, str] | None = None
     checkpoint_steps: Count = 50
     seed: Seed | None = None
     datasets: PathText | None = None
@@ -180,10 +220,14 @@ class Train:
                 "never (a frozen copy follows full fine-tuning only; use train.reference: stored)",
                 self.reference_update,
             )
+        self._check_loss()
         if not isinstance(self.timestep_range, str):
             bounds = self.timestep_range
             within = len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 1
             expect(within, "train.timestep_range", "[lowest, highest] with 0 <= lowest < highest <= 1", bounds)
+        if self.cache is not None:
+            expect(self.cache.keys() == {"folder", "size"}, "train.cache", "{folder: ..., size: 50 GB}", self.cache)
+            bytes_of("train.cache.size", self.cache["size"])
         for name, ours in OURS.items():
             expect(name not in self.trainer, f"train.trainer.{name}", ours, self.trainer.get(name))
         strategy = str(self.trainer.get("strategy", ""))
@@ -199,6 +243,34 @@ class Train:
             "null (Lightning cannot average weights that are sharded), or ddp",
             self.ema_decay,
         )
+
+    def _check_loss(self) -> None:
+        """What a loss needs of the other keys."""
+        paired, listed = self.weighting in PAIRS, ", ".join(PAIRED)
+        expect(
+            not paired or self.loss in PAIRED,
+            "train.weighting",
+            f"zscore or sign with train.loss: {self.loss} (pairs are for {listed})",
+            self.weighting,
+        )
+        if self.loss == "pnapo":
+            expect(paired, "train.weighting", f"{', '.join(PAIRS)} with train.loss: pnapo", self.weighting)
+            expect(self.noise == "own", "train.noise", "own with train.loss: pnapo", self.noise)
+        expect(
+            self.loss != "nft" or self.reference != "stored",
+            "train.reference",
+            "frozen or adapters with train.loss: nft (it needs what the reference says, and stored errors do not)",
+            self.reference,
+        )
+        expect(
+            self.loss not in ("rwr", "best_of_n") or not self.mean_shift_penalty,
+            "train.mean_shift_penalty",
+            f"0 with train.loss: {self.loss}, which compares with no reference",
+            self.mean_shift_penalty,
+        )
+        decay = self.beta_decay
+        within = decay is None or (len(decay) == 2 and 0 <= decay[0] <= decay[1])
+        expect(within, "train.beta_decay", "[first, last] step with 0 <= first <= last", decay)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ takes as many steps without any feedback.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,12 +22,13 @@ from gpo_data.lake.durable import write_atomic
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate, report
 from gpo_train.evaluation.prompts import EvalPrompts, choose
+from gpo_train.evaluation.result import Difference, Line, Point
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, flat, settle
 
 
-def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Console) -> dict[str, Any]:
+def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Console) -> dict[str, Line]:
     """Draw what is missing, print the table, write compare.json and compare.png into `out`. Raises UsageError.
 
     `every`: iterations between two points, besides the base and the end.
@@ -35,21 +36,29 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     for run in runs:
         run.expect_online("`eval` compares others")
     chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
-    part = {"split": recipe.eval.split, "prompts": len(chosen.keys), "targets": len(set(chosen.keys))}
-    part |= {"left_out": chosen.left_out}
-    found: dict[str, Any] = {
-        run.name: {"line": line_of(run, runs), "points": points(recipe, run, chosen, every, console)} | part
+    found = {
+        run.name: Line(
+            line=line_of(run, runs),
+            points=points(recipe, run, chosen, every, console),
+            split=recipe.eval.split,
+            prompts=len(chosen.keys),
+            targets=len(set(chosen.keys)),
+            left_out=chosen.left_out,
+        )
         for run in runs
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "compare.json", json.dumps(found, indent=2).encode())
+    write_atomic(
+        out / "compare.json",
+        json.dumps({name: dataclasses.asdict(one) for name, one in found.items()}, indent=2).encode(),
+    )
     for table in tables(found):
         console.print(table)
     console.print(f"curves: {curves(found, out / 'compare.png')}", soft_wrap=True)
     return found
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def tables(found: dict[str, Line]) -> list[Table]:
     """Every point of every run; and, where a line has several runs, their mean and how far they are apart."""
     runs = Table(
         "run",
@@ -64,18 +73,18 @@ def tables(found: dict[str, Any]) -> list[Table]:
         title_justify="left",
     )
     for name, one in found.items():
-        for point in one["points"]:
-            low, high = point["ci95"]
-            colour = point["color_exact"]
+        for point in one.points:
+            low, high = point.ci95
+            colour = point.color_exact
             runs.add_row(
                 name,
-                str(point["iteration"]),
-                f"{100 * point['exact']:.1f}%",
-                f"{100 * point['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
-                f"x {point['diversity_ratio']:.2f}",
+                str(point.iteration),
+                f"{100 * point.exact:.1f}%",
+                f"{100 * point.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                f"x {point.diversity_ratio:.2f}",
                 "" if colour is None else f"{100 * colour:.1f}%",
-                str(point["failed"]),
-                str(point["images"]),
+                str(point.failed),
+                str(point.images),
             )
     lines = Table(
         "line",
@@ -89,12 +98,12 @@ def tables(found: dict[str, Any]) -> list[Table]:
     )
     for line, same in by_line(found).items():
         for at in zip(*same, strict=False):
-            values = [100 * point["difference"] for point in at]
+            values = [100 * point.difference for point in at]
             if len(at) > 1:
                 lines.add_row(
                     line,
                     str(len(at)),
-                    str(at[0]["iteration"]),
+                    str(at[0].iteration),
                     f"{np.mean(values):+.1f}",
                     f"{min(values):+.1f}",
                     f"{max(values):+.1f}",
@@ -102,22 +111,22 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return [runs, lines] if lines.row_count else [runs]
 
 
-def by_line(found: dict[str, Any]) -> dict[str, list[list[dict[str, Any]]]]:
+def by_line(found: dict[str, Line]) -> dict[str, list[list[Point]]]:
     """{line: the points of its runs}."""
-    lines: dict[str, list[list[dict[str, Any]]]] = {}
+    lines: dict[str, list[list[Point]]] = {}
     for one in found.values():
-        lines.setdefault(one["line"], []).append(one["points"])
+        lines.setdefault(one.line, []).append(one.points)
     return lines
 
 
-def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console) -> list[dict[str, Any]]:
-    """[{iteration, images, exact, failed, difference, ci95, diversity_ratio}] from the base on."""
+def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console) -> list[Point]:
+    """From the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
     weights = [(one.number, one.name, one.policy) for one in iterations]
     if run.policy.is_dir():
         weights.append((len(summaries), run.name, run.policy))
-    made: list[dict[str, Any]] = []
+    made: list[Point] = []
     for number, name, folder in weights:
         if not folder.is_dir():  # pruned by online.keep_last
             continue
@@ -125,38 +134,37 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console)
         found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
-        images = sum(one["images"] for one in summaries[:number])
-        sides = [("policy", number, images, found["difference"], found["diversity_ratio"])]
+        images = sum(one.images for one in summaries[:number])
+        sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]
         if not made:
-            sides.insert(0, ("base", 0, 0, {"exact": 0.0, "ci95": [0.0, 0.0]}, 1.0))
+            sides.insert(0, (found.base, 0, 0, Difference(exact=0.0, ci95=[0.0, 0.0], lenient=0.0), 1.0))
         for side, at, drawn, difference, diversity in sides:
             made.append(
-                {
-                    "iteration": at,
-                    "images": drawn,
-                    "exact": found[side]["exact"],
-                    "failed": found[side]["failed"],
-                    "color_exact": found[side].get("color_exact"),
-                    "difference": difference["exact"],
-                    "ci95": difference["ci95"],
-                    "diversity_ratio": diversity,
-                }
+                Point(
+                    iteration=at,
+                    images=drawn,
+                    exact=side.exact,
+                    failed=side.failed,
+                    color_exact=side.statistics.get("color_exact"),
+                    difference=difference.exact,
+                    ci95=difference.ci95,
+                    diversity_ratio=diversity,
+                )
             )
     return made
 
 
 def line_of(run: Run, runs: list[Run]) -> str:
     """What the run is on the picture: the settings in which the runs differ, without seeds."""
-    flats = {one.name: flat(one.manifest()["recipe"]) for one in runs}
+    flats = {one.name: flat(one.manifest().recipe) for one in runs}
     keys = sorted({key for one in flats.values() for key in one} - {"name", "seed", "train.seed"})
     differing = [key for key in keys if len({json.dumps(one.get(key)) for one in flats.values()}) > 1]
     return (
-        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing)
-        or run.manifest()["recipe"]["name"]
+        ", ".join(f"{key} {flats[run.name].get(key, 'default')}" for key in differing) or run.manifest().recipe["name"]
     )
 
 
-def curves(found: dict[str, Any], path: Path) -> Path:
+def curves(found: dict[str, Line], path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -164,12 +172,12 @@ def curves(found: dict[str, Any], path: Path) -> Path:
     axes = figure.subplots()
     for line, same in by_line(found).items():
         length = min(len(one) for one in same)
-        values = np.array([[100 * point["exact"] for point in one[:length]] for one in same])
-        x = [point["iteration"] for point in same[0][:length]]
+        values = np.array([[100 * point.exact for point in one[:length]] for one in same])
+        x = [point.iteration for point in same[0][:length]]
         axes.plot(x, values.mean(0), marker="o", label=f"{line} ({len(same)} runs)")
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
     axes.set_xlabel("iterations of drawing and training")
-    part = report.NAMES[next(iter(found.values()))["split"]]
+    part = report.NAMES[next(iter(found.values())).split]
     axes.set_ylabel(f"exact on {part} prompts, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False)

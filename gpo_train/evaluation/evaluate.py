@@ -8,6 +8,7 @@
                 onto one picture a prompt loses it
     drift       entropy, edge density and dark fraction of the pictures, and the colour as asked where it is measured,
                 all of pictures that did not fail
+    watched     what the recipe's watchers see, likewise: no reward paid for it
 
 Both sides are datasets in the lake like everything else (`<recipe>-eval-<hash>`, `<run>-eval-<hash>`), so SQL sees
 them, drawing resumes, and a base that was drawn before is not drawn again.
@@ -16,7 +17,6 @@ them, drawing resumes, and a base that was drawn before is not drawn again.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,46 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.lake import catalog
-from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.document import write_document
 from gpo_data.lake.manifest import identity, measured
 from gpo_data.lake.reader import diversity
+from gpo_data.lake.sql import identifier
 from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval
 from gpo_train.evaluation.prompts import choose
+from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side
 from gpo_train.evaluation.trained import trained_keys
+from gpo_train.online.iterations import numbers_watched
 from gpo_train.run import Run, settle
 
 
-def evaluate(recipe: Recipe, run: Run, console: Console) -> dict[str, Any]:
+def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
     from gpo_train.evaluation import report
 
     manifest = run.manifest()
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest['state']}); `gpo-train fit` finishes it")
+        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     for side in (base, policy):
         console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
         draw(side, console)
     sides = members(recipe, base, policy)
-    found = {"run": run.name, "mode": manifest["mode"], "train_seconds": manifest.get("train_seconds")}
-    found |= {"split": recipe.eval.split, "left_out": chosen.left_out}
-    found |= compare(recipe, base, policy, sides, chosen.keys)
-    write_atomic(run.folder / "eval.json", json.dumps(found, indent=2).encode())
+    compared = compare(recipe, base, policy, sides, chosen.keys)
+    found = Evaluation(
+        run=run.name,
+        mode=manifest.mode,
+        train_seconds=manifest.train_seconds,
+        split=recipe.eval.split,
+        prompts=len(chosen.keys),
+        targets=len(set(chosen.keys)),
+        left_out=chosen.left_out,
+        **vars(compared),
+    )
+    write_document(found, run.folder / "eval.json")
     report.terminal(found, console)
     right = [{key for key, one in side.items() if one["exact"]} for side in sides]
     grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / "eval.png")
@@ -104,17 +115,19 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
     con = catalog.connect(recipe.lake)
-    columns = {row[0] for row in con.execute("describe members").fetchall()}
+    columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
-    missing = kind.reads() - columns
+    missing = kind.reads() - columns.keys()
     judged = {"exact": "exact", "lenient": kind.lenient} | kind.scores
     wanted = {"failed": "status <> 'ok'", "level": "level"}
     wanted |= {name: f"CASE WHEN status = 'ok' THEN ({sql})::double ELSE 0 END" for name, sql in judged.items()}
     seen = {"reward": "reward"} | {name: name for name in IMAGE_STATISTICS if name in columns}
-    if {"color", "color_seen"} <= columns:
+    if {"color", "color_seen"} <= columns.keys():
         seen["color_exact"] = "(color = color_seen)::double"
+    for name in numbers_watched(recipe, str(base.name), columns):
+        seen[f"watched/{name}"] = f"{identifier(name)}::double"
     wanted |= {name: f"CASE WHEN status = 'ok' THEN {sql} END" for name, sql in seen.items()}
-    listed = ", ".join(f"{sql} AS {name}" for name, sql in wanted.items())
+    listed = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in wanted.items())
 
     def read(name: str | None) -> Members:
         rows = con.execute(
@@ -134,8 +147,8 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
 def compare(
     recipe: Recipe, base: Recipe, policy: Recipe, sides: tuple[Members, Members], keys: list[str]
-) -> dict[str, Any]:
-    """Every number of eval.json, fractions and not percents.
+) -> Comparison:
+    """The sides against each other.
 
     Args:
         sides: what `members` gives.
@@ -151,28 +164,39 @@ def compare(
     clusters = np.array([key_of[group] for group, _ in pairs])
     difference = column(1, "exact") - column(0, "exact")
     levels = column(0, "level").astype(int)
-    found: dict[str, Any] = {"n": len(pairs), "prompts": len(keys), "targets": len(set(clusters.tolist()))}
-    found["scores"] = list(TASKS[recipe.task.kind].scores)
-    for number, name in enumerate(("base", "policy")):
-        found[name] = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
-        found[name]["failed"] = int(column(number, "failed").sum())
-        found[name]["diversity"] = diversity(recipe.lake, str((base, policy)[number].name))
-    found["difference"] = {
-        "exact": float(difference.mean()),
-        "ci95": interval(difference, clusters),
-        "lenient": _mean(column(1, "lenient") - column(0, "lenient")),
-    }
-    found["diversity_ratio"] = found["policy"]["diversity"] / found["base"]["diversity"]
-    found["by_level"] = {
-        str(level): {
-            "n": int((levels == level).sum()),
-            "base": _mean(column(0, "exact")[levels == level]),
-            "policy": _mean(column(1, "exact")[levels == level]),
-        }
-        for level in np.unique(levels)
-    }
-    found["datasets"] = {"base": base.name, "policy": policy.name}
-    return found
+    scores = list(TASKS[recipe.task.kind].scores)
+
+    def side(number: int) -> Side:
+        means = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
+        return Side(
+            failed=int(column(number, "failed").sum()),
+            diversity=diversity(recipe.lake, str((base, policy)[number].name)),
+            scores={name: means.pop(name) for name in scores},
+            **{name: means.pop(name) for name in ("exact", "lenient", "reward")},
+            statistics=means,
+        )
+
+    before, after = side(0), side(1)
+    return Comparison(
+        n=len(pairs),
+        base=before,
+        policy=after,
+        difference=Difference(
+            exact=float(difference.mean()),
+            ci95=interval(difference, clusters),
+            lenient=_mean(column(1, "lenient") - column(0, "lenient")),
+        ),
+        diversity_ratio=after.diversity / before.diversity,
+        by_level={
+            str(level): Level(
+                n=int((levels == level).sum()),
+                base=_mean(column(0, "exact")[levels == level]),
+                policy=_mean(column(1, "exact")[levels == level]),
+            )
+            for level in np.unique(levels)
+        },
+        datasets={"base": str(base.name), "policy": str(policy.name)},
+    )
 
 
 def _mean(values: np.ndarray) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from PIL import Image, ImageDraw
@@ -15,73 +14,59 @@ from gpo_data.audit.show import load_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
+from gpo_train.evaluation.result import Evaluation, Prompts
 
 LABELS = {"ocr_accuracy": "OCR accuracy"}
 NAMES = {"heldout": "held-out", "validation": "validation"}  # parts of the split, for people
 PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
 
 
-def rows_of(found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
     """(what, base, policy, difference) as text."""
-
-    def percent(value: float) -> str:
-        return f"{100 * value:.1f}%"
-
-    base, policy, difference = found["base"], found["policy"], found["difference"]
-    low, high = difference["ci95"]
+    base, policy, difference = found.base, found.policy, found.difference
+    low, high = difference.ci95
+    interval = f", 95% [{100 * low:+.1f}, {100 * high:+.1f}]"
     rows = [
-        (
-            "exact",
-            percent(base["exact"]),
-            percent(policy["exact"]),
-            f"{100 * difference['exact']:+.1f} points, 95% [{100 * low:+.1f}, {100 * high:+.1f}]",
-        ),
-        ("lenient", percent(base["lenient"]), percent(policy["lenient"]), f"{100 * difference['lenient']:+.1f} points"),
+        _share("exact", base.exact, policy.exact, interval),
+        ("lenient", _percent(base.lenient), _percent(policy.lenient), f"{100 * difference.lenient:+.1f} points"),
     ]
-    for level, one in found["by_level"].items():
-        gain = one["policy"] - one["base"]
-        rows.append(
-            (
-                f"  exact at {level} (n={one['n']})",
-                percent(one["base"]),
-                percent(one["policy"]),
-                f"{100 * gain:+.1f} points",
-            )
-        )
-    for name in found["scores"]:
-        change = policy[name] - base[name]
-        rows.append((LABELS.get(name, name), percent(base[name]), percent(policy[name]), f"{100 * change:+.1f} points"))
-    failed = policy["failed"] - base["failed"]
-    rows.append(("failed pictures, wrong", str(base["failed"]), str(policy["failed"]), f"{failed:+d}"))
-    if "color_exact" in base:
-        rows.append(
-            (
-                "colour as asked",
-                percent(base["color_exact"]),
-                percent(policy["color_exact"]),
-                f"{100 * (policy['color_exact'] - base['color_exact']):+.1f} points",
-            )
-        )
-    for name in ("reward", "diversity", "entropy", "edge_density", "dark_fraction"):
-        if name in base:
-            change = policy[name] / base[name] if base[name] else float("nan")
-            rows.append((name.replace("_", " "), f"{base[name]:.3f}", f"{policy[name]:.3f}", f"x {change:.2f}"))
+    for level, one in found.by_level.items():
+        rows.append(_share(f"  exact at {level} (n={one.n})", one.base, one.policy))
+    for name, score in base.scores.items():
+        rows.append(_share(LABELS.get(name, name), score, policy.scores[name]))
+    failed = policy.failed - base.failed
+    rows.append(("failed pictures, wrong", str(base.failed), str(policy.failed), f"{failed:+d}"))
+    before, after = ({"reward": side.reward, "diversity": side.diversity} | side.statistics for side in (base, policy))
+    if "color_exact" in before:
+        rows.append(_share("colour as asked", before.pop("color_exact"), after["color_exact"]))
+    for name, value in before.items():
+        change = after[name] / value if value else float("nan")
+        what = name.replace("_", " ").replace("watched/", "only watched: ")
+        rows.append((what, f"{value:.3f}", f"{after[name]:.3f}", f"x {change:.2f}"))
     return rows
 
 
-def headline(found: dict[str, Any]) -> str:
-    return f"{found['run']}: {found['n']} images each side, {prompts_of(found)}"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
-def prompts_of(found: dict[str, Any]) -> str:
+def _share(what: str, base: float, policy: float, more: str = "") -> tuple[str, str, str, str]:
+    return what, _percent(base), _percent(policy), f"{100 * (policy - base):+.1f} points{more}"
+
+
+def headline(found: Evaluation) -> str:
+    return f"{found.run}: {found.n} images each side, {prompts_of(found)}"
+
+
+def prompts_of(found: Prompts) -> str:
     """Which prompts the figures are of, and how many."""
     return (
-        f"{found['prompts']} {NAMES[found['split']]} prompts of {found['targets']} targets, same seeds; "
-        f"{found['left_out']} left out that were trained on"
+        f"{found.prompts} {NAMES[found.split]} prompts of {found.targets} targets, same seeds; "
+        f"{found.left_out} left out that were trained on"
     )
 
 
-def terminal(found: dict[str, Any], console: Console) -> None:
+def terminal(found: Evaluation, console: Console) -> None:
     table = Table("", "base", "policy", "difference", title=headline(found), title_justify="left")
     for row in rows_of(found):
         table.add_row(*row)
@@ -131,7 +116,7 @@ target are right or wrong together. A picture that failed is wrong. A green fram
 """
 
 
-def page(found: dict[str, Any], picture: Path, path: Path) -> Path:
+def page(found: Evaluation, picture: Path, path: Path) -> Path:
     """One static file, the picture inside."""
     uri = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
     html = jinja2.Environment(autoescape=True).from_string(PAGE)

@@ -28,12 +28,12 @@ from gpo_train.run import Run
 def trained_keys(recipe: Recipe, run: Run) -> set[str]:
     """The content keys that `run` was trained on; `recipe` says where the lake is. Raises UsageError."""
     manifest = run.manifest()
-    if manifest["mode"] == "average":
-        return trained_keys(recipe, Run(run.folder.parent / manifest["averaged"]["run"]))
-    kind = str(manifest["recipe"]["task"]["kind"])
-    prompts = _iterations(run, kind) if manifest["mode"] == "online" else _snapshot(recipe.lake, run, kind)
+    if manifest.averaged is not None:
+        return trained_keys(recipe, Run(run.folder.parent / manifest.averaged["run"]))
+    kind = str(manifest.recipe["task"]["kind"])
+    prompts = _iterations(run, kind) if manifest.mode == "online" else _snapshot(recipe.lake, run, kind)
     keys = {TASKS[kind].key(prompt) for prompt in prompts}
-    if (before := _began_with(manifest["recipe"]["policy"])) and before.folder != run.folder:
+    if (before := _began_with(manifest.recipe["policy"])) and before.folder != run.folder:
         keys |= trained_keys(recipe, before)
     return keys
 

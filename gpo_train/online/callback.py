@@ -30,7 +30,7 @@ from gpo_data.generation.progress import Clock
 from gpo_data.lake.manifest import with_dtype
 from gpo_data.lake.reader import Reader, TrainGroup, batches, merge
 from gpo_data.recipe import Online, Recipe
-from gpo_train.data import snapshot_of
+from gpo_train.data import cache_of, snapshot_of
 from gpo_train.lightning_fixes import Average
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, history, prune
@@ -107,9 +107,8 @@ class OnlineRegeneration(Callback):
             self.rollout.draw(iteration, self._writer(), self.ranks, self.trainer.global_step)
         with (clock := Clock()).time("catalog"):
             reader = self._read(number)
-        summary = iteration.summary() or {}
-        if self.ranks.first and "catalog" not in summary["seconds"]:
-            iteration.note(seconds=summary["seconds"] | clock.seconds)
+        if self.ranks.first and "catalog" not in (seconds := iteration.expect_summary().seconds):
+            iteration.note(seconds=seconds | clock.seconds)
         self.stopped_by = self._reason_to_stop(number, len(reader))
         if self.stopped_by:
             self.console.print(f"stopping: {self.stopped_by}", soft_wrap=True)
@@ -145,7 +144,7 @@ class OnlineRegeneration(Callback):
         if self.online.keep_last is not None and self.ranks.first:
             for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
-        return Reader(self.recipe.lake, merge(tables))
+        return Reader(self.recipe.lake, merge(tables), cache_of(self.recipe.train))
 
     def _reason_to_stop(self, number: int, groups: int) -> str | None:
         wanted = self.recipe.train.groups_per_step
@@ -179,7 +178,7 @@ class OnlineRegeneration(Callback):
     def _note(self) -> None:
         number, first = divmod(self.trained.epoch, self.online.epochs_per_iteration)
         iteration = Iteration(self.folder, number)
-        seconds = (iteration.summary() or {})["seconds"]
+        seconds = iteration.expect_summary().seconds
         before = seconds.get("train", 0.0) if first else 0.0
         iteration.note(
             distance=self.trained.error_diff / self.trained.steps,

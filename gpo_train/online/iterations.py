@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,57 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data.audit.members import IMAGE_STATISTICS
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.sql import identifier
+from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
 from gpo_data.tasks import TASKS, TaskKind
 
-FACTS = {"iteration", "groups", "dead", "images", "reward", "diversity", "seconds"}  # of summary.json
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The content of summary.json.
+
+    Args:
+        dead: groups that have one reward.
+        exact: share of the images that are right; None where the task's measurement is missing.
+        diversity: inside groups; lake/reader.py.
+        seconds: by phase.
+        weights_changed: share of the weights whose drawn value is not the base's.
+        watched: means of what watchers see.
+        distance: mean error of the policy above the reference's over the iteration's last epoch.
+    """
+
+    iteration: int
+    groups: int
+    dead: int
+    images: int
+    reward: float
+    diversity: float
+    seconds: dict[str, float]
+    exact: float | None = None
+    entropy: float | None = None
+    edge_density: float | None = None
+    dark_fraction: float | None = None
+    weights_changed: float | None = None
+    distance: float | None = None
+    watched: dict[str, float] = field(default_factory=dict)
+
+    def measured(self) -> dict[str, float]:
+        """What there is of numbers, by name."""
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        found = {k: v for k, v in found.items() if v is not None and k not in ("iteration", "seconds", "watched")}
+        return found | {f"watched/{name}": value for name, value in self.watched.items()}
 
 
 @dataclass(frozen=True)
@@ -67,25 +107,33 @@ class Iteration:
             **NO_TRAINING,
         )
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Summary | None:
         """What `summarise` and the training noted; None before all its groups are committed.
 
         A damaged one is none: nothing is drawn again, and the lake says the same again.
         """
         try:
-            found = json.loads((self.folder / "summary.json").read_text())
-        except (FileNotFoundError, ValueError):
+            return read_document(Summary, self.folder / "summary.json", "")
+        except (FileNotFoundError, UsageError):
             return None
-        return found if isinstance(found, dict) and found.keys() >= FACTS else None
+
+    def expect_summary(self) -> Summary:
+        """The summary of an iteration that has been drawn. Raises RunError where somebody took it away."""
+        found = self.summary()
+        if found is None:
+            raise RunError(f"{self.folder / 'summary.json'}: gone or damaged while the run trains; run it again")
+        return found
+
+    def write(self, summary: Summary) -> None:
+        write_document(summary, self.folder / "summary.json")
 
     def note(self, **facts: Any) -> None:
-        content = json.dumps((self.summary() or {}) | facts, indent=2, ensure_ascii=False)
-        write_atomic(self.folder / "summary.json", content.encode())
+        self.write(dataclasses.replace(self.expect_summary(), **facts))
 
 
-def history(run: Path) -> list[dict[str, Any]]:
+def history(run: Path) -> list[Summary]:
     """The summaries of all finished drawings, in order."""
-    found: list[dict[str, Any]] = []
+    found: list[Summary] = []
     while (summary := Iteration(run, len(found)).summary()) is not None:
         found.append(summary)
     return found
@@ -146,24 +194,41 @@ def from_file(task: Task, path: Path) -> Task:
     )
 
 
-def summarise(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Of the dataset `name`: groups, dead, images, reward, exact, diversity inside groups, image statistics."""
+def summarise(recipe: Recipe, name: str) -> Summary:
+    """What the lake says of the dataset `name`."""
     con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
-    columns = {row[0] for row in con.execute("DESCRIBE members").fetchall()}
+    columns = {row[0]: row[1] for row in con.execute("DESCRIBE members").fetchall()}
     wanted = {"reward": "reward", "exact": "exact::DOUBLE"} | {c: c for c in IMAGE_STATISTICS if c in columns}
+    watched = numbers_watched(recipe, name, columns)
+    wanted |= {c: f"{identifier(c)}::DOUBLE" for c in watched}
     table = con.sql(
         f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok' "
         f"ORDER BY group_key, member",
         params=[name],
     ).to_arrow_table()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run, and rules read these.
-    means = {key: _mean(table.column(i)) for i, key in enumerate(wanted)}
+    means: dict[str, Any] = {key: _mean(table.column(i)) for i, key in enumerate(wanted)}
     groups, dead = con.execute(
         "SELECT count(*), count(*) FILTER (dead) FROM groups WHERE dataset = ?", [name]
     ).fetchall()[0]
-    return (
-        {"groups": groups, "dead": dead, "images": table.num_rows} | means | {"diversity": diversity(recipe.lake, name)}
+    return Summary(
+        iteration=0,
+        groups=groups,
+        dead=dead,
+        images=table.num_rows,
+        diversity=diversity(recipe.lake, name),
+        seconds={},
+        watched={c: value for c in watched if (value := means.pop(c)) is not None},
+        **means,
     )
+
+
+def numbers_watched(recipe: Recipe, dataset: str, columns: dict[str, str]) -> list[str]:
+    """The numbers among a dataset's columns that are only watched. `columns`: {name: DuckDB's type}."""
+    here = dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here)
+    found = watched_columns(here, manifest, recipe.watchers)
+    return [name for name in found if columns.get(name, "").split("(")[0] in NUMBERS]
 
 
 def _mean(column: pa.ChunkedArray) -> float | None:

@@ -8,6 +8,7 @@ written again by whoever goes on and are the same; an iteration with a summary i
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from gpo_data.models import Model, repeat
 from gpo_data.recipe import Online, Recipe
 from gpo_data.tasks import TASKS
 from gpo_train.export import save_policy
-from gpo_train.online.iterations import Iteration, choose, summarise, write_prompts
+from gpo_train.online.iterations import Iteration, Summary, choose, summarise, write_prompts
 from gpo_train.policy import Policy
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
@@ -84,14 +85,18 @@ class Rollout:
         if ranks.first:
             self._picture(iteration, model)
             seconds = {"draw": time.monotonic() - started} | clock.seconds
-            facts = summarise(self.recipe, iteration.name)
-            if changed is not None:
-                facts["weights_changed"] = changed
-            shown = {f"online/{k}": v for k, v in facts.items()} | {f"seconds/{k}": v for k, v in seconds.items()}
+            summary = dataclasses.replace(
+                summarise(self.recipe, iteration.name),
+                iteration=iteration.number,
+                weights_changed=changed,
+                seconds=seconds,
+            )
+            shown = {f"online/{k}": v for k, v in summary.measured().items()}
+            shown |= {f"seconds/{k}": v for k, v in seconds.items()}
             for logger in self.loggers():
                 logger.log_metrics(shown, step=step)
-            self.console.print(f"iteration {iteration.number}: " + line(facts), soft_wrap=True)
-            iteration.note(iteration=iteration.number, **facts, seconds=seconds)
+            self.console.print(f"iteration {iteration.number}: " + line(summary), soft_wrap=True)
+            iteration.write(summary)
         self._offload(model)
         ranks.barrier("summary")
 
@@ -134,11 +139,11 @@ class Rollout:
                 experiment.add_image("grid", np.asarray(sheet), iteration.number, dataformats="HWC")
 
 
-def line(facts: dict[str, Any]) -> str:
+def line(summary: Summary) -> str:
     """A summary for people and for grep."""
-    exact = f"  exact {100 * facts['exact']:.1f}%" if facts.get("exact") is not None else ""
-    changed = f"  weights changed {100 * facts['weights_changed']:.2f}%" if "weights_changed" in facts else ""
+    exact = "" if summary.exact is None else f"  exact {100 * summary.exact:.1f}%"
+    changed = "" if summary.weights_changed is None else f"  weights changed {100 * summary.weights_changed:.2f}%"
     return (
-        f"reward {facts['reward']:.3f}{exact}  dead {facts['dead']}/{facts['groups']}  "
-        f"diversity {facts['diversity']:.3f}{changed}"
+        f"reward {summary.reward:.3f}{exact}  dead {summary.dead}/{summary.groups}  "
+        f"diversity {summary.diversity:.3f}{changed}"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from rich import box
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.recipe import Recipe
-from gpo_train.online.iterations import history
+from gpo_train.online.iterations import Summary, history
 from gpo_train.run import Run
 
 EVERY = 10.0  # seconds between two looks
@@ -29,23 +29,23 @@ def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> N
             console.print(table(found, run.name))
             console.print(f"curves: {curves(found, run.folder / 'watch.png')}", soft_wrap=True)
             seen = news
-        if why := run.manifest().get("stopped_by"):
+        if why := run.manifest().stopped_by:
             console.print(f"stopped: {why}", soft_wrap=True)
-        if not follow or run.manifest()["state"] == "finished":
+        if not follow or run.manifest().state == "finished":
             if not found:
                 console.print(f"run {run.name}: the first iteration is being drawn")
             return
         time.sleep(EVERY)
 
 
-def share(summary: dict[str, Any]) -> dict[str, float]:
+def share(summary: Summary) -> dict[str, float]:
     """Seconds of an iteration: draw and train are wall time; the rest lies inside draw and overlaps."""
-    seconds = summary["seconds"]
+    seconds = summary.seconds
     keys = ("draw", "train", "denoise", "decode", "measure", "write", "catalog", "policy")
     return {key: seconds.get(key, 0.0) for key in keys}
 
 
-def table(found: list[dict[str, Any]], name: str) -> Table:
+def table(found: list[Summary], name: str) -> Table:
     made = Table(
         "it",
         "reward",
@@ -57,6 +57,7 @@ def table(found: list[dict[str, Any]], name: str) -> Table:
         "measure s",
         "write s",
         "train s",
+        *found[-1].watched,
         title=name,
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -65,34 +66,36 @@ def table(found: list[dict[str, Any]], name: str) -> Table:
     for one in found:
         seconds = share(one)
         made.add_row(
-            str(one["iteration"]),
-            f"{one['reward']:.3f}",
-            "" if one.get("exact") is None else f"{100 * one['exact']:.1f}%",
-            f"{one['dead']}/{one['groups']}",
-            f"{one['diversity']:.3f}",
-            f"{one['distance']:.4f}" if "distance" in one else "",
+            str(one.iteration),
+            f"{one.reward:.3f}",
+            "" if one.exact is None else f"{100 * one.exact:.1f}%",
+            f"{one.dead}/{one.groups}",
+            f"{one.diversity:.3f}",
+            "" if one.distance is None else f"{one.distance:.4f}",
             f"{seconds['draw']:.0f}",
             f"{seconds['measure']:.1f}",
             f"{seconds['write'] + seconds['catalog']:.1f}",
             f"{seconds['train']:.0f}",
+            *(f"{one.watched.get(name, math.nan):.3f}" for name in found[-1].watched),
         )
     return made
 
 
-def curves(found: list[dict[str, Any]], path: Path) -> Path:
+def curves(found: list[Summary], path: Path) -> Path:
     """Reward and exact, dead groups, diversity and statistics over iterations."""
     from matplotlib.figure import Figure
 
-    x = [one["iteration"] for one in found]
+    x = [one.iteration for one in found]
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     first, second, third = figure.subplots(1, 3)
     for name in ("reward", "exact"):
-        if found[0].get(name) is not None:
-            first.plot(x, [one[name] for one in found], marker="o", label=name)
-    second.plot(x, [one["dead"] / one["groups"] for one in found], marker="o", label="dead groups, share")
-    for name in ("diversity", "entropy", "edge_density"):
-        if found[0].get(name):
-            third.plot(x, [one[name] / found[0][name] for one in found], marker="o", label=f"{name} / first")
+        if getattr(found[0], name) is not None:
+            first.plot(x, [getattr(one, name) for one in found], marker="o", label=name)
+    second.plot(x, [one.dead / one.groups for one in found], marker="o", label="dead groups, share")
+    shown = [{n: getattr(one, n) for n in ("diversity", "entropy", "edge_density")} | one.watched for one in found]
+    for name, before in shown[0].items():
+        if before:
+            third.plot(x, [(one.get(name) or math.nan) / before for one in shown], marker="o", label=f"{name} / first")
     for axes in (first, second, third):
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

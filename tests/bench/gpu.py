@@ -228,7 +228,7 @@ def iteration(made: recipe.Recipe, folder: Path) -> tuple[dict[str, Any], str]:
     """Seconds of the parts of the second online iteration, in which everything is loaded; and its dataset's name."""
     run = fit(made, str(folder), Console(quiet=True), mode="online")
     last = Iteration(run.folder, 1)
-    parts: dict[str, float] = (last.summary() or {})["seconds"]
+    parts: dict[str, float] = last.expect_summary().seconds
     # Parts in the second thread (decode, measure, write) overlap with denoising; what is left is waiting for them.
     waiting = parts["draw"] - sum(parts.get(k, 0.0) for k in ("policy", "encode", "denoise"))
     total = sum(parts.get(k, 0.0) for k in ("draw", "catalog", "train"))

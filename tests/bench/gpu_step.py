@@ -27,11 +27,11 @@ from gpo_data import models
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
 from gpo_data.recipe import Recipe, Train
-from gpo_train import objective
 from gpo_train.data import GroupDataModule
 from gpo_train.fit import load_for_training
 from gpo_train.module import GPOModule
 from gpo_train.noise import epoch_noise
+from gpo_train.objectives.group import group_loss
 from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
 
@@ -92,7 +92,7 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
                 with torch.autocast(device, torch.bfloat16), torch.set_grad_enabled(network is policy.denoiser):
                     said = model.predict(x_t, t, conditioning, network)
                 errors.append(((y - said.float()) ** 2).flatten(1).mean(1))
-            (objective.group_loss((errors[0] - errors[1]).double(), advantages) / k).backward()
+            (group_loss((errors[0] - errors[1]).double(), advantages) / k).backward()
         torch.nn.utils.clip_grad_norm_(policy.trainable(), 1.0)
         optimizer.step()
         if device == "cuda":

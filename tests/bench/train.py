@@ -30,9 +30,9 @@ from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.models import resolve
 from gpo_train import fit as fitting
-from gpo_train import objective
 from gpo_train.module import GPOModule
 from gpo_train.noise import epoch_noise
+from gpo_train.objectives.group import group_loss
 from gpo_train.run import Run
 from gpo_train.settings import train_settings
 
@@ -78,7 +78,7 @@ def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> lis
                 said = model.predict(x_t, t, conditioning, network)
             errors.append(((y - said.float()) ** 2).flatten(1).mean(1).view(k, n))
         s = (errors[0] - errors[1]).double()
-        loss = torch.stack([objective.group_loss(row, group.advantages) for row in s]).mean()
+        loss = torch.stack([group_loss(row, group.advantages) for row in s]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

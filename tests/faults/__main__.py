@@ -1,17 +1,21 @@
-"""Kill campaigns: `python -m tests.faults [--kills 1000] [--calls] [--only online] [--json runs/faults.json]`.
+"""Campaigns: `python -m tests.faults [--kills 1000] [--calls] [--errors EIO] [--only online] [--json FILE]`.
 
 A series runs a command again and again, killing it, until it ends by itself, and compares what is there with a series
-that nothing killed. `--calls` kills it before every single change of the file system instead.
+that nothing killed. `--calls` kills it before every single change of the file system instead. `--errors EIO` has each
+of these changes, and writes to each file, fail once; `--errors ENOSPC` has all fail from there on that need space.
 
-    tries    kills
+    tries    kills; errors
     stuck    series whose command failed, or did not end, though nothing killed it
     changed  series that ended with other weights, tars or facts; lost and doubled groups are among them
     left     series that left temporary files behind
+    passed   errors that did not stop the command, which ended as if there had been none
+    unclear  errors that were told otherwise than in one line, or with another exit code than 1
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -25,7 +29,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 from tests.faults.cases import CASES, RECIPE, Case, content, leftovers, main
-from tests.faults.child import Ended, run
+from tests.faults.child import Ended, Fault, run
 
 
 def prepared(case: Case, model: Path, folder: Path) -> None:
@@ -52,25 +56,29 @@ def series(case: Case, start: Path, folder: Path, kills: Iterator[dict]) -> tupl
         killed += 1
 
 
-def campaign(case: Case, model: Path, root: Path, wanted: int, calls: bool, rng: random.Random) -> dict:
+def campaign(case: Case, model: Path, root: Path, options: argparse.Namespace, wanted: int, rng: random.Random) -> dict:
     start, folder = root / "start", root / "series"
+    error = getattr(errno, options.errors) if options.errors else None
+    every_call = options.calls or error is not None
     prepared(case, model, start)
-    _, whole = series(case, start, folder, iter([{"at_call": 0}]))
+    _, whole = series(case, start, folder, iter([{"fault": Fault(0, error)}]))
     if whole.code:
-        sys.exit(f"{case.name}: failed without a kill:\n{whole.output}")
-    expected, found = content(folder), {"case": case.name, "tries": 0, "series": 0, "stuck": 0, "changed": 0, "left": 0}
+        sys.exit(f"{case.name}: failed without a fault:\n{whole.output}")
+    expected = content(folder)
+    found = {"case": case.name, "tries": 0, "series": 0, "stuck": 0, "changed": 0, "left": 0, "passed": 0, "unclear": 0}
     found |= {"seconds": round(whole.seconds, 1), "calls": whole.calls}
-    number = 0
-    while found["tries"] < wanted and (not calls or number < whole.calls):
+    number = options.first - 1
+    while found["tries"] < wanted and (not every_call or number < whole.calls):
         number += 1
-        if calls:
-            kills = iter([{"at_call": number}])
+        wrong = []
+        if error is not None:
+            wrong += failing(case, start, folder, Fault(number, error), found)
+            ended = run(case.command(), folder / "log.txt")
         else:
             kills = ({"after": rng.uniform(0, whole.seconds)} for _ in range(rng.randint(1, 4)))
-        killed, ended = series(case, start, folder, kills)
-        found["tries"] += killed
+            killed, ended = series(case, start, folder, iter([{"fault": Fault(number)}]) if options.calls else kills)
+            found["tries"] += killed
         found["series"] += 1
-        wrong = []
         if ended.code:
             found["stuck"] += 1
             wrong.append(f"stuck: exit {ended.code}: {ended.output.strip()[-600:]}")
@@ -82,16 +90,35 @@ def campaign(case: Case, model: Path, root: Path, wanted: int, calls: bool, rng:
             found["left"] += 1
             wrong.append(f"left: {left[:4]}")
         if wrong:
-            print(f"  {case.name}, series {number}, {killed} kills: {'; '.join(wrong)}", flush=True)
+            print(f"  {case.name}, series {number}: {'; '.join(wrong)}", flush=True)
             shutil.copytree(folder, root.parent / f"wrong-{case.name.replace(' ', '_')}-{number}", dirs_exist_ok=True)
     shutil.rmtree(start)
     return found
+
+
+def failing(case: Case, start: Path, folder: Path, fault: Fault, found: dict) -> list[str]:
+    """Run the command in a copy of `start` with the fault; what was wrong with how it ended."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(start, folder)
+    os.chdir(folder)
+    ended = run(case.command(), folder / "log.txt", fault=fault)
+    found["tries"] += 1
+    if ended.code == 0:
+        found["passed"] += 1
+        return []
+    said = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    if ended.code == 1 and len(said) == 1 and "Traceback" not in ended.output:
+        return []
+    found["unclear"] += 1
+    return [f"unclear: exit {ended.code}: {ended.output.strip()[-1500:]}"]
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser("tests.faults", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="over all cases")
     parser.add_argument("--calls", action="store_true", help="before every change of the file system, all of them")
+    parser.add_argument("--errors", choices=("EIO", "ENOSPC"), help="at every change of the file system")
+    parser.add_argument("--first", type=int, default=1, help="with --calls and --errors: the first change")
     parser.add_argument("--only", default="", help="cases whose name contains it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("runs/faults.json"))
@@ -131,10 +158,10 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         model = make_model(Path(temporary))
         for index, case in enumerate(chosen):
-            wanted = 10**9 if options.calls else -(-options.kills // len(chosen))
+            wanted = 10**9 if options.calls or options.errors else -(-options.kills // len(chosen))
             root = Path(temporary) / f"case-{index}"
             root.mkdir()
-            row = campaign(case, model, root, wanted, options.calls, random.Random(options.seed * 1000 + index))
+            row = campaign(case, model, root, options, wanted, random.Random(options.seed * 1000 + index))
             table.append(row)
             print("  ".join(f"{k} {v}" for k, v in row.items()), f" {time.monotonic() - began:.0f} s", flush=True)
             out.write_text(json.dumps(table, indent=2))
@@ -142,4 +169,4 @@ if __name__ == "__main__":
             shutil.rmtree(root)
         for wrong in Path(temporary).glob("wrong-*"):
             shutil.copytree(wrong, out.parent / wrong.name, dirs_exist_ok=True)
-    sys.exit(any(row[k] for row in table for k in ("stuck", "changed", "left")))
+    sys.exit(any(row[k] for row in table for k in ("stuck", "changed", "left", "unclear")))

@@ -4,7 +4,8 @@
         proxy.fault = lambda request: "500" if request.method == "PUT" else None
 
 A fault is `500`, `cut` (the connection ends in the middle of the answer), `lost` (the request is done and its answer
-cut), `expired` (the store's own answer to old credentials), `skewed`, `denied`, or a number of seconds to wait.
+cut), `gone` (it never came), a store's own answer (`expired` credentials, `skewed` clocks, `denied`), or a number of
+seconds to wait.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ Fault = str | float | None
 ANSWERS = {
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
-    "skewed": (403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large."),
+    "skewed": (
+        403,
+        "RequestTimeTooSkewed",
+        "The request time and the current time differ too much.",
+    ),
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 
@@ -169,6 +174,10 @@ class Proxy:
         fault = self.fault(request)
         if isinstance(fault, float | int):
             time.sleep(fault)
+        elif fault == "gone":
+            asked.close_connection = True
+            asked.connection.close()
+            return
         elif fault in ANSWERS:
             self._refuse(asked, *ANSWERS[fault])
             return
