@@ -108,6 +108,7 @@ def serve(recipe: Recipe, options: Options) -> None:
 @command.verb(
     argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
+    argument("--tag", metavar="NAME", help="also that what was tagged is there as it was"),
     runs=lambda options: options.redraw > 0,
 )
 def verify(recipe: Recipe, options: Options) -> int:
@@ -126,6 +127,15 @@ def verify(recipe: Recipe, options: Options) -> int:
     )
     for path, problem in report.problems:
         console.print(f"  {below(path, folder)}: {problem}", soft_wrap=True)
+    if options.tag:
+        from gpo_data.sharing.tag import differences, read_tag
+
+        tagged = read_tag(folder, options.tag)
+        console.print(f"tag {tagged.tag}: digest {tagged.digest} of {len(tagged.files)} files", soft_wrap=True)
+        if changed := differences(folder, tagged):
+            for line in changed:
+                console.print(f"  {line}", soft_wrap=True)
+            return 1
     differing = 0
     for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
@@ -165,6 +175,41 @@ def show(recipe: Recipe, options: Options) -> None:
     else:
         write_atomic(out, png(grid(groups)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
+
+
+REPOSITORY = argument("repository", metavar="ORG/NAME", help="of a hub; $HF_ENDPOINT names another hub")
+
+
+@command.verb(argument("tag", help="a name such as v1, never used before"), runs=never)
+def tag(recipe: Recipe, options: Options) -> None:
+    """name what the dataset holds now, for a paper to cite; `verify --tag` checks it"""
+    from gpo_data.sharing.tag import make_tag
+
+    made = make_tag(_folder(recipe), options.tag)
+    console.print(f"tag {made.tag}: digest {made.digest} of {len(made.files)} files", soft_wrap=True)
+
+
+@command.verb(
+    REPOSITORY,
+    argument("--license", default="other", help="of the dataset, in the hub's words; default: other"),
+    argument("--private", action="store_true", help="a new repository is seen by its owners alone"),
+    argument("--tag", metavar="NAME", help="tag the repository as it is then"),
+    runs=never,
+)
+def push(recipe: Recipe, options: Options) -> None:
+    """send the dataset to a hub, with a card; resumes"""
+    from gpo_data.sharing.hub import push
+
+    url = push(_folder(recipe), options.repository, options.license, options.private, options.tag)
+    console.print(f"pushed: {url}", soft_wrap=True)
+
+
+@command.verb(REPOSITORY, argument("--revision", help="a branch, tag or commit of it"), runs=never)
+def pull(recipe: Recipe, options: Options) -> None:
+    """fetch the recipe's dataset from a hub into the lake, and prove it; resumes"""
+    from gpo_data.sharing.hub import pull
+
+    console.print(f"dataset {pull(_folder(recipe), options.repository, options.revision)}", soft_wrap=True)
 
 
 def _folder(recipe: Recipe) -> AnyPath:

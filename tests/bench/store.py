@@ -25,15 +25,15 @@ from tests.parts.s3 import Proxy, connected, make_bucket, server
 
 DRAWN = [
     "--group_size",
-    "8",
+    "4",
     "--groups_per_shard",
     "8",
     "--task.num_prompts",
-    "32",
+    "12",
     "--sampler.num_inference_steps",
     "4",
 ]
-TRAINED = ["--train.epochs", "3", "--train.num_inner_epochs", "1", "--train.timesteps_per_image", "2"]
+TRAINED = ["--train.epochs", "1", "--train.num_inner_epochs", "1", "--train.timesteps_per_image", "2"]
 
 
 def main() -> None:
@@ -52,22 +52,27 @@ def main() -> None:
             yield group
 
     Reader.ahead = timed  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder, server() as s3, Proxy(s3.port) as proxy:
-        with connected(proxy.url, Path(folder) / "scratch"):
-            make_bucket(s3.url, "bench")
-            here, there = str(Path(folder) / "lake"), "s3://bench/lake"
-            made = recipe.load("text-tiny", [*DRAWN, *TRAINED, "--lake", here])
-            console = Console(quiet=True)
-            drawn = draw(made, console)
-            for path in drawn.glob("[!.]*.*"):
-                (place(there) / drawn.name / path.name).write_bytes(path.read_bytes())
-            proxy.latency = latency
-            for lake in (here, there):
-                waited = 0.0
-                options = [*DRAWN, *TRAINED, "--lake", lake, "--train.reference", "adapters", "--train.tuning", "lora"]
-                run = fit(recipe.load("text-tiny", options), f"on-{len(lake)}", console, runs=Path(folder) / "runs")
-                seconds = run.manifest().train_seconds or 0.0
-                print(f"{lake:30} {seconds:6.1f} s of training, {waited:5.2f} s waiting: {100 * waited / seconds:.2f}%")
+    scratch = Path(tempfile.mkdtemp())
+    with (
+        server() as s3,
+        Proxy(s3.port) as proxy,
+        connected(proxy.url, scratch),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        make_bucket(s3.url, "bench")
+        here, there = str(Path(folder) / "lake"), "s3://bench/lake"
+        made = recipe.load("text-tiny", [*DRAWN, *TRAINED, "--lake", here])
+        console = Console(quiet=True)
+        drawn = draw(made, console)
+        for path in drawn.glob("[!.]*.*"):
+            (place(there) / drawn.name / path.name).write_bytes(path.read_bytes())
+        proxy.latency = latency
+        for lake in (here, there):
+            waited = 0.0
+            options = [*DRAWN, *TRAINED, "--lake", lake, "--train.reference", "adapters", "--train.tuning", "lora"]
+            run = fit(recipe.load("text-tiny", options), f"on-{len(lake)}", console, runs=Path(folder) / "runs")
+            seconds = run.manifest().train_seconds or 0.0
+            print(f"{lake:30} {seconds:6.1f} s of training, {waited:5.2f} s waiting: {100 * waited / seconds:.2f}%")
 
 
 if __name__ == "__main__":
