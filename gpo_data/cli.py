@@ -1,6 +1,8 @@
 """gpo-data: from prompts to groups, shards, SQL and audits.
 
+    gpo-data prompts text-tiny --task.prompts f.csv  what is understood of prompts, before drawing
     gpo-data shards text-tiny                        draw what is missing (resumes)
+    gpo-data shards text-tiny --workers 2            in so many processes, by Ray; --ray auto: on a cluster
     gpo-data audit  text-tiny                        a table here, an HTML page beside the shards
     gpo-data sql    text-tiny "select * from groups" one query, or a prompt without one
     gpo-data verify text-tiny --redraw 8             prove every byte; draw some members again
@@ -17,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gpo_data.command import Command, Options, argument, at_least, never
-from gpo_data.recipe import EVALUATORS, OWN_EVALUATOR, SECTIONS, Recipe, expect_no_code
+from gpo_data.command import Command, Options, argument, at_least, never, positive
+from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
 
 if TYPE_CHECKING:
     from gpo_data.lake.remote import AnyPath
@@ -41,6 +43,17 @@ def shards(recipe: Recipe, options: Options) -> int:
     return 0
 
 
+@command.verb(
+    argument("--limit", type=at_least(1), default=20, metavar="N", help="how many to show; default: 20"),
+    keys=("", "task"),
+)
+def prompts(recipe: Recipe, options: Options) -> None:
+    """what is asked for: a table of prompts and their targets, checked as before drawing"""
+    from gpo_data.audit.prompts import show
+
+    show(recipe, options.limit, console)
+
+
 @command.verb(runs=never)
 def audit(recipe: Recipe, options: Options) -> None:
     """what is in a dataset: a table here, an HTML page beside the shards"""
@@ -57,6 +70,7 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
+    argument("--dataset", action="append", metavar="NAME", help="the views show this one alone; default: all"),
     argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
     runs=never,
 )
@@ -71,6 +85,7 @@ def sql(recipe: Recipe, options: Options) -> None:
         options.out,
         recipe.reward if options.reward else None,
         options.unsafe,
+        options.dataset,
     )
 
 
@@ -83,11 +98,7 @@ def measure(recipe: Recipe, options: Options) -> None:
     """add an evaluator's measurements to shards that are already drawn"""
     from gpo_data.generation.measure import measure
 
-    if options.evaluator and not options.trust:
-        named = [
-            name for name in dict.fromkeys(options.evaluator) if name in EVALUATORS or OWN_EVALUATOR.fullmatch(name)
-        ]
-        expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators))
+    _expect_trusted(recipe, options)
     measure(recipe, options.evaluator)
 
 
@@ -101,6 +112,7 @@ def serve(recipe: Recipe, options: Options) -> None:
     from gpo_data.evaluators import chosen
     from gpo_data.evaluators.serve import serve
 
+    _expect_trusted(recipe, options)
     names = options.evaluator or [*recipe.evaluators, *recipe.watchers]
     serve(chosen(recipe, names), options.host, options.port, console)
 
@@ -137,7 +149,7 @@ def verify(recipe: Recipe, options: Options) -> int:
                 console.print(f"  {line}", soft_wrap=True)
             return 1
     differing = 0
-    for row in redraw(recipe, folder, options.redraw) if options.redraw and not report.problems else []:
+    for row in redraw(recipe, folder, options.redraw, console) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
         now = "agrees" if row.reward == row.reward_again else f"is now {row.reward_again}"
         console.print(
@@ -210,6 +222,35 @@ def pull(recipe: Recipe, options: Options) -> None:
     from gpo_data.sharing.hub import pull
 
     console.print(f"dataset {pull(_folder(recipe), options.repository, options.revision)}", soft_wrap=True)
+
+
+@command.verb(
+    argument("--out", type=Path, required=True, help="a new folder"),
+    argument("--format", choices=("pickapic", "verl-omni", "simpletuner"), default="pickapic"),
+    argument("--margin", type=positive, help="every pair whose rewards differ by so much; default: best and worst"),
+    name="export-pairs",
+    runs=never,
+)
+def export_pairs(recipe: Recipe, options: Options) -> None:
+    """pairs of better and worse members for other trainers: Pick-a-Pic, verl-omni, SimpleTuner"""
+    from gpo_data.exchange.export import export
+
+    export(recipe, options.out, options.format, options.margin, console)
+
+
+@command.verb(argument("source", help="a folder, .tar, .parquet or `datasets` id"), name="import")
+def import_pictures(recipe: Recipe, options: Options) -> None:
+    """pictures of anybody with their captions, or pairs with labels, as a dataset of the lake"""
+    from gpo_data.exchange.imported import bring_in
+
+    bring_in(recipe, options.source, console)
+
+
+def _expect_trusted(recipe: Recipe, options: Options) -> None:
+    """Of --evaluator, which may name others than the recipe's lists."""
+    if options.evaluator and not options.trust:
+        named = [name for name in dict.fromkeys(options.evaluator) if recipe.knows(name)]
+        expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators, watchers=[]))
 
 
 def _folder(recipe: Recipe) -> AnyPath:

@@ -16,16 +16,18 @@ by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpo_data.errors import DISK, RunError, UsageError
-from gpo_data.recipe import Recipe, load, split_overrides
+from gpo_data.recipe import load, split_overrides
 from gpo_data.recipe.checks import MOST_INT
 
 Options = argparse.Namespace
-Verb = Callable[[Recipe, Options], int | None]
+Verb = Callable[[Any, Options], int | None]
+Reader = Callable[[str, Sequence[str], bool], Any]  # (what the command line names, overrides, whether it is trusted)
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 TRUST = "run code that the recipe names: evaluators of its own, pickled weights of a detector"
 
@@ -51,6 +53,17 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return whole
 
 
+def positive(text: str) -> float:
+    """The type of an argument: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text:.200}")
+    return number
+
+
 class Command:
     """`keys`: sections of the recipe that the help of a verb shows, unless it says otherwise; "" is the top level."""
 
@@ -59,7 +72,7 @@ class Command:
         self.parser = argparse.ArgumentParser(name, description=description, formatter_class=style, allow_abbrev=False)
         self._parsers = self.parser.add_subparsers(required=True, metavar="VERB", parser_class=_VerbParser)
         self._keys = keys
-        self._verbs: dict[str, tuple[Verb, _VerbParser, Callable[[Options], bool]]] = {}
+        self._verbs: dict[str, tuple[Verb, _VerbParser, Reader, Callable[[Options], bool]]] = {}
 
     def verb(
         self,
@@ -67,11 +80,13 @@ class Command:
         name: str = "",
         keys: Sequence[str] | None = None,
         runs: Callable[[Options], bool] = lambda options: True,
+        reads: tuple[str, str, Reader] = ("recipe", "a name such as text-tiny, or a file", load),
     ) -> Callable[[Verb], Verb]:
         """Adds the function to the table, under its own name or `name`.
 
         Args:
             runs: whether it runs what the recipe names as evaluators, with these options.
+            reads: what it is about: a word, its help, and what makes of it the function's first argument.
         """
 
         def add(function: Verb) -> Verb:
@@ -79,13 +94,13 @@ class Command:
             parser = self._parsers.add_parser(
                 named, help=function.__doc__, description=f"{named}: {function.__doc__}", allow_abbrev=False
             )
-            parser.add_argument("recipe", help="a name such as text-tiny, or a file")
+            parser.add_argument("recipe", metavar=reads[0], help=reads[1])
             for names, options in arguments:
                 parser.add_argument(*names, **options)
             if runs is not never:
                 parser.add_argument("--trust", action="store_true", help=TRUST)
             parser.sections = self._keys if keys is None else keys
-            self._verbs[named] = function, parser, runs
+            self._verbs[named] = function, parser, reads[2], runs
             return function
 
         return add
@@ -93,15 +108,18 @@ class Command:
     def main(self, argv: list[str] | None = None) -> int:
         """Run the verb; the exit code."""
         arguments = sys.argv[1:] if argv is None else argv
+        if arguments[:1] == ["--"]:  # torchrun's own parser would take `--run` for one of its options
+            arguments = arguments[1:]
         if not arguments or arguments[0] not in self._verbs:
             self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
-        function, parser, runs = self._verbs[arguments[0]]
+        function, parser, read, runs = self._verbs[arguments[0]]
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
         overrides, rest = split_overrides(arguments[1:])
         options, unknown = parser.parse_known_intermixed_args(rest)
         options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
         try:
-            return function(load(options.recipe, overrides + unknown, not runs(options) or options.trust), options) or 0
+            trust = not runs(options) or options.trust
+            return function(read(options.recipe, overrides + unknown, trust), options) or 0
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code

@@ -127,8 +127,8 @@ def _latents(data: bytes, statuses: list[str]) -> torch.Tensor:
     if latents is None or latents.ndim != 4 or len(latents) != len(statuses) or not latents.is_floating_point():
         found = "none" if latents is None else f"{latents.dtype} of shape {list(latents.shape)}"
         raise Damage(f"latents.safetensors: expected numbers of shape [{len(statuses)}, C, h, w], found {found}")
-    good = torch.tensor([one == status.OK for one in statuses])
-    if not torch.isfinite(latents[good]).all():
+    # One by one: a mask would copy them all, and a group may have thousands.
+    if not all(torch.isfinite(latent).all() for latent, one in zip(latents, statuses, strict=True) if one == status.OK):
         raise Damage("latents.safetensors: expected finite latents of the members that are ok")
     return latents
 

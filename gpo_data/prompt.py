@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+Value = str | int | float | bool
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw: `target` holds the task's target columns, for example {"target": "KITE", "color": "red"}."""
+    """What to draw: `target` holds the target columns, for example {"target": "KITE", "color": "red"}.
+
+    Those of the task, and whatever else the user's file says of the prompt (tasks/extras.py).
+    """
 
     prompt_id: str
     text: str
-    target: dict[str, str | int]
+    target: dict[str, Value]
 
 
 def prompt_id(text: str) -> str:

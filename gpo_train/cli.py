@@ -5,6 +5,7 @@
     gpo-train watch  text-tiny --mode online     its iterations: a table, curves as a picture
     gpo-train eval   text-tiny                   its newest run against the base, held-out prompts
     gpo-train compare text-tiny --run a b        held-out accuracy of runs, iteration by iteration
+    gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes
     gpo-train average text-tiny --last 8         the mean of an online run's last iterations, as a run
     gpo-train export text-tiny --out folder      files that diffusers opens with no code of ours
 
@@ -15,6 +16,7 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def drawn(options: Options) -> bool:
     return bool(options.mode == "online")
 
 
-@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online"), runs=drawn)
+@command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"), runs=drawn)
 def fit(recipe: Recipe, options: Options) -> int:
     """train a policy; resumes"""
     from gpo_train.checkpoint import Stopped
@@ -56,7 +58,7 @@ def fit(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb(*one_run("offline"), name="eval", keys=("eval",))
+@command.verb(*one_run("offline"), name="eval", keys=("eval", "ray"))
 def evaluate(recipe: Recipe, options: Options) -> None:
     """compare a run's policy with its base on held-out prompts, same seeds"""
     from gpo_train.evaluation.evaluate import evaluate
@@ -130,6 +132,28 @@ def push(recipe: Recipe, options: Options) -> None:
 
     url = push(_run(recipe, options), options.repository, options.license, options.private, options.tag)
     console.print(f"pushed: {url}", soft_wrap=True)
+
+
+def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
+    from gpo_train.sweep.plan import read_plan
+
+    return read_plan(path, overrides, trust)
+
+
+@command.verb(
+    argument("--out", type=Path, metavar="FOLDER", help="of the runs and the page; default: sweeps/<name>"),
+    argument("--list", action="store_true", help="print the rows and run none"),
+    reads=("sweep", "a sweep file, such as recipes/experiments/losses-text.yaml", _plan),
+)
+def sweep(plan: Any, options: Options) -> int:
+    """train and evaluate every row of a sweep file that is not done; a table, and one HTML page; resumes"""
+    from gpo_train.sweep.sweep import sweep
+
+    if options.list:
+        for row in plan.rows:
+            console.print(f"{row.name}: {row.label}, seed {row.seed}", soft_wrap=True)
+        return 0
+    return 1 if sweep(plan, options.out or Path("sweeps") / plan.sweep.name, console) else 0
 
 
 def _run(recipe: Recipe, options: Options) -> Any:

@@ -51,6 +51,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         tuple(TASKS[recipe.task.kind].columns),
         recipe.train.members_per_group,
         Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
+        recipe.weighted_rewards(),
     )
 
 

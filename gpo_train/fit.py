@@ -9,6 +9,7 @@ Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from gpo_train.settings import train_settings, trial_options
 from gpo_train.sharded import ShardedGPOModule
 from gpo_train.snapshot import dataset_names, frozen_groups
 
+# What collectives say when the process at the other end is gone: gloo, NCCL, and torch's store.
+OF_A_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|DistNetworkError|recvValue|sendBytes", re.I)
 BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
 
 
@@ -115,6 +118,13 @@ def _fit(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
             f"{settings.micro_batch_size}; the gradient stays the same), set train.gradient_checkpointing: "
             f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is in {checkpoints.folder}"
+        ) from None
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not OF_A_RANK.search(str(error)):
+            raise
+        raise RunError(
+            f"another rank has ended, so this one does; its own output says why. The same command on all nodes goes on "
+            f"from the last checkpoint in {checkpoints.folder}. Heard: {' '.join(str(error).split())[:200]}"
         ) from None
     if trainer.interrupted:
         raise Stopped

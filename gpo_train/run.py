@@ -36,8 +36,9 @@ from gpo_data.recipe import RENAMED, Recipe
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
-FREE = ("eval", "lake", "max_failed")
+FREE = ("eval", "lake", "max_failed", "ray")
 FREE_ONLINE = ("iterations",)  # more of them go on from where the run ended
+FREE_EVALUATOR = ("actors", "num_gpus")
 FREE_TRAIN = (
     "micro_batch_size",
     "workers",
@@ -243,6 +244,6 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
         if key in FREE:
             continue
         for inner, one in value.items() if isinstance(value, dict) else [("", value)]:
-            if inner not in {"train": FREE_TRAIN, "online": FREE_ONLINE}.get(key, ()):
+            if inner not in {"train": FREE_TRAIN, "online": FREE_ONLINE}.get(key, FREE_EVALUATOR):
                 found[f"{key}.{inner}" if inner else key] = one
     return found

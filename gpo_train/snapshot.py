@@ -26,7 +26,7 @@ from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
@@ -113,6 +113,7 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
 def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
     """One dataset's snapshot; `here`: digest of the model that trains."""
     _same_model(recipe, name, here)
+    _has_noise(recipe, settings, name)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"
@@ -135,6 +136,14 @@ def _turns(table: pa.Table) -> list[pa.Table]:
     """A merged snapshot's datasets, by name."""
     parts = [table.filter(pc.field("dataset") == name) for name in sorted(set(table["dataset"].to_pylist()))]
     return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
+
+
+def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
+    """Imported pictures have no starting noise."""
+    if settings.noise == "own" and imported(dataset_folder(recipe.lake, name)):
+        raise UsageError(
+            f"train.noise: own: the pictures of dataset {name} were imported, not drawn from noise of their own"
+        )
 
 
 def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:

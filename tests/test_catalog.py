@@ -129,13 +129,16 @@ def test_views(lake):
 
 def test_a_connection_to_one_dataset_shows_it_alone(lake):
     write_shard(str(lake / "dataset=ab"), 0, rows_of(0, [1.0, 0.0]))
-    one, whole = catalog.connect(str(lake), "a"), catalog.connect(str(lake), "nothing")
+    one, whole = catalog.connect(str(lake), "a"), catalog.connect(str(lake))
+    none = catalog.connect(str(lake), "nothing")
     for view in catalog.VIEWS:
         assert one.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall() == [("a",)]
+        assert none.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall() == []
         assert len(whole.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall()) == 2
     assert catalog.snapshot(one, "a").equals(catalog.snapshot(whole, "a"), check_metadata=True)
-    with pytest.raises(UsageError, match="'nothing': no committed shard.*the lake has: a, ab"):
-        catalog.snapshot(whole, "nothing")
+    for con in (one, none, whole):
+        with pytest.raises(UsageError, match="'nothing': no committed shard.*the lake has: a, ab"):
+            catalog.snapshot(con, "nothing")
 
 
 def test_a_group_of_failed_members_is_dead(tmp_path):

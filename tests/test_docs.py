@@ -8,7 +8,7 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from ruamel.yaml import YAML
@@ -212,9 +212,28 @@ def test_an_objective_of_ones_own() -> None:
     assert hinge_loss(-advantages.expand(2, 4), advantages).item() == 0
 
 
+def test_an_objective_is_one_file_and_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from gpo_data.recipe import Train
+    from gpo_data.recipe.training import Loss
+    from gpo_train import objectives
+    from gpo_train.objectives.terms import Terms, objective_of
+
+    assert all(objective_of(loss) for loss in get_args(Loss))
+    (tmp_path / "hinge.py").write_text(block("extending.md", '"""hinge:'))
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    advantages = torch.tensor([1.5, -0.5, -1.0, 0.0], dtype=torch.float64)
+    terms = Terms(torch.tensor([0.002, 0, -0.002, 0], dtype=torch.float64), advantages)
+    hinge: Any = "hinge"
+    for weighting, expected in (("zscore", 0.001 + 0.005 / 4), ("max", 0.001 + 0.002)):
+        made: Any = {"weighting": weighting}
+        assert objective_of(hinge).loss(terms, Train(**made)).item() == pytest.approx(expected)
+
+
 def test_pages_name_files_that_exist() -> None:
     """`gpo_data/tasks/base.py` and the like, where they are not an example's own."""
-    examples = {"gpo_data/tasks/sums.py", "gpo_data/models/auraflow.py"}
+    examples = {"gpo_data/tasks/sums.py", "gpo_data/models/auraflow.py", "gpo_train/objectives/hinge.py"}
     named = itertools.chain.from_iterable(
         re.findall(r"`((?:gpo_data|gpo_train|tests|recipes)/[\w/.-]+\.\w+)`", page.read_text()) for page in PAGES
     )

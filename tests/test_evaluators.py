@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,10 @@ from gpo_data.evaluators.pool import Pool
 from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Ocr, Recipe, Task, Yolo
 from gpo_data.tasks import TASKS
+from gpo_data.tiny.__main__ import main as tiny_main
 from gpo_data.tiny.render import render_count, render_text
+
+ROOT = Path(__file__).parents[1]
 
 WORDS = ("KITE", "UP", "ROBOT", "SKY", "HOTEL", "EXIT")
 SIGNS = [render_text(word, color=color, seed=i) for i, (word, color) in enumerate(zip(WORDS, ("red", "blue") * 3))]  # noqa: B905
@@ -228,6 +232,14 @@ def test_a_missing_package_is_said_before_anything_is_drawn(evaluator, package, 
     wanted = f"error: evaluators: {evaluator} needs {package}, not installed here: pip install 'gpo[{extra}]'\n"
     assert capsys.readouterr().err == wanted
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tiny_worlds_training_says_what_it_lacks_before_it_begins(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "ultralytics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden("ultralytics"), *sys.meta_path])
+    assert tiny_main([str(ROOT / "recipes/tiny.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert "needs ultralytics, not installed here: pip install 'gpo[yolo]'\n" in capsys.readouterr().err
 
 
 def test_no_two_columns_of_a_row_have_one_name(monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -96,6 +97,19 @@ def test_draws_and_decodes_what_the_plain_pipeline_does(family: Family) -> None:
     theirs = model.unpack(family.call(plain, "latent", guidance_scale=1.0))
     family.assert_same(latents, theirs)
     assert_same_pictures(model.decode(theirs), family.call(plain, "np", guidance_scale=1.0))
+
+
+def test_pictures_are_encoded_as_the_autoencoder_does_and_decode_undoes_it(family: Family) -> None:
+    model, plain = family.model(), family.plain()
+    images = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in (1, 2)]
+    latents = model.encode_images(images)
+    assert latents.shape == (2, 4, 8, 8)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        encoded = plain.vae.encode(pixels)
+        own = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+        back = plain.vae.decode(own, return_dict=False)[0]
+    assert_same_pictures(model.decode(latents), plain.image_processor.postprocess(back, output_type="np"))
 
 
 def test_guidance_draws_what_the_plain_pipelines_does(family: Family) -> None:

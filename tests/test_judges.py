@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
+from ruamel.yaml import YAML
 
 from gpo_data import cli
 from gpo_data.errors import RunError, UsageError
@@ -30,7 +31,7 @@ from gpo_data.evaluators.color import ColorEvaluator
 from gpo_data.evaluators.http import HttpEvaluator
 from gpo_data.evaluators.protocol import kind_of, type_of
 from gpo_data.evaluators.yolo import COLUMNS as YOLO_COLUMNS
-from gpo_data.recipe import Http
+from gpo_data.recipe import Http, Recipe, Vlm
 from gpo_data.tiny.render import render_text
 
 SIGNS = [render_text(word, color="red", seed=i) for i, word in enumerate(("KITE", "UP", "SKY"))]
@@ -202,6 +203,24 @@ def test_a_bare_scorer_is_a_number_a_picture_and_no_picture_is_asked_about_twice
     assert handler.requests == [2, 2, 1, 1]  # another prompt, one picture twice
 
 
+def test_a_scorer_that_is_slow_is_asked_again_and_then_gone(somebody: Any) -> None:
+    url, handler = somebody
+    remote = HttpEvaluator("length", Http(urls={"length": url}, timeout=0.3, retries=1))
+    answer = handler.do_POST
+
+    def slow(self: Any) -> None:
+        handler.asked += 1
+        time.sleep(0.6 if handler.asked <= handler.slow else 0)
+        with suppress(BrokenPipeError, ConnectionResetError):  # who asked has gone
+            answer(self)
+
+    handler.do_POST, handler.slow, handler.asked = slow, 1, 0
+    assert remote.measure(SIGNS[:1], TARGETS[:1]) == [{"length": float(len(TARGETS[0]["prompt"]))}]
+    handler.slow = 99
+    with pytest.raises(RunError, match="in 2 tries: .*timed out"):
+        remote.measure(SIGNS[1:], TARGETS[1:])
+
+
 def test_answers_that_are_none_are_refused(somebody: Any) -> None:
     url, handler = somebody
     remote = HttpEvaluator("length", Http(urls={"length": url}, **QUICK))
@@ -269,3 +288,18 @@ def test_an_address_that_is_none_is_told_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(UsageError, match=r"http\.urls: expected names of letters"):
         Http(urls={"A b": "http://127.0.0.1:9"})
+
+
+def test_the_examples_of_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs/judges.md").read_text()
+    found = {kind: re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("json", "yaml")}
+    question, answer, hello = map(json.loads, found["json"])
+    assert protocol.json_body([], question["targets"]).keys() == question.keys()
+    assert protocol.scores_of(answer, 1, "mine", {"mine": pa.float64()})[0].row == {"mine": 0.71}
+    assert protocol.described(hello).columns == {"imagereward": pa.float64()}
+    recipes: list[Any] = [YAML(typ="safe", pure=True).load(text) for text in found["yaml"]]
+    asking = next(one for one in recipes if "http" in one)
+    assert set(asking["http"]["urls"]) < {*asking["evaluators"]}
+    for one in recipes:
+        sections = {"http": Http(**one.get("http", {})), "vlm": Vlm(**one.get("vlm", {}))}
+        assert Recipe(**({"reward": "1"} | one | sections)).evaluators == one["evaluators"]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,6 +168,29 @@ def test_lent_members_have_noise_of_their_own(here: Path) -> None:
     noise, before = sample_noise(group, 2, seed=3, shared=False), sample_noise(alone, 2, seed=3, shared=False)
     assert torch.equal(noise.e[:, :4], before.e)  # its own members have what they had
     assert len(noise.u[0].unique()) == 24
+
+
+def test_a_run_on_several_rewards_has_a_column_of_each(here: Path) -> None:
+    import pyarrow.parquet as pq
+
+    terms = '{dark: "-dark_fraction", word: "text_edit(target, ocr_text) > 0.1", edges: "100 * edge_density"}'
+    extra = ["--rewards", terms, "--reward", "", "--reward_weights", "{word: 0.5}"]
+    made = recipe.load(here, extra)
+    run = train(here, *extra, name="several")
+    assert run.manifest().state == "finished" and run.manifest().recipe["reward"] == made.reward
+    table = pq.read_table(run.folder / "snapshot.parquet").to_pydict()
+    dark, word, edges = (np.array(table[f"reward_{name}"]) for name in ("dark", "word", "edges"))
+    np.testing.assert_allclose(table["reward"], dark + 0.5 * word + edges, rtol=1e-9)
+    keys = np.array(table["group_key"])
+    for key in set(table["group_key"]):
+        here_ = [one[keys == key] for one in (dark, word, edges)]
+        parts = [(one - one.mean()) / (one.std() or 1) for one in here_]
+        total = parts[0] + 0.5 * parts[1] + parts[2]
+        np.testing.assert_allclose(np.array(table["advantage"])[keys == key], total / total.std(), rtol=1e-6, atol=1e-9)
+    with pytest.raises(UsageError, match=r"reward: expected none beside rewards:"):
+        recipe.load(here, ["--rewards", terms])
+    with pytest.raises(UsageError, match=r"reward_weights: expected names of rewards \(dark, word, edges\), found"):
+        recipe.load(here, [*extra, "--reward_weights", "{colour: 1}"])
 
 
 def test_stored_errors_equal_a_frozen_reference(here: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpo_data.lake.advantage import Scale, extremes, is_dead, standardise
+from gpo_data.lake.advantage import Scale, extremes, is_dead, standardise, together
 from gpo_train.gradcache import coefficients
 from gpo_train.objectives.group import group_loss, penalty
 from gpo_train.objectives.pairs import pairs, weights
@@ -121,6 +121,17 @@ def test_advantages_by_another_std_are_those_of_flow_grpo() -> None:
     assert np.abs(standardise(group, rewards, 3, Scale(clip=1.2))[0]).max() == 1.2
     near_dead = standardise(np.zeros(4, int), np.array([0.3, 0.3, 0.30001, 0.30001]), 1)[0]
     assert np.abs(near_dead) == pytest.approx(np.ones(4))  # what an epsilon is for
+
+
+def test_several_rewards_count_by_their_weights_and_not_by_their_units() -> None:
+    group, other = np.zeros(12, int), RNG.permutation(R) * 1000 + 5
+    values = together(group, [R, other], [2.0, 1.0], 1)
+    b = (other - other.mean()) / other.std()
+    np.testing.assert_allclose(values, 2 * A + b, rtol=1e-9)
+    found, _ = standardise(group, values, 1)
+    np.testing.assert_allclose(found, (2 * A + b) / (2 * A + b).std(), rtol=1e-9)
+    same = together(group, [R, np.full(12, 0.3)], [2.0, 1.0], 1)  # one that is dead in the group says nothing there
+    np.testing.assert_allclose(standardise(group, same, 1)[0], A, rtol=1e-9)
 
 
 def test_huge_rewards_keep_their_advantages() -> None:

@@ -124,10 +124,29 @@ def test_class_reward():
     assert [same_class("class_exact", "circle", seen) for seen in ("circle", "square", "")] == [1, 0, 0]
 
 
+LISTS = [  # target, read, exact, contains, recall, precision
+    ("Open\nClosed", "CLOSED OPEN", 1, 1, 1, 1),
+    ("Open\nOpen Late", "open late open", 1, 1, 1, 1),
+    ("Open\nClosed", "open", 0, 0, 1 / 2, 1),
+    ("Open\nClosed", "open closed now", 0, 1, 1, 2 / 3),
+    ("营业\n欢迎", "欢迎 营业", 1, 1, 1, 1),
+    ("a b b", "b, A!", 0, 0, 2 / 3, 1),
+    ("A\nB", "", 0, 0, 0, 0),
+]
+
+
+@pytest.mark.parametrize("row", LISTS)
+def test_several_texts_are_read_in_any_order(row):
+    target, read, *wanted = row
+    names = ("text_exact", "text_contains", "word_recall", "word_precision")
+    assert [text(name, target, read) for name in names] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("reward", rewards.named())
 def test_what_was_not_measured_has_no_reward(reward):
     kinds = {
         "text": (text, ("A", "B")),
+        "word": (text, ("A", "B")),
         "count": (count, (1, 2)),
         "color": (color, ("red", "teal")),
         "class": (same_class, ("circle", "square")),

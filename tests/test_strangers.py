@@ -53,11 +53,12 @@ EXPRESSIONS = {
     "a deep one": "(" * 5_000 + "1" + ")" * 5_000,
     "a long list": "abs(" * 4_000 + "1" + ")" * 4_000,
     "a huge text": "length(repeat('x', 100000000000))",
+    "a huge list": "list_sum(range(1000000000000)) > 0",
     "without end": FOREVER + " > 0",
     "without end again": "(WITH RECURSIVE r AS (SELECT 1 a UNION ALL SELECT a FROM r) SELECT count(*) FROM r) = 0",
 }
 
-ONLY_ON_ROWS = {"a huge text"}  # what a check of the columns does not see
+ONLY_ON_ROWS = {"a huge text", "a huge list"}  # what a check of the columns does not see
 
 STATEMENTS = {
     "reads a file": "SELECT * FROM read_text('{base}/secret.csv')",

@@ -1,15 +1,19 @@
 """Prompts and their targets: the grammars, the split, and sources of the user's own."""
 
+import csv
 import hashlib
+import io
 import json
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Task
 from gpo_data.split import held_out, part_of
-from gpo_data.tasks import TASKS, count, text, unseen
+from gpo_data.tasks import TASKS, classes, count, extras, quotes, sources, text, unseen
 from gpo_data.tiny import words
 
 PARTS = ("train", "validation", "heldout")
@@ -108,7 +112,7 @@ def test_more_prompts_than_there_are_names_the_key_and_the_number():
 
 def test_words_for_things():
     for name in (*count.CLASSES, *unseen.CLASSES, "box", "wine glass", "city", "circle"):
-        assert count.singular(count.plural(name)) == name
+        assert classes.singular(classes.plural(name)) == name
 
 
 @pytest.mark.parametrize(
@@ -116,7 +120,7 @@ def test_words_for_things():
     [
         ('a neon sign that reads "Open Late" at night', "Open Late"),
         ("a cup with “Café” on it", "Café"),
-        ('a "red" door that says "Pull"', "Pull"),
+        ('a "red" door that says "Pull"', "red\nPull"),
     ],
 )
 def test_a_text_line_has_its_target_in_quotes(tmp_path, line, target):
@@ -146,7 +150,21 @@ def test_a_count_line_has_a_number_and_things(tmp_path, line, name, number):
     ("kind", "name", "content", "message"),
     [
         ("text", "a.txt", 'a sign "A"\na sign without\n', r"a\.txt:2: no target.*double quotes"),
-        ("text", "a.txt", 'a sign ""\n', r"a\.txt:1: no target"),
+        ("text", "a.txt", 'a sign ""\n', r"a\.txt:1: an empty quote"),
+        ("text", "a.txt", 'a sign "A\n', r"a\.txt:1: a quote that does not end, '\"A'"),
+        ("text", "a.txt", "a 'B' and \"A\"\n", r"two kinds of quotes.*'A' in double and 'B' in single"),
+        ("text", "a.csv", "prompt,target\na,A\nb,\n", r"a\.csv:3: target is empty"),
+        ("text", "a.csv", "prompt,target\na,A,\n", r"a\.csv:2: expected 2 fields.*found 3"),
+        (
+            "text",
+            "a.jsonl",
+            '{"prompt": "a \\ud800", "target": "A"}\n',
+            r":1: prompt: character 3 is half of a surrogate",
+        ),
+        ("count", "a.txt", "two or three dogs\n", r":1: two numbers: 'two or three'"),
+        ("count", "a.txt", "two cats and five dogs\n", r":1: several things.*2 cat, 5 dog.*task\.kind compose"),
+        ("count", "a.txt", "zero dogs\n", r":1: the number: expected a whole number, 1 to 10,000, found 0"),
+        ("count", "a.tsv", "prompt\ttarget\tclass\na\t20000\tcat\n", r"a\.tsv:2: target: .*found 20,000"),
         ("count", "a.txt", "two cats\n\nsome cats\n", r"a\.txt:3: no target"),
         ("text", "a.txt", "\n\n", r"a\.txt: no prompts"),
         ("text", "a.txt", 'a "A"\nb "B"\na "A"\n', r"a\.txt:3: the same prompt as .*a\.txt:1"),
@@ -154,7 +172,8 @@ def test_a_count_line_has_a_number_and_things(tmp_path, line, name, number):
         ("text", "a.jsonl", '{"prompt": "a"\n', r"a\.jsonl:1: not JSON"),
         ("count", "a.jsonl", '{"prompt": "a", "target": "3", "class": "cat"}\n', r":1: target: expected a whole"),
         ("count", "a.jsonl", '{"prompt": "a", "target": 3}\n', r":1: no 'class'.*task\.class_column"),
-        ("text", "a.csv", "x\n", r"a\.csv: expected a \.txt or \.jsonl"),
+        ("text", "a.xml", "x\n", r"a\.xml: expected a file that ends in \.txt, \.csv"),
+        ("text", "a.json", '{"a": 1}', r"a\.json: expected a list of objects"),
     ],
 )
 def test_a_bad_line_is_an_error_with_its_number(tmp_path, kind, name, content, message):
@@ -198,3 +217,141 @@ def test_a_data_set_that_does_not_open_says_what_to_put_where(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"task\.prompts: no-body/no-prompts: .*save_to_disk\(folder\)"):
         prompts(kind="text", prompts="no-body/no-prompts")
+
+
+COUNTED = [
+    ("a 3D render of five dogs", "dog", 5),
+    ("a 1920s street with three cars", "car", 3),
+    ("two large, fluffy cats", "cat", 2),
+    ("five red and blue balls", "sports ball", 5),
+    ("two cats sleep on a couch", "cat", 2),
+    ("two pairs of scissors", "scissors", 2),
+    ("a pair of dogs", "dog", 2),
+    ("a dozen apples", "apple", 12),
+    ("half a dozen oranges", "orange", 6),
+    ("twenty-one birds", "bird", 21),
+    ("a bench", "bench", 1),
+    ("1,000 paper cranes", "crane", 1000),
+    ("three televisions in a shop", "tv", 3),
+    ("an orange cat", "cat", 1),
+    ("a two-story house with six clocks", "clock", 6),
+    ("five dogs, one of them brown", "dog", 5),
+]
+
+
+@pytest.mark.parametrize(("line", "name", "number"), COUNTED)
+def test_the_number_belongs_to_what_is_counted(line, name, number):
+    assert count.from_sentence(line) == {"target_class": name, "target_count": number}
+
+
+@pytest.mark.parametrize("line", ["at least five dogs", "two groups of dogs", "two large", "2 to 3 cats", "some cats"])
+def test_a_sentence_that_counts_nothing_certain_is_refused(line):
+    with pytest.raises(ValueError, match=r"no one number|how many|no target|two numbers"):
+        count.from_sentence(line)
+
+
+QUOTED = [
+    ("a sign ‘Don’t walk’ now", ["Don’t walk"]),
+    ("a sign 'Open' by the dogs' bowl", ["Open"]),
+    ("ein Schild „Offen“ und »Zu«", ["Offen", "Zu"]),
+    ("「営業中」 sign", ["営業中"]),
+    ('a 27" monitor that says "Hello"', ["Hello"]),
+    ('the number "27" on a door', ["27"]),
+    ('a ""Open"" sign', ["Open"]),
+    (r"a \"Open\" sign", ["Open"]),
+    ("it's a dog's life, rock 'n' roll", []),
+    ('"A", "B" and "A"', ["A", "B", "A"]),
+]
+
+
+@pytest.mark.parametrize(("line", "texts"), QUOTED)
+def test_quotes_of_all_kinds(line, texts):
+    assert quotes.quoted(line) == texts
+
+
+ROWS = [
+    {"Prompt": 'a sign "A", old', "tag": "x", "page": 1, "why": [1, 2]},
+    {"Prompt": 'a "B"', "tag": "y", "page": 2.5},
+]
+EXTRA = [{"target": "A", "tag": "x", "page": 1.0, "why": "[1, 2]"}, {"target": "B", "tag": "y", "page": 2.5}]
+
+
+def as_table(rows, delimiter):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return "\ufeff" + text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", as_table(ROWS, ",")),
+        ("a.TSV", as_table(ROWS, "\t")),
+        ("a.json", json.dumps(ROWS)),
+        ("b.json", json.dumps({"version": 1, "data": ROWS})),
+        ("a.ndjson", "\r\n".join(map(json.dumps, ROWS))),
+        ("a.JSONL", "\n".join(map(json.dumps, ROWS))),
+    ],
+)
+def test_every_column_of_a_file_travels(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    found = prompts(kind="text", prompts=str(path), num_prompts=None, split="all")
+    assert [p.text for p in found] == [row["Prompt"] for row in ROWS]
+    assert [p.target for p in found] == EXTRA
+    types = {name: str(kind) for name, kind in extras.types_of(found, {}).items()}
+    assert types == {"page": "double", "tag": "string", "target": "string", "why": "string"}
+
+
+def test_parquet_and_pictures_that_nobody_asked_for(tmp_path):
+    broken = {"bytes": b"no picture", "path": None}
+    table = pa.Table.from_pylist([{"prompt": 'a "A"', "image": broken, "seed": 3}, {"prompt": 'a "B"', "image": None}])
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = prompts(kind="text", prompts=str(tmp_path / "a.parquet"), num_prompts=None, split="all")
+    assert [p.target for p in found] == [{"target": "A", "row_seed": 3}, {"target": "B"}]
+    features = datasets.Features({"prompt": datasets.Value("string"), "image": datasets.Image()})
+    saved = datasets.Dataset.from_dict({"prompt": ['a "A"'], "image": [broken]}, features=features)
+    saved.save_to_disk(str(tmp_path / "saved"))
+    (one,) = prompts(kind="text", prompts=str(tmp_path / "saved"), num_prompts=None, split="all")
+    assert one.target == {"target": "A"}
+
+
+def test_a_folder_of_text_files(tmp_path):
+    for name, line in (("10.txt", "a dog\n"), ("9.txt", "a cat\n")):
+        (tmp_path / name).write_text(line)
+    found = prompts(kind="align", prompts=str(tmp_path), num_prompts=None, split="all")
+    assert [(p.text, p.target) for p in found] == [("a cat", {"file": "9"}), ("a dog", {"file": "10"})]
+
+
+def test_all_problems_are_one_message(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"sign {i}\n" for i in range(12)) + 'a "B"\n')
+    with pytest.raises(UsageError) as caught:
+        prompts(kind="text", prompts=str(path), num_prompts=None, split="all")
+    lines = str(caught.value).split("\n")
+    assert "12 problems; the first 10" in lines[0] and len(lines) == 11
+    assert "a.txt:1: no target" in lines[1] and "a.txt:10: no target" in lines[10]
+
+
+def test_prompts_that_occur_twice_are_dropped_or_merged(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,question,n\na dog,is it a dog?,1\na cat,is it a cat?,1\na dog,is it one?,1\n")
+    spec = dict(kind="align", prompts=str(path), num_prompts=None, split="all")
+    with pytest.raises(
+        UsageError, match=r"a\.csv:4: the same prompt as .*a\.csv:2; delete one, or set task\.duplicates"
+    ):
+        prompts(**spec)
+    assert [p.target["question"] for p in prompts(**spec, duplicates="drop")] == ["is it a dog?", "is it a cat?"]
+    merged = prompts(**spec, duplicates="merge")
+    assert [p.target["question"] for p in merged] == ['["is it a dog?", "is it one?"]', "is it a cat?"]
+    assert [p.target["row_n"] for p in merged] == [1, 1]
+    assert sources.read(Task(**spec, duplicates="drop")).repeated == 1
+
+
+def test_a_list_of_texts_is_a_target(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "a shop", "text": ["Open", "All day"], "length": 2}))
+    (one,) = prompts(kind="text", prompts=str(path), num_prompts=None, split="all", target_column="text")
+    assert one.target == {"target": "Open\nAll day", "length": 2}

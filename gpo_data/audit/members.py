@@ -8,7 +8,7 @@ What always holds: every group has at least one measured member, and rewards are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from gpo_data.lake.manifest import Manifest, read_manifest
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import NUMBERS
-from gpo_data.lake.watched import refuse_watched, watched_columns
+from gpo_data.lake.watched import declared, refuse_watched, watched_columns
+from gpo_data.recipe import EVALUATORS
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -91,6 +92,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
     if not drawn:
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0]: row[1] for row in connection.execute("describe members").fetchall()}
+    expect_right(task, columns, f"dataset {dataset}")
     watched = [name for name in watched if columns.get(name, "").split("(")[0] in NUMBERS]
     table = _query(
         connection, dataset, task, reward, where, [*sorted(columns.keys() & set(IMAGE_STATISTICS)), *watched]
@@ -99,6 +101,9 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
     if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
         failed.append(("no reward or no reading", lost))
     if not table.num_rows:
+        known = f"select count(*), count(exact) from members where dataset = ? and status = '{OK}'"
+        if (found := connection.execute(known, [dataset]).fetchall()[0])[0] and not found[1]:
+            expect_right(task, columns.keys() - {*TASKS[task].measured}, f"dataset {dataset}")
         if where:
             raise UsageError(
                 f"where {where!r}: expected to keep some of the {drawn} members of {dataset}, found none with a "
@@ -134,6 +139,17 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
         image_statistics={name: matrix(name) for name in (*IMAGE_STATISTICS, *watched) if name in columns},
         watched=watched,
     )
+
+
+def expect_right(task: str, columns: Iterable[str], who: str) -> None:
+    """Raise UsageError, which says what is missing, unless these columns tell what is right in the task."""
+    if missing := sorted(TASKS[task].reads() - {*columns}):
+        ours = [name for name in EVALUATORS if {*missing} & {*declared(name)}]
+        by = f"`gpo-data measure RECIPE --evaluator {ours[0]}` measures it, and so does" if ours else "so does"
+        raise UsageError(
+            f"{who}: what is right in task {task} is read from {', '.join(missing)}, which nothing measured; {by} any "
+            f"evaluator of your own with a column of that name; task align has what the reward says"
+        )
 
 
 def command(dataset: str) -> str:

@@ -1,5 +1,25 @@
 """Evaluators: image -> measurements; one file an evaluator."""
 
-from gpo_data.evaluators.build import Evaluator, asked, build, chosen, columns_of, paid, try_out
+from gpo_data.evaluators.build import (
+    Evaluator,
+    asked,
+    build,
+    check_classes,
+    chosen,
+    columns_of,
+    paid,
+    refuse_same_columns,
+    try_out,
+)
 
-__all__ = ["Evaluator", "asked", "build", "chosen", "columns_of", "paid", "try_out"]
+__all__ = [
+    "Evaluator",
+    "asked",
+    "build",
+    "check_classes",
+    "chosen",
+    "columns_of",
+    "paid",
+    "refuse_same_columns",
+    "try_out",
+]

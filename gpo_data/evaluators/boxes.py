@@ -26,6 +26,7 @@ from gpo_data.evaluators import color
 from gpo_data.evaluators.ocr import border_color
 from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Recipe, Yolo
+from gpo_data.tasks.classes import canonical
 
 COLUMNS: dict[str, pa.DataType] = {
     "class_seen": pa.string(),
@@ -69,6 +70,9 @@ class BoxesEvaluator:
             _row(image, row["detections"], target) for image, row, target in zip(images, found, targets, strict=True)
         ]
 
+    def classes(self) -> list[str]:
+        return self._detector.classes()
+
     def close(self) -> None:
         self._detector.close()
 
@@ -87,8 +91,8 @@ def _row(image: np.ndarray, detections: list[dict[str, Any]], target: dict[str, 
             }
         )
     asked = {"class": target.get("target_class"), "color": target.get("color")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    right = sum(all(thing[name] == value for name, value in asked.items()) for thing in things)
+    asked = {name: canonical(str(value)) for name, value in asked.items() if value is not None}
+    right = sum(all(canonical(str(thing[name])) == value for name, value in asked.items()) for thing in things)
     return {
         "class_seen": _most([thing["class"] for thing in things]),
         "color_seen": _most([thing["color"] for thing in things if thing["color"]]),

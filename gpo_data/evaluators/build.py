@@ -7,6 +7,7 @@ An evaluator has
                      images are uint8 [H, W, 3] RGB, targets are the prompts' target columns and `prompt`, the text
 and its class, which is named in EVALUATORS of gpo_data/recipe/recipe.py, has
     of(name, recipe, threads) -> the evaluator, with its settings out of the recipe; raises UsageError
+    classes()        what it knows by name, if it detects things: prompts that ask for others are refused at the plan
     needs            (extra of this package, packages that have to be there, ...), if any
 
 What always holds: the order is kept, and the result for a picture depends neither on the pictures beside it nor on
@@ -19,22 +20,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from gpo_data import hardware
-from gpo_data.errors import RunError, UsageError
-from gpo_data.lake.sidecar import sidecar_schema
+from gpo_data.errors import RunError, UsageError, few
+from gpo_data.lake.sidecar import RESERVED
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import BEHIND_HTTP, EVALUATORS, Recipe, Sampler
 from gpo_data.tasks import TASKS
-
-# That the catalog adds to a shard's own, for members and for groups.
-VIEW_COLUMNS = ["dataset", "shard", "filename", "exact", "level"]
-VIEW_COLUMNS += ["n", "failed", "mean", "std", "min", "max", "best_of_n", "best_member", "dead"]
+from gpo_data.tasks.classes import canonical
 
 
 class Evaluator(Protocol):
@@ -48,6 +46,29 @@ class Evaluator(Protocol):
 def asked(prompt: Prompt) -> dict[str, Any]:
     """An entry of `targets`: the target columns and `prompt`, the text."""
     return prompt.target | {"prompt": prompt.text}
+
+
+def check_classes(
+    evaluators: list[Evaluator], prompts: Sequence[Prompt], names_of: Callable[[Prompt], set[str]]
+) -> None:
+    """Raise UsageError for prompts with things that a detector does not know; the first ten, and how many.
+
+    Args:
+        names_of: the classes that a prompt asks for.
+    """
+    asked = [(prompt, name) for prompt in prompts for name in sorted(names_of(prompt))]
+    for evaluator in evaluators if asked else []:
+        if not hasattr(evaluator, "classes"):
+            continue
+        there = evaluator.classes()
+        known = {canonical(name) for name in there}
+        if unknown := [(prompt, name) for prompt, name in asked if canonical(name) not in known]:
+            names = list(dict.fromkeys(name for _, name in unknown))
+            lines = "".join(f"\n  {name}: {prompt.text:.120}" for prompt, name in unknown[:10])
+            raise UsageError(
+                f"task: {evaluator.name} does not know what {len(unknown):,} of the {len(prompts):,} prompts ask for: "
+                f"{few(names)}; its classes: {', '.join(there)}; take those prompts out, or another detector:{lines}"
+            )
 
 
 def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> None:
@@ -80,7 +101,7 @@ def build(recipe: Recipe, alone: bool = False) -> list[Evaluator]:
     threads = 1 if shared else None
     names = [*recipe.evaluators, *recipe.watchers]
     evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in names)]
-    _refuse_same_columns(recipe.task.kind, evaluators)
+    refuse_same_columns(f"task.kind: {recipe.task.kind}", TASKS[recipe.task.kind].columns, evaluators)
     return evaluators
 
 
@@ -105,7 +126,7 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     module, kind = BEHIND_HTTP if name in recipe.http.urls else EVALUATORS.get(name, own)
     found = getattr(importlib.import_module(module), kind)
     extra, *packages = getattr(found, "needs", [""])
-    if missing := [package for package in packages if not _installed(package)]:
+    if missing := [package for package in packages if not installed(package)]:
         raise UsageError(
             f"evaluators: {name} needs {' and '.join(missing)}, not installed here: pip install 'gpo[{extra}]'"
         )
@@ -113,20 +134,23 @@ def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:
     return made
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # ValueError: imported, without a spec
         return False
 
 
-def _refuse_same_columns(task: str, evaluators: list[Evaluator]) -> None:
-    """A row has one value a name; SQL does not tell upper from lower case."""
-    taken = {name.lower(): "every dataset" for name in [*sidecar_schema({}).names, *VIEW_COLUMNS]}
+def refuse_same_columns(targets: str, columns: Mapping[str, pa.DataType], evaluators: list[Evaluator]) -> None:
+    """A row has one value a name; SQL does not tell upper from lower case. Raises UsageError.
+
+    `targets`: whose the target `columns` are, for people.
+    """
+    taken = {name.lower(): "every dataset" for name in sorted(RESERVED)}
     stats, *others = [(f"evaluators: {evaluator.name}", evaluator.columns) for evaluator in evaluators]
-    for owner, columns in [stats, (f"task.kind: {task}", TASKS[task].columns), *others]:
-        for name in columns:
+    for owner, named in [stats, (targets, columns), *others]:
+        for name in named:
             if other := taken.get(name.lower()):
                 raise UsageError(f"{owner}: the column {name!r} is one of {other} already; rename it")
             taken[name.lower()] = owner.partition(": ")[2]

@@ -12,18 +12,21 @@ They differ in their weights, which the recipe's sections `clip_score:`, `picksc
 is the MLP of `aesthetic` (linear layers without activations, as published), and elsewhere an open_clip checkpoint put
 over the model's own weights (HPS_v2.1_compressed.pt over laion/CLIP-ViT-H-14-laion2B-s32B-b79K).
 
-What always holds: nothing is downloaded but what the recipe names, and what is missing is an error that says what to
-put where; prompts longer than CLIP's 77 tokens are cut; pictures are resized and cropped by the model's own processor.
+What always holds: nothing is downloaded but what the recipe names, whose licence and size are told first, and what is
+missing is an error that says what to put where; prompts longer than CLIP's 77 tokens are cut; pictures are resized and
+cropped by the model's own processor.
 None of these numbers lies in [0, 1]: a reward that mixes them scales them.
-ImageReward and HPSv3 are not supported, because their packages do not import with transformers 5: image-reward 1.5 is
-of 2023, and hpsv3 1.0.0 pins 4.45.2. A function of your own (function.py) can ask a process with its own environment.
+ImageReward and HPSv3 are not here, because their packages do not import with transformers 5: docs/judges.md serves them
+from environments of their own (http.py).
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.metadata
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from gpo_data.evaluators.pool import Batch, Measure, Pool
 from gpo_data.recipe import Clip, Recipe
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has
+WEIGHTS_BIN = "pytorch_model.bin"
 # transformers 5 writes processor_config.json where earlier ones wrote preprocessor_config.json
 FILES = ("config.json", "*processor_config.json", "tokenizer_config.json", WEIGHTS[0])
 LAION_HEAD = "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor"
@@ -102,10 +106,13 @@ def find_model(setting: str, key: str) -> Path:
     """The folder of a CLIPModel and its processor: a folder, or a hub id (fetched if need be). Raises UsageError."""
     if Path(setting).is_dir() or setting.startswith((".", "/", "~")) or setting.count("/") != 1:
         return _complete(Path(setting).expanduser(), setting, key)
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 
     try:  # one small file first, so that an unreachable hub is told within seconds
         hf_hub_download(setting, "config.json", etag_timeout=5)
+        if not any(isinstance(try_to_load_from_cache(setting, one), str) for one in ("model.safetensors", WEIGHTS_BIN)):
+            info = HfApi().model_info(setting, files_metadata=True, timeout=5)
+            print(f"{key}: fetching {setting}: {licence_and_size(info)}", file=sys.stderr)
         for weights in WEIGHTS:  # repositories have them in several formats, gigabytes each
             folder = Path(snapshot_download(setting, allow_patterns=["*.json", "*.txt", weights]))
             if list(folder.glob(weights)):
@@ -117,6 +124,16 @@ def find_model(setting: str, key: str) -> Path:
             f"or run `hf download {setting}` where the hub is reachable"
         ) from None
     return _complete(folder, setting, key)
+
+
+def licence_and_size(info: Any) -> str:
+    """What the hub's ModelInfo says of a model, before its weights are fetched."""
+    licence = (info.card_data or {}).get("license") or "not stated, see its page"
+    for pattern in WEIGHTS:
+        sizes = [one.size or 0 for one in info.siblings or [] if fnmatch.fnmatch(one.rfilename, pattern)]
+        if sizes:
+            return f"licence {licence}, {sum(sizes) / 1e9:.1f} GB"
+    return f"licence {licence}"
 
 
 def _complete(folder: Path, setting: str, key: str) -> Path:

@@ -1,8 +1,8 @@
 """Ask a server over HTTP: time-outs, tries again with back-off, and one line where it cannot be had.
 
-What always holds: what may pass (no connection, a time-out, 408, 425, 429, 5xx) is tried `retries` times more, after
-0.5, 1, 2, 4 ... s or what the server asks for; then it is a `RunError`, which ends the run: what is committed stays,
-and the same command goes on. What the server refuses (4xx) is a `UsageError` with its own words.
+What always holds: what may pass (no connection, a time-out, 408, 425, 429, 5xx) is tried `retries` times more, at once
+and after 1, 2, 4 ... s, or when the server asks for it; then it is a `RunError`, which ends the run: what is committed
+stays, and the same command goes on. What the server refuses (4xx) is a `UsageError` with its own words.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Evaluator `yolo`: what an ultralytics detector sees in a picture.
 
     n_detected   detections of the class that was asked for, at `yolo.confidence` and after non-maximum suppression;
-                 NULL where the prompt asks for none
+                 NULL where the prompt asks for none. `television` is `tv`: tasks/classes.py says what a name means
     detections   all of them: class, confidence, box [x0, y0, x1, y1] in pixels; most confident first
 
 ultralytics is AGPL-3.0: it is imported here, at the first picture, and by the trainer of the tiny world only. Another
@@ -28,6 +28,7 @@ from gpo_data.evaluators.ocr import import_cv2
 from gpo_data.evaluators.pool import Batch, Measure, Pool
 from gpo_data.recipe import Recipe, Yolo
 from gpo_data.tasks import TASKS
+from gpo_data.tasks.classes import canonical
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ class YoloEvaluator:
         device_of(yolo)
         weights = find_weights(yolo.weights)
         self.version = _version(yolo, weights)
-        self._pool = Pool(load, Settings(yolo, weights), yolo.workers, yolo.batch_size)
+        self._settings = Settings(yolo, weights)
+        self._pool = Pool(load, self._settings, yolo.workers, yolo.batch_size)
+
+    def classes(self) -> list[str]:
+        """What the detector knows. Raises UsageError."""
+        return list(names_of(opened(self._settings)).values())
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """images: uint8 [H, W, 3] RGB; targets: {"target_class": ...} each, or none.
@@ -115,25 +121,19 @@ def load(settings: Settings, threads: int) -> Measure:
     import multiprocessing
 
     import torch
-    import ultralytics
 
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(threads)  # the drawing process keeps its own number: the denoiser needs it
     yolo = settings.yolo
-    try:
-        detector = ultralytics.YOLO(str(settings.weights))
-    except Exception as error:  # torch, zip and ultralytics each have their own for a file that is not weights
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UsageError(
-            f"yolo.weights: {settings.weights} is not a detector that ultralytics opens: {reason}"
-        ) from None
-    classes = dict(detector.names)
+    detector = opened(settings)
+    classes = names_of(detector)
+    known = {canonical(name) for name in classes.values()}
     # A torch.device, not a string: for "cpu" ultralytics would hide every GPU from this process.
     device = torch.device(device_of(yolo))
 
     def measure(batch: Batch) -> list[dict[str, Any]]:
         asked = {str(target["target_class"]) for _, target in batch if target.get("target_class")}
-        for name in sorted(asked - set(classes.values())):
+        for name in sorted(name for name in asked if canonical(name) not in known):
             raise UsageError(
                 f"yolo.weights: {settings.weights.name} does not detect {name!r}; its classes: "
                 f"{', '.join(classes.values())}"
@@ -149,6 +149,24 @@ def load(settings: Settings, threads: int) -> Measure:
         return [_row(result, classes, target) for result, (_, target) in zip(found, batch, strict=True)]
 
     return measure
+
+
+def opened(settings: Settings) -> Any:
+    """ultralytics' model. Raises UsageError."""
+    _quiet()
+    import ultralytics
+
+    try:
+        return ultralytics.YOLO(str(settings.weights))
+    except Exception as error:  # torch, zip and ultralytics each have their own for a file that is not weights
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UsageError(
+            f"yolo.weights: {settings.weights} is not a detector that ultralytics opens: {reason}"
+        ) from None
+
+
+def names_of(detector: Any) -> dict[int, str]:
+    return {int(number): str(name) for number, name in detector.names.items()}
 
 
 def detect(detector: Any, images: list[np.ndarray], **options: Any) -> list[Any]:
@@ -169,7 +187,7 @@ def _row(result: Any, classes: dict[int, str], target: dict[str, Any]) -> dict[s
         )
     ]
     wanted = target.get("target_class")
-    number = None if wanted is None else sum(detection["class"] == wanted for detection in detections)
+    number = None if wanted is None else sum(canonical(d["class"]) == canonical(wanted) for d in detections)
     return {"n_detected": number, "detections": detections}
 
 

@@ -11,26 +11,33 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
+from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_drawing, with_their_dtype
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import drawn_in, identity, open_dataset, read_manifest, settle
+from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
 from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.reopen import reopen
-from gpo_data.lake.shard import sidecar_path
+from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
 from gpo_data.lake.watched import refuse_watched
+from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
+
+if TYPE_CHECKING:
+    from gpo_data.generation.ray import Workers
 
 
 def draw(
@@ -39,28 +46,56 @@ def draw(
     model: models.Model | None = None,
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
+    workers: Begin | None = None,
 ) -> AnyPath:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
     Args:
         model: the recipe's model, open, with the recipe's policy in it; None opens it.
         share: (rank, world): of the missing shards only those at [rank::world].
-        clock: gets the seconds of each part.
+        clock: gets the seconds of each part; of workers it does not know them.
+        workers: that draw, kept from one dataset to the next (remote.py); None: those that the recipe asks for.
     """
+    with kept_workers(recipe, console) as own:
+        return _draw(recipe, console, model, share, clock, workers or (own if model is None else lambda: None))
+
+
+def _draw(
+    recipe: Recipe,
+    console: Console,
+    model: models.Model | None,
+    share: tuple[int, int],
+    clock: Clock | None,
+    begin: Begin,
+) -> AnyPath:
+    new = drawn_in(recipe.lake, str(recipe.name)) is None
+    if new and recipe.ray.address is not None and (workers := begin()):
+        recipe = with_their_dtype(workers, recipe)
     wanted, recipe = recipe.sampler.dtype, settle(recipe)
+    if imported(dataset_folder(recipe.lake, str(recipe.name))):
+        raise UsageError(
+            f"dataset {recipe.name}: its pictures were imported, and nothing is drawn beside them; draw under another "
+            f"--name, or train on both (train.datasets)"
+        )
     shards = plan(recipe)
     chosen = evaluators.build(recipe)
+    evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
     paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
     refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | paid)
+    rewards.check(recipe.reward, shards[0].columns | paid)
+    if recipe.task.prompts is not None:
+        prompts = [group.prompt for shard in shards for group in shard.groups]
+        evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
-    if new := drawn_in(recipe.lake, str(recipe.name)) is None:  # what fails for all leaves no dataset behind
-        evaluators.try_out(chosen, shards[0].groups[0].prompt, recipe.sampler)
+    workers = None
+    if new:  # what fails for all leaves no dataset behind
+        workers = begin()
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
     watching = chosen[len(chosen) - len(recipe.watchers) :]
-    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching}, shards)
     fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
@@ -69,43 +104,79 @@ def draw(
         )
         return folder
     if not new:
-        evaluators.try_out(chosen, todo.shards[0].groups[0].prompt, recipe.sampler)
-    if model is None:
-        device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
-        hardware.take_threads()
-        console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
-        why = ", in which the dataset was begun," if wanted == "auto" else ""
-        if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
-            console.print(warning, soft_wrap=True)
-        model = models.load(model_folder, recipe.sampler)
-        if policy:
-            models.load_policy_weights(model, policy, recipe.seed)
+        workers = begin()
+        first = todo.shards[0].groups[0].prompt
+        model = _open(recipe, wanted, model_folder, policy, console, chosen, first, workers, model)
     with _stop_on_signals(console) as stop:
-        generator = Generator(recipe, folder, fingerprint, model, chosen, stop=stop, clock=clock)
         total, elsewhere = sum(len(s.groups) for s in todo.shards), 0
         progress = DrawProgress(total - todo.staged, recipe.group_size, console, todo.staged, recipe.max_failed)
         with progress:
-            generator.on_group = progress.group
             try:
-                for shard in todo.shards:
-                    elsewhere += not generator.draw(shard)
-                generator.finish()
+                if workers is not None:
+                    columns = shards[0].columns | evaluators.columns_of(chosen)
+                    elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
+                else:
+                    assert model is not None
+                    generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
+                    elsewhere = _draw_here(generator, todo.shards)
             except RunError:
-                generator.close()
                 progress.report()
                 raise
-            finally:
-                generator.close()
     progress.report()
     if progress.members and progress.failed == progress.members:
         raise RunError(
             f"dataset {folder}: all {progress.members} members failed: {next(iter(progress.reasons))}; the pictures "
             f"are kept, and the same command tries them again"
         )
-    if elsewhere := elsewhere + generator.elsewhere:
+    if elsewhere:
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
+
+
+def _draw_here(generator: Generator, shards: list[PlannedShard]) -> int:
+    """Draw them in this process; how many another one has."""
+    try:
+        elsewhere = sum(not generator.draw(shard) for shard in shards)
+        generator.finish()
+    finally:
+        generator.close()
+    return elsewhere + generator.elsewhere
+
+
+def _open(
+    recipe: Recipe,
+    wanted: str,
+    model_folder: Path,
+    policy: Path | None,
+    console: Console,
+    chosen: list[Any],
+    prompt: Prompt,
+    workers: Workers | None,
+    model: models.Model | None,
+) -> models.Model | None:
+    """A blank picture through the evaluators, and the model opened; both by the workers, if there are any."""
+    if workers is None:
+        evaluators.try_out(chosen, prompt, recipe.sampler)
+        return model or _open_model(recipe, wanted, model_folder, policy, console)
+    each = f"threads each: {workers.threads}" + (f", GPUs each: {workers.gpus:g}" if workers.gpus else "")
+    console.print(f"drawing with {recipe.model}; workers: {workers.number}, {each}", soft_wrap=True)
+    open_drawing(workers, recipe, prompt)
+    return None
+
+
+def _open_model(recipe: Recipe, wanted: str, model_folder: Path, policy: Path | None, console: Console) -> models.Model:
+    """The recipe's model with its policy in it; `wanted`: the dtype that the user asked for. Raises UsageError."""
+    device, dtype = hardware.device_of(recipe.sampler.device), recipe.sampler.dtype
+    hardware.take_threads()
+    console.print(f"loading {recipe.model} on {hardware.describe(device, dtype)}", soft_wrap=True)
+    why = ", in which the dataset was begun," if wanted == "auto" else ""
+    if warning := hardware.warning_of("sampler.dtype", dtype, device, why):
+        console.print(warning, soft_wrap=True)
+    model = models.load(model_folder, recipe.sampler)
+    if policy:
+        models.load_policy_weights(model, policy, recipe.seed)
+    return model
 
 
 @dataclass
@@ -122,19 +193,19 @@ def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], cons
     todo = Todo([])
     on_stage = {path.name for path in stage_folder(folder).glob("*.sample")}
     for shard in shards:
-        failed = _failed_members(folder, fingerprint, shard)
+        failed, lacking = _left(folder, fingerprint, shard)
         left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
-        if failed or (failed == 0 and left):
+        if failed or lacking or (failed == 0 and left):
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
-                failed = _failed_members(folder, fingerprint, shard)  # another process may have tried them meanwhile
-                if failed:
+                failed, lacking = _left(folder, fingerprint, shard)  # another process may have tried them meanwhile
+                if failed or lacking:
                     todo.retried += reopen(folder, shard.shard_id, fingerprint)
                 elif failed == 0:  # what was killed between its commit and the clearing of the stage
                     for path in left:
                         path.unlink(missing_ok=True)
-        if failed != 0:
+        if failed != 0 or lacking:
             todo.shards.append(shard)
     todo.staged = sum(
         staged(folder, group.key, fingerprint, group.seeds) is not None for s in todo.shards for group in s.groups
@@ -150,21 +221,25 @@ def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], cons
     return todo
 
 
-def _failed_members(folder: AnyPath, fingerprint: str, shard: PlannedShard) -> int | None:
-    """How many members of a committed shard failed; None where it is not committed. Raises RunError for another's."""
+def _left(folder: AnyPath, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
+    """(members of a committed shard that failed, groups that it lacks because the dataset has grown).
+
+    (None, 0) where it is not committed. Raises RunError for another recipe's.
+    """
     sidecar = sidecar_path(folder, shard.shard_id)
     try:
-        rows, footer = read_rows(sidecar, ["status"]), footer_of(sidecar)
+        rows, footer = read_rows(sidecar, ["group_key", "status"]), footer_of(sidecar)
     except RunError:
         if sidecar.exists():
             raise
-        return None  # also where another process takes it back just now
+        return None, 0  # also where another process takes it back just now
     if footer["fingerprint"] != fingerprint:
         raise RunError(
             f"{sidecar}: fingerprint {footer['fingerprint']}, expected {fingerprint}, the one of dataset.json: "
             f"another recipe drew it; run `gpo-data verify RECIPE --repair`"
         )
-    return len([row for row in rows if row["status"] != OK])
+    lacking = {group.key for group in shard.groups} - {row["group_key"] for row in rows}
+    return len([row for row in rows if row["status"] != OK]), len(lacking)
 
 
 @contextmanager

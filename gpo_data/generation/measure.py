@@ -14,7 +14,9 @@ read with their crc32 checked. The pictures are the stored previews: lossless be
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from rich.console import Console
 from gpo_data.errors import RunError
 from gpo_data.evaluators import asked, build, chosen
 from gpo_data.generation.progress import bar_of_groups
+from gpo_data.group import Group
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import Manifest, measured, read_manifest
@@ -52,7 +55,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
     committed = sidecars(folder)
-    measuring = _build(recipe, evaluators)
+    measuring = evaluators_of(recipe, evaluators)
     work = [
         (evaluator, sidecar)
         for evaluator in measuring
@@ -74,18 +77,18 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     try:
         with progress:
             bar = progress.add_task("measuring", total=total, line="")
-            for evaluator, sidecar in work:
-                # The shard's lock: nobody else measures it, and `shards` does not draw its failed members again.
-                with claim(folder, number_of(sidecar)) as mine:
-                    if not mine or not sidecar.is_file() or up_to_date(folder, evaluator, sidecar):
-                        continue
-                    rows, reasons = [], []
-                    for group_rows, group_reasons in measure_shard(evaluator, sidecar):
-                        rows += group_rows
-                        reasons += group_reasons
-                        progress.update(bar, advance=1, line=f"{evaluator.name} {sidecar.stem}")
-                    written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
-                    failures += reasons
+
+            def advance(evaluator: Any, sidecar: AnyPath, groups: int) -> None:
+                progress.update(bar, advance=groups, line=f"{evaluator.name} {sidecar.stem}")
+
+            names = evaluators is None or all(isinstance(e, str) for e in evaluators)
+            if recipe.ray.wanted and names and work:
+                found = _by_workers(recipe, evaluators, folder, work, measuring, console, advance)
+            else:
+                found = _here(folder, work, advance)
+            for evaluator, sidecar, rows, reasons in found:
+                written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
+                failures += reasons
     except KeyboardInterrupt:
         console.print(
             f"interrupted: {len(written)} of {len(work)} shards measured are kept; the same command goes on from there",
@@ -109,13 +112,79 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     return written
 
 
+Measured = tuple[Any, AnyPath, list[dict[str, Any]], list[str]]  # evaluator, sidecar, rows, reasons of failures
+Advance = Callable[[Any, AnyPath, int], None]
+
+
+@contextmanager
+def _to_measure(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> Iterator[bool]:
+    """Hold the shard's lock: nobody else measures it, and `shards` does not draw its failed members again."""
+    with claim(folder, number_of(sidecar)) as mine:
+        yield mine and sidecar.is_file() and not up_to_date(folder, evaluator, sidecar)
+
+
+def _here(folder: AnyPath, work: list[tuple[Any, AnyPath]], advance: Advance) -> Iterator[Measured]:
+    """In this process; what is yielded is written before the next shard."""
+    for evaluator, sidecar in work:
+        with _to_measure(folder, evaluator, sidecar) as mine:
+            if not mine:
+                continue
+            rows, reasons = [], []
+            for group_rows, group_reasons in measure_shard(evaluator, sidecar):
+                rows += group_rows
+                reasons += group_reasons
+                advance(evaluator, sidecar, 1)
+            yield evaluator, sidecar, rows, reasons
+
+
+def _by_workers(
+    recipe: Recipe,
+    names: Sequence[Any] | None,
+    folder: AnyPath,
+    work: list[tuple[Any, AnyPath]],
+    chosen: list[Any],
+    console: Console,
+    advance: Advance,
+) -> Iterator[Measured]:
+    """A shard's samples go to a worker and its rows come back; the locks are held here."""
+    from gpo_data.generation.remote import Once, open_measuring, workers_for
+
+    with ExitStack() as locks, workers_for(recipe, console, drawing=False) as workers:
+        assert workers is not None
+        open_measuring(workers, recipe, names)
+
+        def samples(evaluator: Any, sidecar: AnyPath) -> tuple[int, list[bytes]] | None:
+            key = (id(evaluator), sidecar)
+            if key not in held:
+                held[key] = locks.enter_context(ExitStack())
+                if not held[key].enter_context(_to_measure(folder, evaluator, sidecar)):
+                    held[key].close()
+                    return None
+            return chosen.index(evaluator), [record.blocks() for record in _records(sidecar)]
+
+        held: dict[Any, ExitStack] = {}
+        jobs = {
+            f"{evaluator.name} of {sidecar}": (Once(f"{evaluator.name} of {sidecar}", partial(samples, *pair)), pair)
+            for pair in work
+            for evaluator, sidecar in [pair]
+        }
+        for job, (rows, reasons) in workers.run([job for job, _ in jobs.values()]):
+            evaluator, sidecar = jobs[job.name][1]
+            yield evaluator, sidecar, rows, reasons
+            held[id(evaluator), sidecar].close()
+            advance(evaluator, sidecar, len({row["group_key"] for row in rows}))
+
+
 def measure_shard(evaluator: Any, sidecar: AnyPath) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
+    return measure_groups(evaluator, (record.group() for record in _records(sidecar)))
+
+
+def measure_groups(evaluator: Any, groups: Iterable[Group]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Of each group: (a row a member, `key member: reason` of those the evaluator raised on)."""
     from gpo_data.generation.worker import measure_each  # brings in the model code; only needed once there is work
 
-    places = {row["group_key"]: row for row in read_rows(sidecar, ["group_key", *PLACE])}
-    for place in places.values():
-        group = Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent).group()
+    for group in groups:
         # A member that failed for another evaluator or its reward has a picture, and is measured like the others.
         found, raised = measure_each(evaluator, group.images, asked(group.prompt))
         nothing = dict.fromkeys(evaluator.columns)
@@ -123,6 +192,13 @@ def measure_shard(evaluator: Any, sidecar: AnyPath) -> Iterator[tuple[list[dict[
             [{"group_key": group.key, "member": i} | found.get(i, nothing) for i in range(group.size)],
             [f"{group.key} {i}: {reason}" for i, reason in raised.items()],
         )
+
+
+def _records(sidecar: AnyPath) -> Iterator[Record]:
+    """Of a shard's groups, in order."""
+    places = {row["group_key"]: row for row in read_rows(sidecar, ["group_key", *PLACE])}
+    for place in places.values():
+        yield Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent)
 
 
 def folder_name(evaluator: Any) -> str:
@@ -151,7 +227,8 @@ def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: Manifest, recipe: Re
     return same and set(evaluator.columns) <= set(pq.read_schema(parquet_of(sidecar)).names)
 
 
-def _build(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
+def evaluators_of(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
+    """Those to measure with: see `measure`. Raises UsageError."""
     if evaluators is not None and not any(isinstance(e, str) for e in evaluators):
         return list(evaluators)
     if evaluators is None:

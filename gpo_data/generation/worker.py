@@ -1,5 +1,8 @@
 """Draw groups: (recipe, shard) -> committed shard, with drawing, decoding, measuring and writing overlapped.
 
+    Drawer      planned groups -> finished groups; it knows no folder, so that it also works on another machine (ray.py)
+    Generator   stages what a Drawer finishes in this process, and commits the shard
+
 The main thread runs the denoiser, batch after batch. A finished group goes to a second thread that decodes, measures,
 scores and stages it, and commits the shard when its last group is staged; so the evaluators run while the next batch
 is drawn, and a kill loses at most the groups in flight. A batch is a fixed slice of the shard (see plan.py): resuming
@@ -9,10 +12,10 @@ draws again exactly the batches that a missing group had a part in.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +37,7 @@ from gpo_data.recipe import Recipe
 from gpo_data.status import FAILED_EVALUATOR, FAILED_LATENTS, FAILED_REWARD, LATENTS_REASON, OK, REWARD_REASON
 from gpo_data.tasks import TASKS
 
+T = TypeVar("T")
 GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
 
 
@@ -41,53 +45,29 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM: what is staged and committed stays."""
 
 
-class Generator:
-    """Draws planned shards into a dataset folder; `stop` (an Event) makes it raise Interrupted at the next step."""
+class Drawer(Generic[T]):
+    """Draws groups of planned shards; a second thread finishes them and makes of each what is wanted of it.
+
+    Args:
+        made: of a finished group; called in the second thread, group after group.
+        stop: makes the next step of the denoiser raise Interrupted.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        folder: AnyPath,
-        fingerprint: str,
         model: Model,
         evaluators: list[Any],
-        on_group: Callable[[Group], None] = lambda group: None,
+        made: Callable[[Group], T],
         stop: threading.Event | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.recipe, self.folder, self.fingerprint = recipe, folder, fingerprint
-        self.model, self.evaluators, self.on_group = model, evaluators, on_group
+        self.recipe, self.model, self.evaluators, self.made = recipe, model, evaluators, made
         self.stop, self.clock = stop or threading.Event(), clock or Clock()
-        self.columns: dict[str, pa.DataType] = TASKS[recipe.task.kind].columns | columns_of(evaluators)
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="measure")
-        self._waiting: list[Future[None]] = []
-        self.elsewhere = 0  # shards that another machine committed while this one drew them
+        self.second = ThreadPoolExecutor(1, thread_name_prefix="measure")
 
-    def draw(self, shard: PlannedShard) -> bool:
-        """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
-        lock = ExitStack()
-        mine = lock.enter_context(claim(self.folder, shard.shard_id))
-        if not mine or sidecar_path(self.folder, shard.shard_id).is_file():
-            lock.close()
-            return False
-        try:
-            self._clear_temporaries(shard)
-            self._draw_groups(shard, [g for g, group in enumerate(shard.groups) if not self._staged(group)])
-        except BaseException:
-            self._finisher.submit(lock.close)  # after the groups that are still on their way to the stage
-            raise
-        self._waiting.append(self._finisher.submit(self._commit, shard, lock))
-        return True
-
-    def finish(self) -> None:
-        """Wait until every drawn shard is committed; an error of the second thread surfaces here."""
-        self._settle(0)
-
-    def close(self) -> None:
-        """Let the groups that are already drawn reach the stage, then stop the second thread."""
-        self._finisher.shutdown(wait=True)
-
-    def _draw_groups(self, shard: PlannedShard, missing: list[int]) -> None:
+    def groups(self, shard: PlannedShard, missing: list[int]) -> Iterator[Future[T]]:
+        """Each of the groups with those numbers, as soon as it is denoised."""
         if not missing:
             return
         with self.clock.time("encode"):
@@ -105,8 +85,7 @@ class Generator:
                 if len(latents[g]) == len(shard.groups[g].seeds):
                     one = {k: v[g].clone() for k, v in conditioning.items()}
                     stacked = torch.stack(latents.pop(g))
-                    self._waiting.append(self._finisher.submit(self._finish, shard.groups[g], stacked, one))
-            self._settle(GROUPS_WAITING)
+                    yield self.second.submit(self._finish, shard.groups[g], stacked, one)
 
     def _draw_batch(
         self, shard: PlannedShard, batch: list[tuple[int, int]], conditioning: Conditioning
@@ -122,30 +101,84 @@ class Generator:
         if self.stop.is_set():
             raise Interrupted
 
+    def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> T:
+        group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
+        return self.made(group)
+
+
+class Generator:
+    """Draws planned shards into a dataset folder; `stop` (an Event) makes it raise Interrupted at the next step."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: AnyPath,
+        fingerprint: str,
+        model: Model,
+        evaluators: list[Any],
+        on_group: Callable[[Group], None] = lambda group: None,
+        stop: threading.Event | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.folder, self.fingerprint, self.on_group = folder, fingerprint, on_group
+        self.drawer = Drawer(recipe, model, evaluators, self._stage, stop, clock)
+        self._waiting: list[Future[None]] = []
+        self.elsewhere = 0  # shards that another machine committed while this one drew them
+
+    def draw(self, shard: PlannedShard) -> bool:
+        """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
+        lock = ExitStack()
+        mine = lock.enter_context(claim(self.folder, shard.shard_id))
+        if not mine or sidecar_path(self.folder, shard.shard_id).is_file():
+            lock.close()
+            return False
+        try:
+            clear_temporaries(self.folder, shard)
+            for group in self.drawer.groups(shard, not_staged(self.folder, shard, self.fingerprint)):
+                self._waiting.append(group)
+                self._settle(GROUPS_WAITING)
+        except BaseException:
+            self.drawer.second.submit(lock.close)  # after the groups that are still on their way to the stage
+            raise
+        self._waiting.append(self.drawer.second.submit(self._commit, shard, lock))
+        return True
+
+    def finish(self) -> None:
+        """Wait until every drawn shard is committed; an error of the second thread surfaces here."""
+        self._settle(0)
+
+    def close(self) -> None:
+        """Let the groups that are already drawn reach the stage, then stop the second thread."""
+        self.drawer.second.shutdown(wait=True)
+
     def _settle(self, at_most: int) -> None:
         """Wait until no more than `at_most` groups are in the second thread; its errors surface here."""
         while len(self._waiting) > at_most or (self._waiting and self._waiting[0].done()):
             self._waiting.pop(0).result()
 
-    def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> None:
-        group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
-        with self.clock.time("write"):
+    def _stage(self, group: Group) -> None:
+        with self.drawer.clock.time("write"):
             stage(self.folder, group, self.fingerprint)
         self.on_group(group)
 
     def _commit(self, shard: PlannedShard, lock: ExitStack) -> None:
-        with lock, self.clock.time("write"):
+        with lock, self.drawer.clock.time("write"):
             keys = [g.key for g in shard.groups]
-            self.elsewhere += not commit(self.folder, shard.shard_id, keys, self.columns, self.fingerprint)
+            columns = shard.columns | columns_of(self.drawer.evaluators)
+            self.elsewhere += not commit(self.folder, shard.shard_id, keys, columns, self.fingerprint)
 
-    def _staged(self, group: PlannedGroup) -> bool:
-        return staged(self.folder, group.key, self.fingerprint, group.seeds) is not None
 
-    def _clear_temporaries(self, shard: PlannedShard) -> None:
-        for path in (tar_path(self.folder, shard.shard_id), sidecar_path(self.folder, shard.shard_id)):
-            clear_stale(path)
-        for group in shard.groups:
-            clear_stale(staged_path(self.folder, group.key))
+def not_staged(folder: AnyPath, shard: PlannedShard, fingerprint: str) -> list[int]:
+    """Numbers of a shard's groups that are still to be drawn."""
+    return [g for g, group in enumerate(shard.groups) if staged(folder, group.key, fingerprint, group.seeds) is None]
+
+
+def clear_temporaries(folder: AnyPath, shard: PlannedShard) -> None:
+    """What a process left behind that was killed while it wrote."""
+    for path in (tar_path(folder, shard.shard_id), sidecar_path(folder, shard.shard_id)):
+        clear_stale(path)
+    for group in shard.groups:
+        clear_stale(staged_path(folder, group.key))
 
 
 def finish_group(
@@ -158,19 +191,36 @@ def finish_group(
     clock: Clock | None = None,
 ) -> Group:
     """Decode, measure and score the members; latents [G, C, h, w]. A failed member keeps its place and its reason."""
-    size, clock = len(planned.seeds), clock or Clock()
-    statuses, reasons = [OK] * size, list[str | None]([None] * size)
-    images: list[np.ndarray | None] = [None] * size
-    for i in range(size):
-        if not torch.isfinite(latents[i]).all():
-            statuses[i], reasons[i] = FAILED_LATENTS, LATENTS_REASON
-    good = [i for i in range(size) if statuses[i] == OK]
+    clock = clock or Clock()
+    images: list[np.ndarray | None] = [None] * len(latents)
+    good = [i for i in range(len(latents)) if torch.isfinite(latents[i]).all()]
     for start in range(0, len(good), recipe.sampler.batch_size):
         part = good[start : start + recipe.sampler.batch_size]
         with clock.time("decode"):
             for i, image in zip(part, model.decode(latents[part]), strict=True):
                 images[i] = image
-    measurements: list[dict[str, Any]] = [{} for _ in range(size)]
+    return judged(recipe, evaluators, planned, latents, conditioning, images, clock=clock)
+
+
+def judged(
+    recipe: Recipe,
+    evaluators: list[Any],
+    planned: PlannedGroup,
+    latents: torch.Tensor,
+    conditioning: Conditioning,
+    images: list[np.ndarray | None],
+    known: list[dict[str, Any]] | None = None,
+    clock: Clock | None = None,
+) -> Group:
+    """The group with its pictures measured and scored; None is a picture of latents that are not finite.
+
+    Args:
+        known: of each member measurements that no evaluator makes; the reward may read them.
+    """
+    size, clock = len(planned.seeds), clock or Clock()
+    statuses = [OK if image is not None else FAILED_LATENTS for image in images]
+    reasons: list[str | None] = [None if image is not None else LATENTS_REASON for image in images]
+    measurements: list[dict[str, Any]] = [dict(one) for one in known] if known else [{} for _ in range(size)]
     for evaluator in evaluators:
         with clock.time("measure"):
             # What one evaluator raised on, the next does not see: the member has failed.
@@ -183,7 +233,7 @@ def finish_group(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = TASKS[recipe.task.kind].columns | columns_of(evaluators)
+    columns = (planned.columns or TASKS[recipe.task.kind].columns) | columns_of(evaluators) | types_of(known)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:
@@ -200,6 +250,13 @@ def finish_group(
         measurements=measurements,
         rewards=rewards,
     )
+
+
+def types_of(known: list[dict[str, Any]] | None) -> dict[str, pa.DataType]:
+    """Text where a value is one, else a number."""
+    texts = {name for row in known or [] for name, value in row.items() if isinstance(value, str)}
+    names = dict.fromkeys(name for row in known or [] for name in row)
+    return {name: pa.string() if name in texts else pa.float64() for name in names}
 
 
 def measure_each(

@@ -16,6 +16,7 @@ worse member, with advantages of 1.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -66,6 +67,19 @@ def standardise(
     divisor = np.where(alive, std + scale.epsilon * 0.5**doublings, 1.0)
     advantages = np.where(alive[group], centred / divisor[group], 0.0)
     return advantages if scale.clip is None else advantages.clip(-scale.clip, scale.clip), alive
+
+
+def together(
+    group: np.ndarray, rewards: list[np.ndarray], weights: list[float], groups: int, scale: Scale | None = None
+) -> np.ndarray:
+    """[N]: the weighted sum of several rewards, each standardised by itself before, whatever its unit and spread.
+
+    What `standardise` then makes of it are the advantages: of a reward that is dead in a group the others say all.
+    """
+    of_each = dataclasses.replace(scale or Scale(), clip=None)
+    parts = [standardise(group, one, groups, of_each)[0] * w for one, w in zip(rewards, weights, strict=True)]
+    total: np.ndarray = np.sum(parts, axis=0)
+    return total
 
 
 def _within_reach(rewards: np.ndarray) -> tuple[np.ndarray, int]:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked, rewards, views
-from gpo_data.lake.advantage import Scale, extremes, standardise
+from gpo_data.lake.advantage import Scale, extremes, standardise, together
 from gpo_data.lake.damaged import conflicting
 from gpo_data.lake.files import open_lake, require
 from gpo_data.lake.relabel import relabelled
@@ -46,8 +46,8 @@ def connect(
 
     Args:
         lake: a folder or an fsspec URL.
-        dataset: the views show this one alone, or these, so that a question about it costs the same in a lake of a
-            hundred others; all of them where it has no committed shard.
+        dataset: the views show this one alone, or these, so that a question about it costs the same in a lake of
+            thousands of others. None shows all.
         unsafe: may read and write any file, for the user's own SQL; never for a recipe's.
         whole: read every row first, to leave damaged datasets out that look whole by their footers.
 
@@ -67,16 +67,17 @@ def ask(
     parameters: Sequence[Any] = (),
     reward: str | None = None,
     unsafe: bool = False,
+    dataset: Sequence[str] | None = None,
 ) -> pa.Table:
     """The answer to one question over the views; other arguments as of `connect` and `scored`. Raises UsageError.
 
     Where a damaged file stops the question, it is asked again without the datasets that are damaged.
     """
-    require(lake)
+    require(lake, dataset or [])
     if not unsafe:
         locked.check_question(query)
     for whole in (False, True):
-        con = connect(lake, unsafe=unsafe, whole=whole)
+        con = connect(lake, dataset, unsafe, whole)
         try:
             own = scored(con, reward)
             relation = own.sql(query, params=list(parameters))
@@ -171,6 +172,7 @@ def snapshot(
     targets: tuple[str, ...] = (),
     members: int | None = None,
     scale: Scale | None = None,
+    rewards_of: Sequence[tuple[str, str, float]] = (),
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -181,12 +183,14 @@ def snapshot(
         relabel: see relabel.py, with `targets`; the table then has a column `lender`, and its own members come first.
         members: of each group keep so many, its best and its worst, with the advantages that they have among all.
         scale: of advantages; None divides by the group's std.
+        rewards_of: (name, expression, weight) of the rewards whose weighted sum `reward` is. Each is a column
+            `reward_<name>`, and is standardised by itself before they are summed for the advantages.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
     """
-    present = [row[0] for row in con.execute("SELECT DISTINCT dataset FROM drawn_members ORDER BY 1").fetchall()]
-    if dataset not in present:
+    if not con.execute("SELECT 1 FROM drawn_members WHERE dataset = $1 LIMIT 1", [dataset]).fetchall():
+        present = [row[0] for row in con.execute("SELECT dataset FROM present ORDER BY 1").fetchall()]
         raise UsageError(
             f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
         )
@@ -199,9 +203,12 @@ def snapshot(
                  WHERE ({where or "true"}\n)"""
     lent = relabel is not None
     names = (*SNAPSHOT, "lender") if lent else SNAPSHOT
+    for name, expression, _ in rewards_of:
+        locked.check_expression(f"rewards.{name}", expression)
+    terms = "".join(f", CAST(({sql}\n) AS DOUBLE) AS {identifier(f'reward_{name}')}" for name, sql, _ in rewards_of)
     table = locked.answer(
         own,
-        f"""SELECT {", ".join(map(identifier, names))} {chosen} AND status = '{OK}' AND reward IS NOT NULL
+        f"""SELECT {", ".join(map(identifier, names))}{terms} {chosen} AND status = '{OK}' AND reward IS NOT NULL
             ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member""",
         reward=reward,
         where=where,
@@ -211,6 +218,9 @@ def snapshot(
     keys = table["group_key"].combine_chunks().dictionary_encode()
     # In numpy, in a fixed order: DuckDB's parallel sums differ in the last bit from run to run.
     group, values = keys.indices.to_numpy(), table["reward"].to_numpy().astype(np.float64)
+    if rewards_of:
+        each = [table[f"reward_{name}"].to_numpy().astype(np.float64) for name, _, _ in rewards_of]
+        values = together(group, each, [weight for _, _, weight in rewards_of], len(keys.dictionary), scale)
     advantages, alive = standardise(group, values, len(keys.dictionary), scale)
     table = table.append_column("advantage", pa.array(advantages))
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
@@ -265,4 +275,6 @@ def digest(table: pa.Table) -> str:
     state.update("\0".join(table["group_key"].to_pylist()).encode())
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
         state.update(table[name].to_numpy().astype(kind).tobytes())
+    for name in (name for name in table.column_names if name.startswith("reward_")):
+        state.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
     return state.hexdigest()

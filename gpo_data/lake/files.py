@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import duckdb
 import fsspec
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, few
 from gpo_data.lake.mirror import Mirror
 from gpo_data.lake.remote import place
 
@@ -94,9 +94,15 @@ def open_lake(con: duckdb.DuckDBPyConnection | None, lake: str) -> Files:
     return Files(mirror, mirror.root, f"{urlsplit(where.url).scheme}://{mirror.root.lstrip('/')}")
 
 
-def require(lake: str) -> None:
-    """Raise UsageError where there is no lake at all: a question to it would look like one without an answer."""
+def require(lake: str, names: Sequence[str] = ()) -> None:
+    """Raise UsageError where there is no lake at all, or none of these datasets in it.
+
+    A question to it would look like one without an answer.
+    """
     files = open_lake(None, lake)
-    if not files.datasets():
+    for name in names:
+        if not files.of([name]).datasets():
+            raise UsageError(f"lake {lake}: no dataset {name!r}; there are: {few(files.datasets())}")
+    if not names and not files.datasets():
         there = "no dataset in it" if files.store.isdir(files.folder) else "no such folder"
         raise UsageError(f"lake: {lake}: {there}; `gpo-data shards RECIPE` draws one, `--lake FOLDER` names another")

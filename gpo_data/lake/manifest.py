@@ -1,12 +1,16 @@
 """A dataset's manifest, `dataset.json`: what drew it, so that another recipe cannot mix into it.
 
 Opening a dataset with a recipe that differs is an error that lists what differs.
+
+A dataset grows: a recipe whose prompts begin with those it was drawn for goes on in it. Fields and fingerprint stay
+those of its beginning, and `grown` says how far it has come.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import FAILING, RunError, UsageError
 from gpo_data.evaluators import function
-from gpo_data.generation.plan import PlannedShard, prompts_digest
+from gpo_data.generation.plan import PlannedShard, prompts_digest, prompts_digests
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.durable import clear_stale, expect_new
 from gpo_data.lake.locks import held
@@ -25,7 +29,15 @@ from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
-NOT_MEASURED = ("device", "batch_size", "workers", "url", "timeout", "retries", "token_variable")
+NOT_MEASURED = ("device", "batch_size", "workers", "actors", "num_gpus", "url", "timeout", "retries", "token_variable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown:
+    """How many prompts a dataset has that began with fewer, and the digest of them all."""
+
+    prompts: int
+    prompts_digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class Manifest:
         measured: the evaluators, their settings and the reward as drawn.
         recipe: as it was written, of any version.
         watched: the columns of each watcher, if there is one; see watched.py.
+        grown: if it has more prompts than it began with.
     """
 
     name: str | None = None
@@ -48,6 +61,7 @@ class Manifest:
     versions: dict[str, Any] = field(default_factory=dict)
     created: str | None = None
     watched: dict[str, list[str]] | None = None
+    grown: Grown | None = None
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -73,12 +87,17 @@ def drawn_in(lake: str, name: str) -> str | None:
     return None if dtype is None else str(dtype)
 
 
+def imported(folder: AnyPath) -> bool:
+    """Whether a dataset of this machine holds pictures that no model drew; their seeds are names."""
+    return (folder / "dataset.json").is_file() and "imported" in read_manifest(folder).fields
+
+
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
     """`fields` of dataset.json."""
     fields = recipe.fingerprint_fields() | {
         "model_digest": models.digest(model_folder),
         "weights_digest": models.weights_digest(model_folder),
-        "prompts_digest": prompts_digest(shards),
+        "prompts_digest": prompts_digest(shards, recipe.task.kind),
         "arithmetic": models.ARITHMETIC,
     }
     if recipe.policy is not None:
@@ -111,11 +130,17 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     return fields
 
 
-def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None = None) -> AnyPath:
+def open_dataset(
+    recipe: Recipe,
+    fields: dict[str, Any],
+    watched: dict[str, list[str]] | None = None,
+    shards: Sequence[PlannedShard] = (),
+) -> AnyPath:
     """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
 
     Args:
         watched: the columns of each of the recipe's watchers.
+        shards: what is planned; a dataset that has the first of these prompts grows.
     """
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
@@ -135,6 +160,11 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     before = of_older(recipe, fields) | found.fields
+    first, now = found.fields.get("prompts_digest"), fields.get("prompts_digest")
+    last = found.grown.prompts_digest if found.grown else first
+    longer = now not in (first, last) and last in prompts_digests(shards, recipe.task.kind)
+    if longer or now in (first, last):
+        before |= {name: fields[name] for name in EXTENT if name in fields}
     _refuse_difference(recipe, folder, before, fields, "drew other pictures; draw")
     _refuse_difference(
         recipe,
@@ -144,7 +174,27 @@ def open_dataset(recipe: Recipe, fields: dict[str, Any], watched: dict[str, list
         "measured them differently; `gpo-data measure` adds a measurement to what is drawn, "
         "`--reward` of audit and training tries another reward; or draw",
     )
+    if longer:
+        _grow(folder, recipe, shards)
     return folder
+
+
+# Fields that say which prompts: what differs in them may be the same prompts and more.
+EXTENT = ("prompts_digest", "task.num_prompts", "task.prompts")
+
+
+def _grow(folder: AnyPath, recipe: Recipe, shards: Sequence[PlannedShard]) -> None:
+    """Note that the dataset is to have these prompts, which begin with those that it has."""
+    digests = prompts_digests(shards, recipe.task.kind)
+    with held(stage_folder(folder) / "dataset.lock", wait=True):
+        found = read_manifest(folder)
+        last = found.grown.prompts_digest if found.grown else found.fields.get("prompts_digest")
+        if last in digests[:-1]:
+            task = found.recipe | {"task": dataclasses.asdict(recipe.task)}
+            made = dataclasses.replace(
+                found, grown=Grown(prompts=len(digests), prompts_digest=digests[-1]), recipe=task
+            )
+            write_document(made, folder / "dataset.json")
 
 
 def _write(path: AnyPath, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:

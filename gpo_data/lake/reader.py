@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from gpo_data.errors import UsageError
+from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake.cache import Cache
 from gpo_data.lake.record import Record
@@ -113,7 +114,7 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             prompt=place.prompt,
             members=tuple(member for _, member in members),
             seeds=place.seeds,
-            latents=torch.stack([group.latents[member] for group, member in members]),
+            latents=_rows(groups, place.parts),
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
@@ -141,6 +142,13 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
     def remote(self) -> bool:
         """Whether a group is a request to an object store."""
         return isinstance(place(self.lake), RemotePath)
+
+
+def _rows(groups: Sequence[Group], parts: Sequence[Part]) -> Tensor:
+    """The latents of the parts' members, [n, C, h, w]; of a whole group they are not copied, which may be large."""
+    whole = len(parts) == 1 and parts[0].members == tuple(range(groups[0].size))
+    kept = [g.latents if whole else g.latents[list(part.members)] for g, part in zip(groups, parts, strict=True)]
+    return kept[0] if len(kept) == 1 else torch.cat(kept)
 
 
 def digest_of(snapshots: Sequence[pa.Table]) -> str:

@@ -19,7 +19,6 @@ from gpo_data.group import Group, from_sample
 from gpo_data.lake.cache import Cache
 from gpo_data.lake.remote import AnyPath, RemotePath
 from gpo_data.lake.sidecar import REPAIR
-from gpo_data.lake.stage import END
 from gpo_data.parts import Damage, open_archive
 
 PLACE = ("tar", "offset", "size", "crc32")  # the columns that make a record
@@ -57,7 +56,7 @@ class Record:
         `cache`: keeps what was read from an object store.
         """
         try:
-            return open_archive(self.blocks(cache) + END)[1]
+            return open_archive(self.blocks(cache))[1]
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 

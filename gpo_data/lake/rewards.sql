@@ -91,22 +91,73 @@ CREATE OR REPLACE MACRO _edit_share(a, b) AS
         ELSE greatest(0.0::DOUBLE, 1.0::DOUBLE - _edit_distance(a, b)::DOUBLE / length(a))
     END;
 
--- 1 if exactly the target was read.
+-- A target of several texts has a line for each. They are looked for in any order, the longest first, and what is left
+-- of the text when each was taken out once is '' where nothing else was read; a text that is not there leaves a mark.
+CREATE OR REPLACE MACRO _text_lines(target) AS
+    list_transform(list_reverse_sort(list_transform(string_split(target, chr(10)),
+        lambda text_line: {'length': length(_text_fold(text_line)), 'text': _text_fold(text_line)})),
+        lambda text_line: text_line.text);
+
+CREATE OR REPLACE MACRO _text_left(lines, folded) AS
+    list_reduce(list_prepend(folded, lines), lambda text_left, text_line:
+        CASE WHEN position(text_line IN text_left) = 0 THEN text_left || chr(1)
+             ELSE substr(text_left, 1, position(text_line IN text_left) - 1)
+                || substr(text_left, position(text_line IN text_left) + length(text_line)) END);
+
+-- 1 if exactly the target was read: of several texts all, in any order, and nothing else.
 CREATE OR REPLACE MACRO text_exact(target, ocr_text) AS
-    CAST(_text_fold(target) = _text_fold(ocr_text) AS DOUBLE);
+    CASE WHEN contains(target, chr(10))
+        THEN CAST(_text_left(_text_lines(target), _text_fold(ocr_text)) = '' AS DOUBLE)
+        ELSE CAST(_text_fold(target) = _text_fold(ocr_text) AS DOUBLE) END;
 
 -- max(0, 1 - distance / characters of the target).
 CREATE OR REPLACE MACRO text_edit(target, ocr_text) AS
     list_transform([{'a': _text_fold(target), 'b': _text_fold(ocr_text)}],
         lambda edit_pair: _edit_share(edit_pair.a, edit_pair.b))[1];
 
--- Lenient: 1 if the target is somewhere in what was read.
+-- Lenient: 1 if the target, or every one of several texts, is somewhere in what was read.
 CREATE OR REPLACE MACRO text_contains(target, ocr_text) AS
-    CAST(contains(_text_fold(ocr_text), _text_fold(target)) AS DOUBLE);
+    CASE WHEN contains(target, chr(10))
+        THEN CAST(NOT contains(_text_left(_text_lines(target), _text_fold(ocr_text)), chr(1)) AS DOUBLE)
+        ELSE CAST(contains(_text_fold(ocr_text), _text_fold(target)) AS DOUBLE) END;
 
 -- Lenient: 1 if the target is somewhere in what was read, else text_edit.
 CREATE OR REPLACE MACRO text_edit_lenient(target, ocr_text) AS
     CASE WHEN text_contains(target, ocr_text) = 1 THEN 1.0::DOUBLE ELSE text_edit(target, ocr_text) END;
+
+-- 1 - distance / the longer of both: normalised edit distance, as AnyText and CVTG-2K report it.
+CREATE OR REPLACE MACRO text_ned(target, ocr_text) AS
+    list_transform([{'a': _text_fold(target), 'b': _text_fold(ocr_text)}], lambda edit_pair:
+        CASE WHEN edit_pair.a IS NULL OR edit_pair.b IS NULL THEN NULL
+             ELSE 1.0::DOUBLE - _edit_distance(edit_pair.a, edit_pair.b)::DOUBLE
+                / greatest(1, length(edit_pair.a), length(edit_pair.b)) END)[1];
+
+-- Words: between white space, lower case, of letters and digits alone; of Chinese and Japanese every character is one.
+-- A word counts as often as it is there. So LongText-Bench counts the words of its `text` that were read ("text accuracy").
+CREATE OR REPLACE MACRO _words(s) AS
+    list_filter(string_split_regex(regexp_replace(regexp_replace(
+        lower(nfc_normalize(_text_marks(_text_narrow(s)))),
+        '[^\p{L}\p{M}\p{N}\s]', '', 'g'), '([\p{Han}\p{Hiragana}\p{Katakana}])', ' \1 ', 'g'), '\s+'),
+        lambda one_word: one_word <> '');
+
+CREATE OR REPLACE MACRO _words_shared(a, b) AS
+    coalesce(list_sum(list_transform(list_distinct(a), lambda one_word: least(
+        len(list_filter(a, lambda other_word: other_word = one_word)),
+        len(list_filter(b, lambda other_word: other_word = one_word))))), 0);
+
+-- The share of the target's words that were read, in any order.
+CREATE OR REPLACE MACRO word_recall(target, ocr_text) AS
+    list_transform([{'a': _words(target), 'b': _words(ocr_text)}], lambda word_pair:
+        CASE WHEN target IS NULL OR ocr_text IS NULL THEN NULL
+             WHEN len(word_pair.a) = 0 THEN text_contains(target, ocr_text)
+             ELSE _words_shared(word_pair.a, word_pair.b)::DOUBLE / len(word_pair.a) END)[1];
+
+-- The share of the words that were read that are the target's; 0 where none was read.
+CREATE OR REPLACE MACRO word_precision(target, ocr_text) AS
+    list_transform([{'a': _words(target), 'b': _words(ocr_text)}], lambda word_pair:
+        CASE WHEN target IS NULL OR ocr_text IS NULL THEN NULL
+             WHEN len(word_pair.b) = 0 THEN 0.0::DOUBLE
+             ELSE _words_shared(word_pair.a, word_pair.b)::DOUBLE / len(word_pair.b) END)[1];
 
 -- 1 if exactly so many were detected.
 CREATE OR REPLACE MACRO count_exact(target_count, n_detected) AS

@@ -44,30 +44,34 @@ def run(
     out: str | Path | None = None,
     reward: str | None = None,
     unsafe: bool = False,
+    dataset: list[str] | None = None,
 ) -> None:
     """Print the answer to `query`, or write it to the file `out`. Without a query: a prompt, or all of a piped stdin.
 
     Args:
         format: one of FORMATS.
         reward: expression in the place of the stored reward.
+        dataset: the views show these alone; None shows all.
         unsafe: any SQL, which may read and write other files.
     """
     if format not in FORMATS:
         raise UsageError(f"--format: expected one of {', '.join(FORMATS)}, found {format!r}")
     if query is None and sys.stdin.isatty():
-        return prompt(lake, format, reward, unsafe)
+        return prompt(lake, format, reward, unsafe, dataset)
     if format == "parquet" and out is None:
         raise UsageError("--format parquet: expected --out FILE, found none; a terminal cannot show Parquet")
     query = sys.stdin.read() if query is None else query
     if not query.strip(" \n\t;"):
         raise UsageError('query: expected SQL such as "select * from groups", found nothing')
-    write(ask(lake, query, reward, unsafe), format, out)
+    write(ask(lake, query, reward, unsafe, dataset), format, out)
 
 
-def ask(lake: str, query: str, reward: str | None = None, unsafe: bool = False) -> pa.Table:
+def ask(
+    lake: str, query: str, reward: str | None = None, unsafe: bool = False, dataset: list[str] | None = None
+) -> pa.Table:
     """The answer to one query; UsageError with DuckDB's reason and the views."""
     try:
-        return catalog.ask(lake, query, reward=reward, unsafe=unsafe)
+        return catalog.ask(lake, query, reward=reward, unsafe=unsafe, dataset=dataset)
     except UsageError as error:
         raise UsageError(f"{error}; views: {', '.join(catalog.VIEWS)}") from None
 
@@ -130,7 +134,13 @@ def show(table: pa.Table, console: Console, rows: int = TABLE_ROWS) -> None:
     console.print(f"{table.num_rows} row{'s' if table.num_rows != 1 else ''}{more}")
 
 
-def prompt(lake: str, format: str = "table", reward: str | None = None, unsafe: bool = False) -> None:
+def prompt(
+    lake: str,
+    format: str = "table",
+    reward: str | None = None,
+    unsafe: bool = False,
+    dataset: list[str] | None = None,
+) -> None:
     """Read queries until Ctrl-D or `.quit`; the history is kept between sessions."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
@@ -139,7 +149,7 @@ def prompt(lake: str, format: str = "table", reward: str | None = None, unsafe: 
     console = Console()
     history = history_file()
     history.parent.mkdir(parents=True, exist_ok=True)
-    words = sorted({*catalog.VIEWS, *rewards.named(), *columns_of(lake)})
+    words = sorted({*catalog.VIEWS, *rewards.named(), *columns_of(lake, dataset)})
     session: PromptSession[str] = PromptSession(
         history=FileHistory(str(history)), completer=WordCompleter(words), complete_while_typing=False
     )
@@ -154,10 +164,18 @@ def prompt(lake: str, format: str = "table", reward: str | None = None, unsafe: 
         if line in (".quit", ".exit"):
             return
         if line:
-            answer(lake, line, format, reward, console, unsafe)
+            answer(lake, line, format, reward, console, unsafe, dataset)
 
 
-def answer(lake: str, line: str, format: str, reward: str | None, console: Console, unsafe: bool = False) -> None:
+def answer(
+    lake: str,
+    line: str,
+    format: str,
+    reward: str | None,
+    console: Console,
+    unsafe: bool = False,
+    dataset: list[str] | None = None,
+) -> None:
     """One line of the prompt; an error is shown, not raised."""
     try:
         if line == ".tables":
@@ -166,6 +184,7 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
                 "SELECT table_name AS view, string_agg(column_name, ', ' ORDER BY ordinal_position) "
                 f"AS columns FROM information_schema.columns WHERE table_name IN {catalog.VIEWS} "
                 "GROUP BY 1 ORDER BY 1",
+                dataset=dataset,
             )
             show(listed, console)
         elif line == ".help":
@@ -173,15 +192,16 @@ def answer(lake: str, line: str, format: str, reward: str | None, console: Conso
         elif line.startswith("."):
             console.print(Text(f"unknown command {line}; .tables, .help or .quit"))
         elif format in ("table", "parquet"):
-            show(ask(lake, line, reward, unsafe), console)
+            show(ask(lake, line, reward, unsafe, dataset), console)
         else:
-            console.out(text_of(ask(lake, line, reward, unsafe), format), end="", highlight=False)
+            console.out(text_of(ask(lake, line, reward, unsafe, dataset), format), end="", highlight=False)
     except UsageError as error:
         console.print(Text(str(error)))
 
 
-def columns_of(lake: str) -> list[str]:
-    names = ask(lake, "SELECT DISTINCT column_name FROM information_schema.columns")["column_name"]
+def columns_of(lake: str, dataset: list[str] | None = None) -> list[str]:
+    query = "SELECT DISTINCT column_name FROM information_schema.columns"
+    names = ask(lake, query, dataset=dataset)["column_name"]
     return [str(name) for name in names.to_pylist()]
 
 

@@ -34,6 +34,10 @@ def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
 
 
 CORE = sidecar_schema({})
+# That the catalog adds to a shard's own, for members and for groups.
+VIEW_COLUMNS = ["dataset", "shard", "filename", "exact", "level", "lender"]
+VIEW_COLUMNS += ["n", "failed", "mean", "std", "min", "max", "best_of_n", "best_member", "dead"]
+RESERVED = frozenset((*CORE.names, *VIEW_COLUMNS))  # what no target or measurement is called
 
 
 def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | None:
@@ -78,6 +82,11 @@ def read_rows(sidecar: AnyPath, columns: Sequence[str] | None = None) -> list[di
             return rows
     except Exception as error:
         raise RunError(f"{sidecar}: the sidecar cannot be read: {_words(error)}; {REPAIR}") from None
+
+
+def measured_columns(sidecar: AnyPath) -> dict[str, pa.DataType]:
+    """The targets and measurements of a sidecar, with their types."""
+    return {field.name: field.type for field in pq.read_schema(parquet_of(sidecar)) if field.name not in CORE.names}
 
 
 def footer_of(path: AnyPath) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 drawn_members   the sidecars dataset=*/shard-*.parquet, joined with dataset=*/measures/<evaluator>@<version>/
 members         drawn_members with the task's `exact` and `level`; `groups` and `shards` follow it
+present         names of all datasets with a committed shard, also of those that the others leave out
 
 A measures file counts while its footer names the shard's present tar_sha256. It adds columns; it cannot replace those
 that say what and where a member is (PROTECTED), and gets a name of its own there: `reward__ocr@2`.
@@ -58,8 +59,9 @@ def create(
     if "://" not in files.prefix:  # footers are read once; a change is noticed by the file's time
         con.execute("SET parquet_metadata_cache = true")
     asked = files.of(datasets) if datasets is not None else files
-    if datasets is not None and not asked.found(SHARDS):
-        asked = files
+    con.execute(f"""
+        CREATE OR REPLACE VIEW present AS
+        SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.patterns(SHARDS)[0])})""")
     try:
         if whole:
             asked = leave_out(asked, whole)

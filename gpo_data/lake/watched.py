@@ -36,7 +36,7 @@ def watched_columns(folder: AnyPath, manifest: Manifest | None, watchers: Sequen
     stored = (manifest.watched if manifest else None) or {}
     found = [name for names in stored.values() for name in names]
     for watcher in watchers:
-        found += _declared(watcher)
+        found += declared(watcher)
         for path in found_in(folder, f"measures/{watcher.replace(':', '.')}@*/*.parquet"):
             try:
                 names = pq.read_schema(parquet_of(path)).names
@@ -56,7 +56,8 @@ def refuse_watched(reward: str, columns: Iterable[str]) -> None:
         )
 
 
-def _declared(watcher: str) -> list[str]:
+def declared(watcher: str) -> list[str]:
+    """The columns of an evaluator of the package, by its name; none of another."""
     if watcher not in EVALUATORS:
         return []
     module, kind = EVALUATORS[watcher]

@@ -16,16 +16,19 @@ folder or a hub id. Nothing at import time touches the network.
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from gpo_data.errors import UsageError
+from gpo_data.models.folder import expect_tensors, expect_whole, read_json
+from gpo_data.models.lora import load_lora
 from gpo_data.models.rounding import drawn_weights
 from gpo_data.recipe import Sampler
 
@@ -56,6 +59,7 @@ class Model(Protocol):
         self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
     ) -> torch.Tensor: ...
     def decode(self, latents: torch.Tensor) -> list[np.ndarray]: ...
+    def encode_images(self, images: list[np.ndarray]) -> torch.Tensor: ...
     def starting_noise(self, seeds: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor: ...
     def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
     def target(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor: ...
@@ -73,25 +77,34 @@ def resolve(model: str, revision: str | None = None) -> Path:
         return _folder(
             PIPELINE_DIR, "this checkout has no embedded weights: `make tiny` trains them, or give another `model:`"
         )
-    if Path(model).is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return _folder(Path(model).expanduser(), "give a diffusers folder, a hub id such as owner/name, or `tiny`")
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:  # one small file first, so that an unreachable hub is told within seconds
         hf_hub_download(model, "model_index.json", revision=revision, etag_timeout=5)
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*"]))
+        found = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*"]))
     except Exception as error:  # the hub's client raises many kinds, and httpx's and OS errors besides
         raise UsageError(
             f"model {model!r}: not in the local hub cache, and the hub did not give it "
             f"({type(error).__name__}). Put a diffusers folder (model_index.json with its sub-folders) on this "
             f"machine and set `model:` to its path, or run `hf download {model}` where the hub is reachable"
         ) from None
+    return _folder(found, "")
 
 
 def _folder(folder: Path, hint: str) -> Path:
-    if not (folder / "model_index.json").is_file():
-        raise UsageError(f"model: expected {folder / 'model_index.json'}, found no such file; {hint}")
-    return folder
+    single = folder if folder.is_file() else next(iter(sorted(folder.glob("*.safetensors"))), None)
+    if (folder / "model_index.json").is_file():
+        expect_whole(folder)
+        return folder
+    if single is not None:
+        raise UsageError(
+            f"model: expected a diffusers folder with model_index.json, found the single file {single}; make one of it "
+            f"where there is a network: `diffusers.StableDiffusionXLPipeline` (or the model's own class) "
+            f"`.from_single_file({single.name!r}).save_pretrained(FOLDER)`, and set model: to FOLDER"
+        )
+    raise UsageError(f"model: expected {folder / 'model_index.json'}, found no such file; {hint}")
 
 
 def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
@@ -99,13 +112,20 @@ def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
 
     For training it is the denoiser alone, on the CPU until the trainer moves it; it neither encodes nor draws.
     """
-    model: Model = _family(folder)(folder, sampler, for_training)
+    family = _family(folder)
+    try:
+        model: Model = family(folder, sampler, for_training)
+    except (OSError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UsageError(f"model {folder}: does not open: {reason}") from error
     return model
 
 
 def _family(folder: Path) -> Any:
     """The class in `folder`'s model_index.json. Raises UsageError."""
-    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    name = read_json(folder / "model_index.json").get("_class_name")
     if name not in FAMILIES:
         raise UsageError(f"model {folder}: pipeline class {name} is not supported; known: {', '.join(FAMILIES)}")
     module, family = FAMILIES[name]
@@ -117,8 +137,7 @@ def expect_size(folder: Path, sampler: Sampler) -> None:
 
     def config(part: str) -> dict[str, Any]:
         path = folder / part / "config.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        return read_json(path) if path.is_file() else {}
 
     family, vae = _family(folder), config("vae")
     denoiser = config(family.denoiser_name)
@@ -143,6 +162,8 @@ def policy_folder(folder: str) -> Path:
             f"policy: expected {path / LORA_FILE} or a denoiser's sub-folder with diffusion_pytorch_model.safetensors, "
             f"found neither; `gpo-train fit` writes one to runs/<run>/policy"
         )
+    for file in path.glob("*/diffusion_pytorch_model*.safetensors"):
+        expect_tensors(file)
     return path
 
 
@@ -156,13 +177,16 @@ def load_policy_weights(model: Any, folder: Path, seed: int = 0) -> float | None
     """
     if (folder / LORA_FILE).is_file():
         model.pipe.unload_lora_weights()  # a second LoRA would be added to the first
-        model.pipe.unload_lora_weights()  # of an earlier iteration
-        model.pipe.load_lora_weights(folder, weight_name=LORA_FILE)
+        load_lora(model.pipe, model.denoiser_name, folder / LORA_FILE)
         return None
     state, changed = drawn_weights(
         sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")), model.denoiser_files(), model.dtype, seed
     )
-    model.denoiser.load_state_dict(state)
+    try:
+        model.denoiser.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"policy: {folder}: expected this model's denoiser, found another: {reason}") from None
     return changed
 
 

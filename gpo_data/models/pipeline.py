@@ -23,9 +23,11 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 
 from gpo_data import hardware
 from gpo_data.models import Conditioning, cpu, memory
+from gpo_data.models.folder import variant_of
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -63,6 +65,8 @@ class Pipeline:
         self.device = torch.device(hardware.device_of(sampler.device))
         self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
+        if variant := variant_of(folder, self.denoiser_name):
+            how["variant"] = variant
         if for_training:
             how |= memory.load_denoiser_only(folder)
         elif sampler.text_encoder_8bit:
@@ -178,3 +182,15 @@ class Pipeline:
         images = torch.cat([vae.decode(part, return_dict=False)[0] for part in latents.split(at_once)])
         pictures = self.pipe.image_processor.postprocess(images.float(), output_type="np")
         return list((pictures * 255).round().astype(np.uint8))
+
+    @torch.inference_mode()
+    def encode_images(self, images: list[np.ndarray]) -> torch.Tensor:
+        """The inverse of `decode`, as far as the autoencoder has one: [B, C, h, w], the mode of its posterior."""
+        vae = self.pipe.vae
+        pixels = self.pipe.image_processor.preprocess([Image.fromarray(image) for image in images])
+        encoded = vae.encode(pixels.to(self.device, vae.dtype))
+        latents: torch.Tensor = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mode()
+        if (shift := vae.config.get("shift_factor")) is not None:
+            latents = latents - shift
+        latents = latents * vae.config.scaling_factor
+        return latents.to(self.dtype).cpu()

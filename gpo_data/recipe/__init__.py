@@ -11,7 +11,7 @@ from gpo_data.recipe.recipe import (
     Recipe,
     fingerprint_of,
 )
-from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
+from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 from gpo_data.recipe.trust import expect_no_code
 
@@ -27,6 +27,7 @@ __all__ = [
     "Http",
     "Ocr",
     "Online",
+    "Ray",
     "Recipe",
     "Sampler",
     "Task",

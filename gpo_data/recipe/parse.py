@@ -7,6 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,12 @@ RENAMED = {
     "online.writer": "online.rollout_policy",
     "online.keep": "online.keep_last",
 }
-OPEN = (
-    "train.trainer.",
-    "train.cache.",
-    "http.urls.",
-)  # what is under it is passed on to somebody else, who knows its keys
+SHORT = {"workers": "ray.workers", "ray": "ray.address"}  # on the command line
+# What is under it is passed on to somebody else, who knows its keys.
+OPEN = ("train.trainer.", "train.cache.", "http.urls.")
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: bool = False) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Recipe:
     """Read a recipe, by its name or its file, apply the overrides, check it. Raises UsageError.
 
     Args:
@@ -64,7 +63,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = (), trust: b
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
-    known, overrides, rest = set(key_names(Recipe)), [], []
+    known, overrides, rest = {*key_names(Recipe), *SHORT}, [], []
     waiting = iter(arguments)
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")
@@ -114,6 +113,7 @@ def _override(content: dict[str, Any], arguments: list[str]) -> None:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             raise UsageError(f"expected --key value, found {argument!r}")
+        key = SHORT.get(key, key)
         if key not in known and not key.startswith(OPEN):
             raise _unknown(key, known)
         if not equals and (text := next(waiting, "--")) == "--":

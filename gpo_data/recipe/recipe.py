@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
-from gpo_data.recipe.checks import Count, Members, PathText, Seed, Share, check, expect
-from gpo_data.recipe.sections import Clip, Http, Ocr, Sampler, Task, Vlm, Yolo
+from gpo_data.recipe.checks import Count, Members, Number, PathText, Seed, Share, check, expect
+from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
 
 
@@ -50,12 +50,17 @@ class Recipe:
         vlm: settings of `vlm`, a vision-language model behind an OpenAI-compatible server.
         http: scorers in other environments or on other machines.
         reward: SQL expression over targets and measurements.
+        rewards: in the place of `reward` several by name, such as `{word: "text_exact(target, ocr_text)"}`. `reward` is
+            their weighted sum; for the advantages each is standardised in its group before they are summed: none counts
+            for more because its numbers are larger. A run's snapshot has a column `reward_<name>` of each.
+        reward_weights: of `rewards`, by name; 1 where one has none.
         where: SQL condition on groups and members for audit and training.
         relabel: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
             group in training and are judged against its target; see catalog.relabelled.
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.
+        ray: how many processes draw and measure, and where.
     """
 
     name: str | None = None
@@ -80,11 +85,14 @@ class Recipe:
     vlm: Vlm = field(default_factory=Vlm)
     http: Http = field(default_factory=Http)
     reward: str = ""
+    rewards: dict[str, str] = field(default_factory=dict)
+    reward_weights: dict[str, Number] = field(default_factory=dict)
     where: str | None = None
     relabel: str | None = None
     train: Train = field(default_factory=Train)
     online: Online = field(default_factory=Online)
     eval: Eval = field(default_factory=Eval)
+    ray: Ray = field(default_factory=Ray)
 
     def __post_init__(self) -> None:
         check(self)
@@ -100,6 +108,7 @@ class Recipe:
         everyone = [*self.evaluators, *self.watchers]
         expect(len(set(self.evaluators)) == len(self.evaluators), "evaluators", "each name once", self.evaluators)
         expect(len(set(everyone)) == len(everyone), "watchers", "names that are not in evaluators", self.watchers)
+        self._sum_rewards()
         expect(
             bool(self.reward.strip()), "reward", "a SQL expression such as text_exact(target, ocr_text)", self.reward
         )
@@ -113,6 +122,22 @@ class Recipe:
         """For messages."""
         return f"{', '.join([*EVALUATORS, *self.http.urls])}, a name of http.urls or module:function"
 
+    def _sum_rewards(self) -> None:
+        """Make `reward` the sum of `rewards`."""
+        for name, expression in self.rewards.items():
+            expect(REWARD_NAME.fullmatch(name) is not None, "rewards", "names of letters a-z, digits and '_'", name)
+            expect(bool(expression.strip()), f"rewards.{name}", "a SQL expression", expression)
+        unknown = sorted(self.reward_weights.keys() - self.rewards.keys())
+        expect(not unknown, "reward_weights", f"names of rewards ({', '.join(self.rewards) or 'none'})", unknown)
+        if self.rewards:
+            summed = " + ".join(f"{weight} * CAST(({sql}\n) AS DOUBLE)" for _, sql, weight in self.weighted_rewards())
+            expect(self.reward in ("", summed), "reward", "none beside rewards:, whose sum it is", self.reward)
+            object.__setattr__(self, "reward", summed)
+
+    def weighted_rewards(self) -> list[tuple[str, str, float]]:
+        """(name, expression, weight) of `rewards`."""
+        return [(name, sql, self.reward_weights.get(name, 1.0)) for name, sql in self.rewards.items()]
+
     def fingerprint_fields(self) -> dict[str, Any]:
         """All that changes pixels, flat; two datasets with equal fields hold the same pictures."""
         plain, sampler = dataclasses.asdict(Sampler()), dataclasses.asdict(self.sampler)
@@ -121,7 +146,7 @@ class Recipe:
         fields: dict[str, Any] = {
             f"sampler.{k}": v for k, v in sampler.items() if k not in PLACES and not (k in SINCE and v == plain[k])
         }
-        fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items()}
+        fields |= {f"task.{k}": v for k, v in dataclasses.asdict(self.task).items() if k not in NOT_DRAWN}
         fields |= {k: getattr(self, k) for k in ("model", "revision", "seed", "group_size", "groups_per_shard")}
         return dict(sorted(fields.items()))
 
@@ -144,11 +169,13 @@ EVALUATORS = {
 }
 BEHIND_HTTP = ("gpo_data.evaluators.http", "HttpEvaluator")  # each name of http.urls
 OWN_EVALUATOR = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)  # module:function; evaluators/function.py
+REWARD_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")  # part of a column's name
 NAME = re.compile(r"[a-z0-9_-]{1,100}")  # of a dataset: part of a folder's name
 SECTIONS: dict[str, type] = {k: t for k, t in get_type_hints(Recipe).items() if dataclasses.is_dataclass(cast(Any, t))}
 # What a recipe says of training where it only draws: two that draw the same are then equal.
 NO_TRAINING: dict[str, Any] = {"train": Train(), "online": Online(), "eval": Eval()}
 PLACES = ("device", "text_encoders")  # where it is computed, not what
+NOT_DRAWN = ("duplicates",)  # how prompts are read; what was read counts, as `prompts_digest`
 # Younger than the first datasets, whose fingerprints are without them: they count where they are set.
 SINCE = ("text_encoder_8bit", "vae_slicing", "vae_tiling", "attention_backend")
 

@@ -30,19 +30,25 @@ class Task:
 
     Args:
         kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
-        prompts: own prompts: a .txt file (one quoted target a line), a .jsonl file, or a `datasets` id or folder.
+        prompts: own prompts: a .txt, .csv, .tsv, .json, .jsonl, .ndjson or .parquet file, a folder of .txt files, or a
+            `datasets` id or folder. Every column travels into the dataset. `gpo-data prompts RECIPE` shows what was
+            understood.
+        duplicates: a prompt that occurs twice in `prompts`: an `error`, `drop` all but the first, or `merge` the rows
+            into one, whose columns are lists where they differ.
         num_prompts: how many groups; null takes every prompt of the file.
         split: `train`, `validation` (to choose settings with), `heldout` (to report) or `all`; a hash of the target
             decides.
         grammar: `signs` (the tiny world's pictures) or `scenes` (for models that draw photographs).
-        prompt_column: column of a .jsonl file or data set that holds the prompt.
-        target_column: column with the word (text) or the number (count).
+        prompt_column: column of `prompts` that holds the prompt.
+        target_column: column with the word (text; a list of them, too) or the number (count); where there is none, the
+            sentence says it.
         class_column: column with the class to count (count only).
         dataset_split: split of a `datasets` source to read.
     """
 
     kind: str = "text"
     prompts: PathText | None = None
+    duplicates: Literal["error", "drop", "merge"] = "error"
     num_prompts: Count | None = 64
     split: Literal["train", "validation", "heldout", "all"] = "train"
     grammar: Literal["signs", "scenes"] = "signs"
@@ -121,6 +127,8 @@ class Ocr:
         device: `cpu`, `gpu` or `gpu:0`.
         batch_size: pictures read at once.
         workers: processes that read; 0 reads in the drawing process, beside the drawing.
+        actors: with `ray`: actors of their own that read, for all that draw; 0 reads where it is drawn.
+        num_gpus: with `ray`: GPUs of such an actor; a share such as 0.25 lets four use one.
         upscale: enlarge pictures by this factor before reading.
     """
 
@@ -130,6 +138,8 @@ class Ocr:
     device: PathText = "cpu"
     batch_size: Count = 32
     workers: Workers = 0
+    actors: Workers = 0
+    num_gpus: NotNegative = 0.0
     upscale: Annotated[float, Field(gt=0, le=16, allow_inf_nan=False)] = 1.0
 
     def __post_init__(self) -> None:
@@ -148,6 +158,8 @@ class Yolo:
         device: `cpu` or a CUDA index.
         batch_size: pictures at once.
         workers: processes; 0 detects in the drawing process, beside the drawing.
+        actors: with `ray`: actors of their own that detect, for all that draw; 0 detects where it is drawn.
+        num_gpus: with `ray`: GPUs of such an actor; a share such as 0.25 lets four use one.
     """
 
     weights: PathText = "yolo11x.pt"
@@ -157,6 +169,8 @@ class Yolo:
     device: PathText = "cpu"
     batch_size: Count = 32
     workers: Workers = 0
+    actors: Workers = 0
+    num_gpus: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         check(self, "yolo.")
@@ -171,15 +185,53 @@ class Clip:
         weights: file that goes with it: the MLP of `aesthetic`; elsewhere an open_clip checkpoint over the model's own.
         device: `cpu`, `cuda` or `cuda:0`.
         batch_size: pictures at once.
+        actors: with `ray`: actors of their own that score, for all that draw; 0 scores where it is drawn.
+        num_gpus: with `ray`: GPUs of such an actor; a share such as 0.25 lets four use one.
     """
 
     model: PathText = "openai/clip-vit-large-patch14"
     weights: PathText | None = None
     device: PathText = "cpu"
     batch_size: Count = 32
+    actors: Workers = 0
+    num_gpus: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         check(self)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Drawing and measuring by many processes, on this machine or on a cluster: docs/scaling.md.
+
+    Args:
+        workers: processes that draw or measure, of which each holds the model; `--workers N` on the command line. null:
+            this process alone, or with an `address` one for each GPU of the cluster, of each node where it has none.
+        address: of a cluster; `--ray ADDRESS` on the command line. `auto` is the one that this machine belongs to,
+            `ray://HOST:10001` one elsewhere; null starts a Ray of this command's own, which ends with it.
+        num_gpus: of a worker; null is 1 where there are GPUs and `sampler.device` may take them.
+        num_cpus: cores, and threads, of a worker; null shares out this machine's, and is 1 on a cluster.
+        function_actors: actors of their own for each evaluator that is a function (`module:function`), such as a judge.
+        function_num_gpus: GPUs of such an actor.
+    """
+
+    workers: Workers | None = None
+    address: PathText | None = None
+    num_gpus: NotNegative | None = None
+    num_cpus: Count | None = None
+    function_actors: Workers = 0
+    function_num_gpus: NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        check(self, "ray.")
+        forms = "auto, HOST:PORT or ray://HOST:PORT"
+        known = self.address is None or re.fullmatch(r"auto|(ray://)?[^\s/:]+:\d{1,5}", self.address) is not None
+        expect(known, "ray.address", forms, self.address)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is done by other processes."""
+        return bool(self.workers) or (self.workers is None and self.address is not None)
 
 
 @dataclass(frozen=True)

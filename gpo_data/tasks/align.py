@@ -26,7 +26,7 @@ from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.tasks import count, sources
 from gpo_data.tasks.base import TaskKind
-from gpo_data.tasks.sources import listed
+from gpo_data.tasks.listed import listed
 
 COLUMNS: dict[str, pa.DataType] = count.COLUMNS | {"aspect": pa.string()}
 

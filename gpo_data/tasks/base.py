@@ -36,6 +36,7 @@ class TaskKind:
     key: the content key; the sentence itself for a task whose prompts have no target.
     measured: measurement columns that `exact` reads.
     describe: what was seen of a member, out of its columns, in a few words for the line under a picture.
+    classes: of a prompt: the things that a detector has to know.
     file_columns: {target column: its column in a file of prompts} where the names differ.
     """
 
@@ -49,6 +50,7 @@ class TaskKind:
     measured: tuple[str, ...] = ()
     scores: dict[str, str] = field(default_factory=dict)
     describe: Callable[[Mapping[str, Any]], str] = lambda row: ""
+    classes: Callable[[Prompt], set[str]] = lambda prompt: set()
     file_columns: dict[str, str] = field(default_factory=dict)
 
     def reads(self) -> set[str]:

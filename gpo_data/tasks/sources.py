@@ -1,27 +1,44 @@
-"""Where prompts come from when the user brings them, and the choices that all sources share.
+"""Prompts that the user brings, and the choices that all sources share.
 
-    .txt      one prompt a line; the task finds the target in the sentence; blank lines are skipped
-    .jsonl    one object a line, with `task.prompt_column`, `task.target_column` (and `task.class_column`)
-    else      a local folder (written by `save_to_disk`, or one that `load_dataset` understands) or a `datasets` id
+    sentence    of a .txt file, or of a source that has no column for the target: the task finds the target in it
+    row         of any other source (files.py): `task.prompt_column`, `task.target_column` (and `task.class_column`)
 
-What always holds: every prompt has the target its task wants, and a line without it is an error with file and line
-number; a prompt that occurs twice is an error with both line numbers, because a group of the same prompt and seeds
-would be the same pictures twice; the order is the source's own.
+Every other column of a row travels with its prompt as a target column of the dataset (extras.py).
+
+What always holds: every prompt has the target its task wants; all problems of a source are one message, the first ten
+with file and line and how many there are; a prompt that occurs twice is one of them, because a group of the same prompt
+and seeds would be the same pictures twice, unless `task.duplicates` says what to do; the order is the source's own.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
-from gpo_data.prompt import Prompt, prompt_id
+from gpo_data.prompt import Prompt, Value, prompt_id
 from gpo_data.recipe import Task
 from gpo_data.split import part_of
+from gpo_data.tasks import extras, files
+from gpo_data.tasks.files import Row
 
-Target = dict[str, str | int]
+Target = dict[str, Value]
+SHOWN = 10  # problems of a source
+
+
+@dataclass(frozen=True)
+class Source:
+    """Args:
+    rows: those that can be read, each prompt once.
+    problems: `where: what` of the others.
+    repeated: how many rows repeat another's prompt and were dropped or merged.
+    """
+
+    rows: list[Row]
+    problems: list[str]
+    repeated: int
 
 
 def own_prompts(
@@ -29,36 +46,89 @@ def own_prompts(
     from_sentence: Callable[[str], Target],
     from_row: Callable[[dict[str, Any]], Target],
     key: Callable[[Target], str] | None = None,
+    named: Collection[str] = (),
+    taken: Collection[str] = (),
+    text: Collection[str] = (),
 ) -> list[Prompt]:
-    """The prompts of `spec.prompts` in the wanted part of the split, in the source's order.
+    """The prompts of `spec.prompts` in the wanted part of the split, in the source's order. Raises UsageError.
 
     Args:
-        from_sentence: target out of a line of a .txt file; ValueError says what is missing.
+        from_sentence: target out of a sentence; ValueError says what is missing.
         from_row: target out of a row with named columns; ValueError likewise.
         key: the content key that the split hashes; without one it is the sentence.
+        named: columns that hold the target; where no row has any of them, the sentence has it.
+        taken: columns that `from_row` reads, besides, and that do not travel by themselves.
+        text: columns that stay text in a .csv file, whatever they hold.
     """
-    assert spec.prompts is not None
-    is_text = Path(spec.prompts).suffix == ".txt"
-    seen: dict[str, str] = {}
-    found = []
-    for where, row in _rows(spec):
+    source = read(spec, text)
+    reads = {*named, *taken}
+    in_sentence = files.is_text(spec) or (
+        bool(named) and not any(files.column_of(row.values, name) for row in source.rows for name in named)
+    )
+    problems, kept = list(source.problems), list[tuple[Row, str, Target]]()
+    for row in source.rows:
         try:
-            sentence = _sentence(row, spec)
-            target = from_sentence(sentence) if is_text else from_row(row)
+            sentence = sentence_of(row.values, spec)
+            kept.append((row, sentence, from_sentence(sentence) if in_sentence else from_row(row.values)))
         except ValueError as error:
-            raise UsageError(f"task.prompts: {where}: {error}") from None
-        if sentence in seen:
-            raise UsageError(f"task.prompts: {where}: the same prompt as {seen[sentence]}; delete one: {sentence}")
-        seen[sentence] = where
-        found.append((Prompt(prompt_id(sentence), sentence, target), key(target) if key else folded(sentence)))
-    if not found:
+            problems.append(f"{row.where}: {error}")
+    more, columns = extras.of(
+        [(row.where, row.values, target) for row, _, target in kept], {spec.prompt_column, *reads}
+    )
+    problems += more
+    if problems:
+        raise _refused(spec, problems)
+    if not kept:
         raise UsageError(f"task.prompts: {spec.prompts}: no prompts in it; expected one a line")
-    return [prompt for prompt, content in found if on_side(content, spec)]
+    return [
+        Prompt(prompt_id(sentence), sentence, target | other)
+        for (_, sentence, target), other in zip(kept, columns, strict=True)
+        if on_side(key(target) if key else folded(sentence), spec)
+    ]
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """The entries of a list with commas between them."""
-    return tuple(" ".join(entry.split()) for entry in text.split(","))
+def read(spec: Task, text: Collection[str] = ()) -> Source:
+    """The rows of `task.prompts`, with prompts that occur twice as `task.duplicates` says. Raises UsageError."""
+    problems, repeated = list[str](), 0
+    first: dict[str, list[Row]] = {}
+    for row in files.rows(spec, text):
+        try:
+            if row.problem is not None:
+                raise ValueError(row.problem)
+            sentence = sentence_of(row.values, spec)
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+            continue
+        if sentence not in first:
+            first[sentence] = [row]
+            continue
+        repeated += 1
+        if spec.duplicates == "merge":
+            first[sentence].append(row)
+        elif spec.duplicates == "error":
+            where = first[sentence][0].where
+            problems.append(
+                f"{row.where}: the same prompt as {where}; delete one, or set task.duplicates to drop: {sentence:.200}"
+            )
+    return Source([_merged(rows) for rows in first.values()], problems, repeated)
+
+
+def _merged(rows: list[Row]) -> Row:
+    """One row: a column that differs is the list of its values, in the order of the rows."""
+    if len(rows) == 1:
+        return rows[0]
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    columns = {name: [row.values.get(name) for row in rows] for name in names}
+    same = {name: all(value == values[0] for value in values) for name, values in columns.items()}
+    return replace(rows[0], values={n: values[0] if same[n] else values for n, values in columns.items()})
+
+
+def _refused(spec: Task, problems: list[str]) -> UsageError:
+    if len(problems) == 1:
+        return UsageError(f"task.prompts: {problems[0]}")
+    first = "".join(f"\n  {problem}" for problem in problems[:SHOWN])
+    more = f"; the first {SHOWN}" if len(problems) > SHOWN else ""
+    return UsageError(f"task.prompts: {spec.prompts}: {len(problems):,} problems{more}:{first}")
 
 
 def folded(sentence: str) -> str:
@@ -85,74 +155,24 @@ def take(prompts: list[Prompt], spec: Task) -> list[Prompt]:
 
 
 def column(row: dict[str, Any], name: str, key: str) -> Any:
-    """`row[name]`; ValueError names the columns there are and the recipe key that chooses another."""
-    if row.get(name) is None:
+    """`row[name]`; ValueError where it is empty, or names the columns there are and the key that chooses another."""
+    found = files.column_of(row, name)
+    if found is None:
         raise ValueError(f"no {name!r} (the columns are {', '.join(row) or 'none'}; {key} names another)")
-    return row[name]
+    value = row[found]
+    if value is None or value in ([], {}) or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"{name} is empty")
+    return value
 
 
-def _sentence(row: dict[str, Any], spec: Task) -> str:
+def sentence_of(row: dict[str, Any], spec: Task) -> str:
+    """The prompt. Raises ValueError."""
     sentence = column(row, spec.prompt_column, "task.prompt_column")
-    if not isinstance(sentence, str) or not sentence.strip():
-        raise ValueError(f"{spec.prompt_column}: expected a sentence, found {sentence!r}")
-    return sentence.strip()
+    if not isinstance(sentence, str):
+        raise ValueError(f"{spec.prompt_column}: expected a sentence, found {sentence!r:.200}")
+    return extras.encodable(sentence.strip(), spec.prompt_column)
 
 
-def _rows(spec: Task) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of the source; `where` is `file:line` or `id, row n`."""
-    assert spec.prompts is not None
-    path = Path(spec.prompts)
-    if path.suffix in (".txt", ".jsonl"):
-        for number, line in enumerate(_lines(path), start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield where, {spec.prompt_column: line} if path.suffix == ".txt" else _object(line, where)
-        return
-    if path.is_file():
-        raise UsageError(f"task.prompts: {path}: expected a .txt or .jsonl file, a folder or a `datasets` id")
-    for number, row in enumerate(_dataset(spec, path), start=1):
-        yield f"{spec.prompts}, row {number}", row
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UsageError(f"task.prompts: {path}: no such file; paths are relative to the current folder")
-    try:
-        # split on line ends only: splitlines() would also cut at a form feed or U+2028 inside a prompt
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"task.prompts: {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"task.prompts: {where}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"task.prompts: {where}: expected an object with named columns, found {row!r}")
-    return row
-
-
-def _dataset(spec: Task, path: Path) -> Any:
-    """The rows of a `datasets` folder or id; imported here because it is slow and may touch the network."""
-    import datasets
-
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-            if not isinstance(loaded, datasets.DatasetDict):
-                return loaded
-            if spec.dataset_split not in loaded:
-                raise UsageError(f"task.dataset_split: {path} has {', '.join(loaded)}, not {spec.dataset_split!r}")
-            return loaded[spec.dataset_split]
-        return datasets.load_dataset(spec.prompts, split=spec.dataset_split)
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the loader raises, the user needs the same thing: a source that opens
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UsageError(
-            f"task.prompts: {spec.prompts}: neither a local .txt, .jsonl or folder, nor a data set that opens here "
-            f"(split {spec.dataset_split!r}): {reason}. Without a network, save it where there is one with "
-            f"`datasets.load_dataset(id, split=...).save_to_disk(folder)` and set task.prompts to the folder"
-        ) from None
+def name_of(spec: Task) -> str:
+    """The source, for people."""
+    return Path(str(spec.prompts)).name

@@ -3,13 +3,14 @@
     signs    a {color} sign that says "{WORD}"                          the tiny world (tiny/words.py)
     scenes   a photo of {scene} with {object} that reads "{words}"      scene x object x words, tens of thousands
 
-A prompt of the user's own has its target in straight or curly double quotes; the last quoted string counts.
-The split hashes the word in capitals, so that `Open` and `OPEN` are on one side in every scene, colour and sentence.
+A prompt of the user's own has its target in quotes (quotes.py), or in a column. Several texts of one prompt are one
+target with a line for each, in the order of the sentence; a picture is right with all of them and nothing else, in
+whatever order they are read.
+The split hashes the words in capitals, so that `Open` and `OPEN` are on one side in every scene, colour and sentence.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import sources, unseen
+from gpo_data.tasks import extras, sources, unseen
 from gpo_data.tasks.base import TaskKind
-from gpo_data.tasks.sources import listed
+from gpo_data.tasks.listed import listed
+from gpo_data.tasks.quotes import quoted
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"target": pa.string(), "color": pa.string()}
@@ -59,13 +61,13 @@ WORDS = listed(
     Magic, Wonder, Infinity, Adventure, Treasure
     """
 )
-QUOTED = re.compile(r'"([^"]*)"|[“„]([^“”„]*)[”“]')
 
 
 def prompts(spec: Task, seed: int) -> list[Prompt]:
     """The recipe's prompts, distinct and in a fixed order. Raises UsageError."""
     if spec.prompts is not None:
-        found = sources.own_prompts(spec, _from_sentence, lambda row: _from_row(row, spec), key)
+        named = [spec.target_column]
+        found = sources.own_prompts(spec, from_sentence, lambda row: _from_row(row, spec), key, named, text=named)
         return sources.take(found, spec)
     return _signs(spec, seed) if spec.grammar == "signs" else sources.take(_scenes(spec, seed), spec)
 
@@ -103,22 +105,27 @@ def _scenes(spec: Task, seed: int) -> list[Prompt]:
     return found
 
 
-def _from_sentence(sentence: str) -> sources.Target:
-    quoted = [(a or b).strip() for a, b in QUOTED.findall(sentence)]
-    if not quoted or not quoted[-1]:
+def from_sentence(sentence: str) -> sources.Target:
+    found = quoted(sentence)
+    if not found:
         raise ValueError(
             f'no target: expected the words to draw in double quotes, as in a sign that reads "Open", '
             f"found {sentence!r}"
         )
-    return {"target": quoted[-1]}
+    return {"target": "\n".join(found)}
 
 
 def _from_row(row: dict[str, Any], spec: Task) -> sources.Target:
-    word = sources.column(row, spec.target_column, "task.target_column")
-    if not isinstance(word, str) or not word.strip():
-        raise ValueError(f"{spec.target_column}: expected the words to draw, found {word!r}")
-    target: sources.Target = {"target": word.strip()}
-    if isinstance(color := row.get("color"), str):
+    found = sources.column(row, spec.target_column, "task.target_column")
+    texts = found if isinstance(found, list) else [found]
+    for word in texts:
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(
+                f"{spec.target_column}: expected the words to draw, or a list of them, found {found!r:.200}"
+            )
+    words = [" ".join(word.split("\n")).strip() if len(texts) > 1 else word.strip() for word in texts]
+    target: sources.Target = {"target": extras.encodable("\n".join(words), spec.target_column)}
+    if isinstance(color := row.get("color"), str) and color:
         target["color"] = color
     return target
 

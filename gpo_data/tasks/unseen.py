@@ -10,7 +10,7 @@ validation. Intervals are as narrow as there are targets, so these come on top:
 Invariant: no key of a word here is for training (split.py), so that adding one changes no training prompt.
 """
 
-from gpo_data.tasks.sources import listed
+from gpo_data.tasks.listed import listed
 
 WORDS = listed(
     """

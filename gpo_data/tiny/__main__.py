@@ -15,10 +15,13 @@ import torch
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError
+from gpo_data.evaluators.build import installed
 from gpo_data.tiny.recipe import TinyRecipe, load
 from gpo_data.tiny.train_autoencoder import polish_decoder, train_autoencoder
 from gpo_data.tiny.train_transformer import train_transformer
 from gpo_data.tiny.train_yolo import train_yolo
+
+NEEDED = {"ultralytics": "gpo[yolo]", "onnxruntime": "gpo[ocr]", "rapidocr": "gpo[ocr]"}
 
 
 def train(recipe: TinyRecipe, out: Path) -> None:
@@ -40,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         recipe = load(arguments.recipe)
+        for module, extra in NEEDED.items():  # hours before they are used
+            if not installed(module):
+                raise UsageError(f"the tiny world's training needs {module}, not installed here: pip install '{extra}'")
         try:
             arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

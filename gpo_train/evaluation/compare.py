@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.generation.generate import draw
+from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate, report
@@ -36,17 +37,18 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     for run in runs:
         run.expect_online("`eval` compares others")
     chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
-    found = {
-        run.name: Line(
-            line=line_of(run, runs),
-            points=points(recipe, run, chosen, every, console),
-            split=recipe.eval.split,
-            prompts=len(chosen.keys),
-            targets=len(set(chosen.keys)),
-            left_out=chosen.left_out,
-        )
-        for run in runs
-    }
+    with kept_workers(recipe, console) as workers:
+        found = {
+            run.name: Line(
+                line=line_of(run, runs),
+                points=points(recipe, run, chosen, every, console, workers),
+                split=recipe.eval.split,
+                prompts=len(chosen.keys),
+                targets=len(set(chosen.keys)),
+                left_out=chosen.left_out,
+            )
+            for run in runs
+        }
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(
         out / "compare.json",
@@ -119,7 +121,7 @@ def by_line(found: dict[str, Line]) -> dict[str, list[list[Point]]]:
     return lines
 
 
-def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console) -> list[Point]:
+def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console, workers: Begin) -> list[Point]:
     """From the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
@@ -132,7 +134,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
             continue
         base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
         for recipe_of_side in (base, policy):
-            draw(recipe_of_side, console)
+            draw(recipe_of_side, console, workers=workers)
         found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
         images = sum(one.images for one in summaries[:number])
         sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]

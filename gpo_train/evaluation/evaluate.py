@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpo_data import models
-from gpo_data.audit.members import IMAGE_STATISTICS
+from gpo_data import evaluators, models
+from gpo_data.audit.members import IMAGE_STATISTICS, expect_right
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
+from gpo_data.generation.remote import kept_workers
 from gpo_data.lake import catalog
 from gpo_data.lake.document import write_document
 from gpo_data.lake.manifest import identity, measured
@@ -37,7 +38,7 @@ from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval
 from gpo_train.evaluation.prompts import choose
-from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side
+from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side, Target
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import numbers_watched
 from gpo_train.run import Run, settle
@@ -51,11 +52,14 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     recipe = settle(recipe, run.folder, [])
     if not run.policy.is_dir():
         raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    measuring = evaluators.columns_of(evaluators.build(recipe))
+    expect_right(recipe.task.kind, measuring.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
-    for side in (base, policy):
-        console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
-        draw(side, console)
+    with kept_workers(recipe, console) as workers:
+        for side in (base, policy):
+            console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
+            draw(side, console, workers=workers)
     sides = members(recipe, base, policy)
     compared = compare(recipe, base, policy, sides, chosen.keys)
     found = Evaluation(
@@ -114,7 +118,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     A member that failed is neither exact nor lenient, and its scores are 0; the rest of it is None. Raises UsageError.
     """
-    con = catalog.connect(recipe.lake)
+    con = catalog.connect(recipe.lake, [str(base.name), str(policy.name)])
     columns = {row[0]: row[1] for row in con.execute("describe members").fetchall()}
     kind = TASKS[recipe.task.kind]
     missing = kind.reads() - columns.keys()
@@ -137,11 +141,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
     sides = (read(base.name), read(policy.name)) if not missing else ({}, {})
     if missing or any(one["exact"] is None for side in sides for one in side.values()):
-        raise UsageError(
-            f"evaluators: what is exact in task {recipe.task.kind} is read from "
-            f"{', '.join(sorted(missing or kind.reads()))}, which nothing in {recipe.evaluators} measures; add the "
-            f"evaluator that does"
-        )
+        expect_right(recipe.task.kind, columns.keys() - {*kind.measured}, f"evaluators: {recipe.evaluators}")
     return sides
 
 
@@ -194,6 +194,10 @@ def compare(
                 policy=_mean(column(1, "exact")[levels == level]),
             )
             for level in np.unique(levels)
+        },
+        by_target={
+            str(key): Target(n=int((clusters == key).sum()), sum=float(difference[clusters == key].sum()))
+            for key in np.unique(clusters)
         },
         datasets={"base": str(base.name), "policy": str(policy.name)},
     )

@@ -33,14 +33,19 @@ def interval(values: np.ndarray, clusters: np.ndarray) -> list[float]:
         clusters: [n], which values belong together.
     """
     names, of = np.unique(clusters, return_inverse=True)
-    count = len(names)
+    low, high = interval_of_sums(np.bincount(of, values, len(names)), np.bincount(of, minlength=len(names)))
+    return [low, high]
+
+
+def interval_of_sums(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """The same of s_c and n_c [C]."""
+    count = len(sums)
     if count < 2:
-        return [-1.0, 1.0]
-    sums, sizes = np.bincount(of, values, count), np.bincount(of, minlength=count)
+        return -1.0, 1.0
     without = (sums.sum() - sums) / (sizes.sum() - sizes)
     deviation = float(np.sqrt((count - 1) * without.var()))
-    middle, reach = float(np.mean(values)), student_t(0.975, count - 1) * deviation
-    return [max(-1.0, middle - reach), min(1.0, middle + reach)]
+    middle, reach = float(sums.sum() / sizes.sum()), student_t(0.975, count - 1) * deviation
+    return max(-1.0, middle - reach), min(1.0, middle + reach)
 
 
 @functools.cache

@@ -63,6 +63,14 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Target:
+    """The difference of one target's n pairs, summed: what intervals over several runs are made of."""
+
+    n: int
+    sum: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Two datasets of the same prompts and seeds."""
 
@@ -72,6 +80,7 @@ class Comparison:
     difference: Difference
     diversity_ratio: float
     by_level: dict[str, Level]
+    by_target: dict[str, Target]
     datasets: dict[str, str]
 
 

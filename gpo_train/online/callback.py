@@ -85,7 +85,8 @@ class OnlineRegeneration(Callback):
                 f"{type(policy).__name__}"
             )
         self.trainer, self.policy = trainer, policy
-        self.ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        strategy = trainer.strategy
+        self.ranks = Ranks(trainer.global_rank, trainer.world_size, strategy.barrier, strategy.broadcast)
         if not self.ranks.first:
             self.console = Console(quiet=True)
         self.rollout = Rollout(self.recipe, self.online, self.console, lambda: trainer.loggers)
@@ -93,6 +94,12 @@ class OnlineRegeneration(Callback):
             module.train_dataloader = self.train_dataloader
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             trainer.fit_loop.max_epochs = self.online.iterations * self.online.epochs_per_iteration
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.rollout.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.rollout.close()
 
     def prepare(self, epoch: int) -> Reader | None:
         """Draw what the epoch's iteration lacks; its groups, or None where a rule says that the run is to end.

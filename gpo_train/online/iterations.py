@@ -49,6 +49,7 @@ class Summary:
         seconds: by phase.
         weights_changed: share of the weights whose drawn value is not the base's.
         watched: means of what watchers see.
+        rewards: means of the recipe's `rewards`.
         distance: mean error of the policy above the reference's over the iteration's last epoch.
     """
 
@@ -66,11 +67,15 @@ class Summary:
     weights_changed: float | None = None
     distance: float | None = None
     watched: dict[str, float] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
 
     def measured(self) -> dict[str, float]:
         """What there is of numbers, by name."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        found = {k: v for k, v in found.items() if v is not None and k not in ("iteration", "seconds", "watched")}
+        found = {
+            k: v for k, v in found.items() if v is not None and k not in ("iteration", "seconds", "watched", "rewards")
+        }
+        found |= {f"reward/{name}": value for name, value in self.rewards.items()}
         return found | {f"watched/{name}": value for name, value in self.watched.items()}
 
 
@@ -156,14 +161,8 @@ def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]
             )
         return [found[i % len(found)] for i in range(start, start + count)]
     pool = _all(recipe, online.pool or POOL * count)
-    known = dict(
-        catalog.connect(recipe.lake)
-        .execute(
-            "SELECT prompt, arg_max(std, dataset) FROM groups WHERE list_contains(?, dataset) GROUP BY prompt",
-            [[Iteration(iteration.run, i).name for i in range(iteration.number)]],
-        )
-        .fetchall()
-    )
+    con = catalog.connect(recipe.lake, [Iteration(iteration.run, i).name for i in range(iteration.number)])
+    known = dict(con.execute("SELECT prompt, arg_max(std, dataset) FROM groups GROUP BY prompt").fetchall())
     ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
     return [pool[i] for i in sorted(ranked[:count])]
 
@@ -201,6 +200,8 @@ def summarise(recipe: Recipe, name: str) -> Summary:
     wanted = {"reward": "reward", "exact": "exact::DOUBLE"} | {c: c for c in IMAGE_STATISTICS if c in columns}
     watched = numbers_watched(recipe, name, columns)
     wanted |= {c: f"{identifier(c)}::DOUBLE" for c in watched}
+    terms = {name: f"reward_{name}" for name, _, _ in recipe.weighted_rewards()}
+    wanted |= {terms[name]: f"CAST(({sql}\n) AS DOUBLE)" for name, sql, _ in recipe.weighted_rewards()}
     table = con.sql(
         f"SELECT {', '.join(wanted.values())} FROM members WHERE dataset = ? AND status = 'ok' "
         f"ORDER BY group_key, member",
@@ -219,6 +220,7 @@ def summarise(recipe: Recipe, name: str) -> Summary:
         diversity=diversity(recipe.lake, name),
         seconds={},
         watched={c: value for c in watched if (value := means.pop(c)) is not None},
+        rewards={name: value for name, key in terms.items() if (value := means.pop(key)) is not None},
         **means,
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ from rich.console import Console
 
 from gpo_data import evaluators, models
 from gpo_data.audit.show import grid
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
-from gpo_data.generation.plan import PlannedGroup, plan
-from gpo_data.generation.progress import Clock
-from gpo_data.generation.worker import finish_group
+from gpo_data.generation.plan import plan
+from gpo_data.generation.progress import EVERY, Clock
+from gpo_data.generation.remote import Begin, kept_workers
+from gpo_data.generation.worker import Interrupted, finish_group
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
 from gpo_data.recipe import Online, Recipe
@@ -34,6 +36,7 @@ from gpo_train.online.iterations import Iteration, Summary, choose, summarise, w
 from gpo_train.policy import Policy
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
+DRAWING, STOPPED = "drawing", "stopped"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Ranks:
     rank: int = 0
     world: int = 1
     barrier: Callable[[str], object] = lambda name: None
+    broadcast: Callable[[str], str] = lambda text: text  # what the first rank says
 
     @property
     def first(self) -> bool:
@@ -55,6 +59,9 @@ class Rollout:
     def __init__(self, recipe: Recipe, online: Online, console: Console, loggers: Callable[[], list[Any]]) -> None:
         self.recipe, self.online, self.console, self.loggers = recipe, online, console, loggers
         self._model: Model | None = None
+        self._workers: Begin | None = None
+        self._begun = ExitStack()
+        self._told = 0.0
 
     def draw(self, iteration: Iteration, writer: Policy, ranks: Ranks, step: int) -> None:
         """Draw what the iteration lacks, with the weights of `writer`. Raises Interrupted, RunError.
@@ -71,9 +78,13 @@ class Rollout:
             save_policy(writer, iteration.policy, write=ranks.first)
             ranks.barrier("policy")
             recipe = iteration.recipe(self.recipe, self.online.rollout_policy)
-            model, changed = self._open(recipe)
+            by_workers = recipe.ray.wanted
+            model, changed = self._open(recipe) if ranks.first or not by_workers else (None, None)
         self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
-        draw(recipe, self.console, model, (ranks.rank, ranks.world), clock)
+        if by_workers:
+            self._have_drawn(recipe, ranks)
+        else:
+            draw(recipe, self.console, model, (ranks.rank, ranks.world), clock)
         ranks.barrier("drawn")
         folder = dataset_folder(recipe.lake, iteration.name)
         missing = [shard for shard in plan(recipe) if not sidecar_path(folder, shard.shard_id).is_file()]
@@ -83,6 +94,7 @@ class Rollout:
                 f"command again when it has finished"
             )
         if ranks.first:
+            assert model is not None
             self._picture(iteration, model)
             seconds = {"draw": time.monotonic() - started} | clock.seconds
             summary = dataclasses.replace(
@@ -97,8 +109,43 @@ class Rollout:
                 logger.log_metrics(shown, step=step)
             self.console.print(f"iteration {iteration.number}: " + line(summary), soft_wrap=True)
             iteration.write(summary)
-        self._offload(model)
+        if model is not None:
+            self._offload(model)
         ranks.barrier("summary")
+
+    def _have_drawn(self, recipe: Recipe, ranks: Ranks) -> None:
+        """The first rank's workers draw, and keep their models for the next iteration; the other ranks wait.
+
+        They hear of it every few seconds, since a collective that waits for hours would be taken for dead.
+        """
+        if not ranks.first:
+            while (heard := ranks.broadcast("")) == DRAWING:
+                pass
+            if heard:
+                raise Interrupted if heard == STOPPED else RunError(f"rank 0: {heard}")
+            return
+
+        def tick() -> None:
+            if time.monotonic() - self._told > EVERY:
+                self._told = time.monotonic()
+                ranks.broadcast(DRAWING)
+
+        try:
+            if self._workers is None:
+                self._workers = self._begun.enter_context(kept_workers(recipe, self.console, tick))
+            draw(recipe, self.console, workers=self._workers)
+        except Interrupted:
+            ranks.broadcast(STOPPED)
+            raise
+        except (RunError, UsageError) as error:
+            ranks.broadcast(str(error))
+            raise
+        ranks.broadcast("")
+
+    def close(self) -> None:
+        """End the workers."""
+        self._begun.close()
+        self._workers = None
 
     def _open(self, recipe: Recipe) -> tuple[Model, float | None]:
         """The model that draws, with the recipe's policy in it, on the device; the share of weights that it changed."""
@@ -129,7 +176,7 @@ class Rollout:
             conditioning = model.encode([planned.prompt.text])
             latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)
             one = {k: v[0] for k, v in conditioning.items()}
-            few = PlannedGroup(planned.key, planned.prompt, seeds)
+            few = dataclasses.replace(planned, seeds=seeds)
             groups.append(finish_group(self.recipe, model, measuring, few, latents, one))
         sheet = grid(groups)
         sheet.save(iteration.folder / "grid.png")

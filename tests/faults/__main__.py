@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -56,7 +56,16 @@ def series(case: Case, start: Path, folder: Path, kills: Iterator[dict]) -> tupl
         killed += 1
 
 
-def campaign(case: Case, model: Path, root: Path, options: argparse.Namespace, wanted: int, rng: random.Random) -> dict:
+def campaign(
+    case: Case,
+    model: Path,
+    root: Path,
+    options: argparse.Namespace,
+    wanted: int,
+    rng: random.Random,
+    note: Callable[[dict], object],
+) -> dict:
+    """The case's row of the table, which `note` gets after each series too: a campaign may be stopped."""
     start, folder = root / "start", root / "series"
     error = getattr(errno, options.errors) if options.errors else None
     every_call = options.calls or error is not None
@@ -92,6 +101,7 @@ def campaign(case: Case, model: Path, root: Path, options: argparse.Namespace, w
         if wrong:
             print(f"  {case.name}, series {number}: {'; '.join(wrong)}", flush=True)
             shutil.copytree(folder, root.parent / f"wrong-{case.name.replace(' ', '_')}-{number}", dirs_exist_ok=True)
+        note(found)
     shutil.rmtree(start)
     return found
 
@@ -154,14 +164,18 @@ if __name__ == "__main__":
     out.parent.mkdir(parents=True, exist_ok=True)
     all_imports()
     chosen = [case for case in CASES if options.only in case.name]
-    table = []
+    table: list[dict] = []
+
+    def note(row: dict) -> None:
+        out.write_text(json.dumps([*table, row], indent=2))
+
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         model = make_model(Path(temporary))
         for index, case in enumerate(chosen):
             wanted = 10**9 if options.calls or options.errors else -(-options.kills // len(chosen))
             root = Path(temporary) / f"case-{index}"
             root.mkdir()
-            row = campaign(case, model, root, options, wanted, random.Random(options.seed * 1000 + index))
+            row = campaign(case, model, root, options, wanted, random.Random(options.seed * 1000 + index), note)
             table.append(row)
             print("  ".join(f"{k} {v}" for k, v in row.items()), f" {time.monotonic() - began:.0f} s", flush=True)
             out.write_text(json.dumps(table, indent=2))

@@ -1,0 +1,213 @@
+"""The verb `import`: pictures of anybody become groups of the lake, through the model's own autoencoder.
+
+    pictures of one caption   a group; it is measured and scored as if the model had drawn it
+    a pair of Pick-a-Pic      a group of two, whose labels are the column `label`: with `reward: label`, DPO's data
+
+Resized and cut to the sampler's size, a picture p is stored, and its latent is x_0 = VAE.encode(p).mode(), in the units
+in which the sampler leaves its latents.
+
+A dataset of them says so: `imported` among the fields of dataset.json, and the column `imported_from` of every member.
+What always holds: everything that reads a lake reads them (verify, audit, show, fit), and what needs the noise that a
+member was drawn from (train.noise: own, verify --redraw) refuses: there is none, and `seed` is a name. The same command
+goes on where it was stopped. Shards hold groups of one size; a caption's group is never split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+
+from gpo_data import evaluators, hardware, models
+from gpo_data.errors import RunError, UsageError
+from gpo_data.evaluators.protocol import Malformed, picture
+from gpo_data.exchange.sources import Picture, pictures
+from gpo_data.generation.plan import PlannedGroup, PlannedShard
+from gpo_data.generation.progress import bar_of_groups
+from gpo_data.generation.worker import judged
+from gpo_data.group import Group, group_key, member_seed
+from gpo_data.lake import rewards
+from gpo_data.lake.locks import claim
+from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
+from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.shard import commit, sidecar_path
+from gpo_data.lake.stage import stage, staged
+from gpo_data.lake.watched import refuse_watched
+from gpo_data.prompt import Prompt
+from gpo_data.recipe import Recipe
+from gpo_data.tasks import TASKS
+
+LABEL, FROM = "label", "imported_from"
+COLUMNS: dict[str, pa.DataType] = {FROM: pa.string(), LABEL: pa.float64()}
+MOST = 10_000  # members of a group, as in a recipe
+
+
+def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
+    """Import `source` as the recipe's dataset; its folder. Raises UsageError, RunError."""
+    recipe = settle(recipe)
+    groups = _groups(pictures(source, dataclasses.replace(recipe.task, prompts=source)))
+    prompts = _prompts(recipe, source, list(dict.fromkeys(group[0].caption for group in groups)), groups)
+    shards, members = _plan(recipe, groups, prompts)
+    measuring = evaluators.build(recipe)
+    columns = evaluators.columns_of(measuring)
+    if taken := sorted({*COLUMNS} & {*columns}):
+        raise UsageError(f"evaluators: the columns {', '.join(taken)} are those of imported pictures; rename them")
+    watching = measuring[len(measuring) - len(recipe.watchers) :]
+    refuse_watched(recipe.reward, evaluators.columns_of(watching))
+    paid = evaluators.columns_of(evaluators.paid(recipe, measuring))
+    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | COLUMNS | paid)
+    model_folder = models.resolve(recipe.model, recipe.revision)
+    models.expect_size(model_folder, recipe.sampler)
+    evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
+    fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
+    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    fingerprint = read_manifest(folder).fingerprint
+    todo = [shard for shard in shards if not sidecar_path(folder, shard.shard_id).is_file()]
+    if not todo:
+        console.print(f"nothing to import: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
+        return folder
+    hardware.take_threads()
+    model = models.load(model_folder, recipe.sampler)
+    failed, total, why = 0, 0, ""
+    progress = bar_of_groups("importing", console)
+    with progress:
+        bar = progress.add_task("importing", total=sum(len(shard.groups) for shard in todo), line="")
+        for shard in todo:
+            with claim(folder, shard.shard_id) as mine:
+                if not mine:
+                    continue
+                left = [one for one in shard.groups if staged(folder, one.key, fingerprint, one.seeds) is None]
+                texts = model.encode([one.prompt.text for one in left]) if left else {}
+                for planned in shard.groups:
+                    if planned in left:
+                        text = {name: value[left.index(planned)].clone() for name, value in texts.items()}
+                        group = _encoded(recipe, model, measuring, planned, members[planned.key], text)
+                        said = [reason for reason in group.reasons if reason]
+                        failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
+                        stage(folder, group, fingerprint)
+                    progress.update(bar, advance=1, line=planned.key)
+                kinds = TASKS[recipe.task.kind].columns | COLUMNS | columns
+                commit(folder, shard.shard_id, [one.key for one in shard.groups], kinds, fingerprint)
+    for one in measuring:
+        if hasattr(one, "close"):
+            one.close()
+    pictured = sum(len(planned.seeds) for shard in shards for planned in shard.groups)
+    console.print(f"imported {pictured} pictures in {len(groups)} groups; {failed} failed: {folder}", soft_wrap=True)
+    if failed > recipe.max_failed * total:
+        raise RunError(
+            f"dataset {folder}: {failed} of {total} pictures failed, more than max_failed ({recipe.max_failed:g}), the "
+            f"last because: {why}; repair them, remove the folder and import again"
+        )
+    return folder
+
+
+def _groups(found: list[Picture]) -> list[list[Picture]]:
+    """By pair, else by caption, in the order of their first pictures."""
+    by_name: dict[tuple[str, str], list[Picture]] = {}
+    for one in found:
+        by_name.setdefault(("pair", one.pair) if one.pair is not None else ("caption", one.caption), []).append(one)
+    for group in by_name.values():
+        if len(group) > MOST:
+            raise UsageError(
+                f"import: {len(group)} pictures have one caption, expected at most {MOST}: {group[0].caption}"
+            )
+    return list(by_name.values())
+
+
+def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list[Picture]]) -> dict[str, Prompt]:
+    """{caption: its prompt}, with the target that the task finds in the row or the sentence. Raises UsageError."""
+    kind = TASKS[recipe.task.kind]
+    rows = {group[0].caption: group[0].columns for group in groups}
+    named = recipe.task.target_column in next(iter(rows.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"captions.{'jsonl' if named else 'txt'}"
+        column = recipe.task.prompt_column
+        lines = [json.dumps(rows[one] | {column: one}, ensure_ascii=False) if named else one for one in captions]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        task = dataclasses.replace(recipe.task, prompts=str(path), num_prompts=None, split="all")
+        try:
+            prompts = kind.prompts(task, recipe.seed)
+        except UsageError as error:
+            said = str(error).removeprefix("task.prompts: ").replace(str(path), f"{source}, caption")
+            raise UsageError(f"import: {said}; task.kind: align takes any caption") from None
+    found = {prompt.text: prompt for prompt in prompts}
+    if missing := [caption for caption in captions if caption not in found]:
+        raise UsageError(f"import {source}: no prompt of task.kind {recipe.task.kind} came of {missing[0]!r}")
+    return found
+
+
+def _plan(
+    recipe: Recipe, groups: list[list[Picture]], prompts: dict[str, Prompt]
+) -> tuple[list[PlannedShard], dict[str, list[Picture]]]:
+    """Shards of groups of one size, and the pictures of each group."""
+    task, size = recipe.task.kind, recipe.groups_per_shard
+    ordered = sorted(groups, key=len)  # keeps the order of equals
+    planned: list[PlannedGroup] = []
+    members: dict[str, list[Picture]] = {}
+    shards: list[PlannedShard] = []
+    for index, group in enumerate(ordered):
+        prompt, key = prompts[group[0].caption], group_key(task, index)
+        names = [f"{prompt.prompt_id}/{group[0].pair or ''}" for _ in group]
+        seeds = [member_seed(recipe.seed, task, name, i) for i, name in enumerate(names)]
+        if planned and (len(planned) == size or len(planned[0].seeds) != len(group)):
+            shards.append(PlannedShard(len(shards), planned))
+            planned = []
+        planned.append(PlannedGroup(key, prompt, seeds))
+        members[key] = group
+    return [*shards, PlannedShard(len(shards), planned)], members
+
+
+def _digest(members: dict[str, list[Picture]]) -> str:
+    """Of what was imported: captions, names and labels, in order."""
+    state = hashlib.blake2b(digest_size=8)
+    for key, group in members.items():
+        for one in group:
+            state.update(f"{key}\t{one.caption}\t{one.where}\t{one.label}\n".encode())
+    return state.hexdigest()
+
+
+def _encoded(
+    recipe: Recipe,
+    model: Any,
+    measuring: list[Any],
+    planned: PlannedGroup,
+    group: list[Picture],
+    text: dict[str, torch.Tensor],
+) -> Group:
+    """The group as the lake has it; a picture that does not open is a member that failed, with the reason."""
+    images: list[np.ndarray | None] = []
+    reasons: list[str | None] = []
+    for one in group:
+        try:
+            images.append(fitted(picture(one.read(), one.where), recipe.sampler.width, recipe.sampler.height))
+            reasons.append(None)
+        except (Malformed, OSError) as error:
+            images.append(None)
+            reasons.append(f"import: {error}"[:300])
+    good = [i for i, image in enumerate(images) if image is not None]
+    size = recipe.sampler.batch_size
+    blank = np.zeros((recipe.sampler.height, recipe.sampler.width, 3), np.uint8)
+    wanted = [one for one in images if one is not None] or [blank]  # one, to know the shape
+    encoded = torch.cat([model.encode_images(wanted[i : i + size]) for i in range(0, len(wanted), size)])
+    latents = torch.full((len(group), *encoded.shape[1:]), float("nan"), dtype=encoded.dtype)
+    latents[good] = encoded[: len(good)]
+    known: list[dict[str, Any]] = [{FROM: one.where, LABEL: one.label} for one in group]
+    made = judged(recipe, measuring, planned, latents, text, images, known)
+    made.reasons = [why or own for why, own in zip(reasons, made.reasons, strict=True)]
+    return made
+
+
+def fitted(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Scaled until it covers the size, and cut about its middle: uint8 [height, width, 3]."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS))

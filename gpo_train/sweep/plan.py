@@ -1,0 +1,172 @@
+"""A sweep file: which runs of a recipe to compare. Every row is a whole recipe, checked before any of them begins.
+
+    recipe: text-tiny                        a name or a file
+    mode: offline                            or online
+    seeds: [0, 1, 2]                         of train.seed; online of seed, which draws other pictures
+    jobs: 2                                  rows at once, a process each
+    set: {train.num_inner_epochs: 1}         in every row
+    grid: {train.learning_rate: [1.0e-5, 3.0e-5]}           every combination, of every row
+    rows:                                    without them there is one
+      - {name: gpo}
+      - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
+
+Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
+than the sweep's (group_size, task, sampler) gets a dataset of its own, whose name ends in that recipe's fingerprint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from gpo_data.errors import UsageError
+from gpo_data.recipe import Recipe, load, nearest
+from gpo_data.recipe.checks import Count, PathText, Seed, adapters, check, expect, expect_valid
+from gpo_data.recipe.files import read
+
+MOST_ROWS = 10_000
+NAME = re.compile(r"[a-z0-9_-]{1,24}")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the file. Args: name: for people. set: keys of the recipe. grid: keys with the values to try."""
+
+    name: str = ""
+    set: dict[str, JsonValue] = field(default_factory=dict)
+    grid: dict[str, list[JsonValue]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, "rows.")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file; see above."""
+
+    recipe: PathText
+    name: str = ""
+    mode: Literal["offline", "online"] = "offline"
+    seeds: list[Seed] = field(default_factory=lambda: [0])
+    jobs: Count = 1
+    set: dict[str, JsonValue] = field(default_factory=dict)
+    grid: dict[str, list[JsonValue]] = field(default_factory=dict)
+    rows: list[dict[str, JsonValue]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check(self)
+        expect(NAME.fullmatch(self.name) is not None, "name", "1 to 24 letters a-z, digits, '-' and '_'", self.name)
+        expect(bool(self.seeds), "seeds", "at least one", self.seeds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Args:
+        name: of the run, and of its datasets in the lake.
+        label: what sets it apart from the other rows, whatever its seed.
+        recipe: all of it.
+    """
+
+    name: str
+    label: str
+    seed: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    sweep: Sweep
+    rows: list[Row]
+
+
+def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
+    """The sweep in a file, with `--key value` of the recipe over all rows. Raises UsageError.
+
+    Args:
+        trust: the recipe may name code that is run, see recipe/trust.py.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"sweep {path}: no such file; recipes/experiments/ has some")
+    content = read(path)
+    try:
+        _check_keys(content, Sweep, "")
+        sweep = Sweep(**({"name": path.stem[:24]} | content))
+        rows = list(_rows(sweep, list(overrides), trust))
+    except UsageError as error:
+        raise UsageError(f"sweep {path}: {error}") from None
+    return Plan(sweep, rows)
+
+
+def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
+    known = [one.name for one in dataclasses.fields(kind)]
+    for key, value in content.items():
+        if key not in known:
+            raise UsageError(f"unknown key {prefix + str(key)!r}{nearest(str(key), known)}")
+        expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
+    if kind is Sweep and "recipe" not in content:
+        raise UsageError("recipe: expected a name or a file, found nothing")
+
+
+def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
+    settled = {"eval.split": "validation"} | sweep.set
+    base = load(sweep.recipe, [*_arguments(settled), *overrides], trust)
+    variants = []
+    for number, one in enumerate(sweep.rows):
+        _check_keys(one, Variant, f"rows.{number}.")
+        variants.append(Variant(**one))  # type: ignore[arg-type]
+    planned = [
+        (f"{variant.name} {_label(point)}".strip() or "as the recipe", variant.set | point)
+        for variant in variants or [Variant()]
+        for point in _points(sweep.grid | variant.grid)
+    ]
+    if len(planned) * len(sweep.seeds) > MOST_ROWS:
+        raise UsageError(f"expected at most {MOST_ROWS} rows, found {len(planned) * len(sweep.seeds)}")
+    if twice := next((label for label, _ in planned if [one for one, _ in planned].count(label) > 1), None):
+        raise UsageError(f"rows: expected a name for each, found {twice!r} twice")
+    key = "train.seed" if sweep.mode == "offline" else "seed"
+    for (label, values), seed in itertools.product(planned, sweep.seeds):
+        recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides], trust)
+        if sweep.mode == "offline" and (other := recipe.fingerprint()) != base.fingerprint():
+            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{other[:6]}")
+        yield Row(f"{sweep.name}-{_slug(label)}-{_digest(recipe, sweep.mode)}-s{seed}", label, seed, recipe)
+
+
+def _points(grid: dict[str, list[JsonValue]]) -> Iterator[dict[str, JsonValue]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _label(point: dict[str, JsonValue]) -> str:
+    return ", ".join(f"{key.removeprefix('train.')} {_text(value)}" for key, value in point.items())
+
+
+def _arguments(values: dict[str, Any]) -> list[str]:
+    """As on a command line."""
+    return [f"--{key}={_text(value)}" for key, value in values.items()]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:30].strip("-")
+
+
+def _digest(recipe: Recipe, mode: str) -> str:
+    """Of all that a row's result depends on, where it is run aside."""
+    content = dataclasses.asdict(recipe)
+    del content["lake"]
+    return hashlib.blake2b(f"{mode} {json.dumps(content, sort_keys=True)}".encode(), digest_size=4).hexdigest()

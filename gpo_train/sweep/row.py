@@ -1,0 +1,147 @@
+"""One row: train, evaluate, and write down what came of it. The work is that of the verbs `fit` and `eval`.
+
+<sweep>/runs/<row>/          the run
+<sweep>/rows/<row>.json      what the page needs of it; written last: a row that has one is never run again
+<sweep>/logs/<row>.log       what it said
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gpo_data.errors import RunError, UsageError
+from gpo_data.lake import catalog
+from gpo_data.lake.document import read_document, write_document
+from gpo_data.recipe import Recipe
+from gpo_train.evaluation.result import Evaluation
+from gpo_train.online.iterations import history
+from gpo_train.sweep.plan import Row
+from gpo_train.sweep.processes import FAILED, STOPPED
+
+POINTS = 200  # of a curve
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Online: exact of what each iteration drew, by pictures. Offline: how far errors of worse and better members are
+    apart, by step."""
+
+    x: list[float]
+    y: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The content of rows/<row>.json.
+
+    Args:
+        pictures: that were drawn to train on.
+        seconds: with the evaluation.
+    """
+
+    label: str
+    seed: int
+    evaluation: Evaluation
+    pictures: int
+    steps: int
+    train_seconds: float
+    seconds: float
+    curve: Curve
+
+
+def result_of(folder: Path, row: Row) -> Result | None:
+    """What a row that was run to its end has written down; a damaged file is none, and the row's verbs say it again."""
+    try:
+        return read_document(Result, folder / "rows" / f"{row.name}.json", "it is written again")
+    except (FileNotFoundError, UsageError):
+        return None
+
+
+def draw_dataset(recipe: Recipe) -> int:
+    """The groups that offline rows are trained on, in a process of its own; its exit code."""
+    from gpo_data.generation.generate import draw
+
+    return _guarded(lambda console: draw(recipe, console))
+
+
+def run_row(row: Row, mode: str, folder: Path) -> int:
+    """Train and evaluate, in a process of its own; its exit code."""
+    from gpo_train.evaluation.evaluate import evaluate
+    from gpo_train.fit import fit
+
+    def work(console: Console) -> None:
+        started, path = time.monotonic(), folder / "rows" / f"{row.name}.json"
+        run = fit(row.recipe, row.name, console, mode, folder / "runs")
+        # One at a time: rows share the base's pictures, which the first of them draws.
+        with (folder / ".eval.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = evaluate(row.recipe, run, console)
+        manifest = run.manifest()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = Result(
+            label=row.label,
+            seed=row.seed,
+            evaluation=found,
+            pictures=pictures_of(row.recipe, run.folder, mode),
+            steps=manifest.steps or 0,
+            train_seconds=manifest.train_seconds or 0.0,
+            seconds=round(time.monotonic() - started, 1),
+            curve=curve(run.folder),
+        )
+        write_document(result, path)
+
+    return _guarded(work)
+
+
+def _guarded(work: Any) -> int:
+    from gpo_data.generation.worker import Interrupted
+    from gpo_train.checkpoint import Stopped
+
+    console = Console(highlight=False, width=120)
+    try:
+        work(console)
+    except (Stopped, Interrupted, KeyboardInterrupt):
+        return STOPPED
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:  # of one row; the others go on, and the log has it
+        traceback.print_exc()
+        return FAILED
+    return 0
+
+
+def pictures_of(recipe: Recipe, run: Path, mode: str) -> int:
+    """That were drawn to train on, with those that were left out."""
+    if mode == "online":
+        return sum(one.images for one in history(run))
+    import pyarrow.parquet as pq
+
+    names = sorted(set(pq.read_table(run / "snapshot.parquet", columns=["dataset"])["dataset"].to_pylist()))
+    con = catalog.connect(recipe.lake, names)
+    asked = "SELECT count(*) FROM drawn_members WHERE list_contains(?, dataset)"
+    return int(con.execute(asked, [names]).fetchall()[0][0])
+
+
+def curve(run: Path) -> Curve:
+    drawn = history(run)
+    if drawn:
+        images = [float(sum(one.images for one in drawn[:i])) for i in range(len(drawn))]
+        return Curve(images, [one.exact or 0.0 for one in drawn])
+    names = [f"error_diff/{side}_mean" for side in ("below", "above")]
+    found: dict[int, float] = {}
+    for file in sorted((run / "logs" / "csv").glob("metrics*.csv")):
+        for one in csv.DictReader(file.read_text().splitlines()):
+            if all(one.get(name) for name in names):
+                found[int(one["step"])] = float(one[names[0]]) - float(one[names[1]])
+    steps = sorted(found)[:: max(1, len(found) // POINTS)]
+    return Curve([float(step) for step in steps], [found[step] for step in steps])

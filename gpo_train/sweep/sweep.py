@@ -1,0 +1,98 @@
+"""The verb `sweep`: run the rows of a sweep file that have not been run, and show what came of all.
+
+    <folder>/index.html      the table, sorted; curves; accuracy against diversity and colour
+    <folder>/table.md        the table, for a page of documentation
+    <folder>/rows/*.json     see row.py
+
+What always holds: a sweep that was killed goes on where it stopped; what is missing is said on the page.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from gpo_data.lake.durable import write_atomic
+from gpo_train.sweep import page
+from gpo_train.sweep.plan import Plan, Row
+from gpo_train.sweep.processes import STOPPED, Job, run_all
+from gpo_train.sweep.row import draw_dataset, result_of, run_row
+
+Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
+
+
+def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) -> int:
+    """The number of rows that failed. Raises KeyboardInterrupt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [row for row in plan.rows if result_of(folder, row) is None]
+    console.print(
+        f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(plan.rows) - len(todo)} of them done, "
+        f"{plan.sweep.jobs} at once; {folder}",
+        soft_wrap=True,
+    )
+    failed: list[str] = []
+    started, done = time.monotonic(), 0
+
+    def ended(job: Job, code: int) -> None:
+        nonlocal done
+        done += 1
+        if code == STOPPED:
+            raise KeyboardInterrupt
+        if code:
+            failed.append(job.name)
+            console.print(
+                f"{job.name}: failed with exit code {code}: {_last_line(job.log)} ({job.log})", soft_wrap=True
+            )
+
+    def row_ended(job: Job, code: int) -> None:
+        ended(job, code)
+        left = (time.monotonic() - started) / done * (len(todo) - done)
+        row = next(row for row in todo if row.name == job.name)
+        if (found := result_of(folder, row)) is not None:
+            told = f"{100 * found.evaluation.difference.exact:+.1f} points"
+            console.print(f"{done}/{len(todo)} {row.label}, seed {row.seed}: {told}; about {left / 60:.0f} min left")
+        show(plan, folder, {*failed})
+
+    try:
+        if todo:
+            runner(_drawings(plan, todo, folder), 1, ended)
+            started, done = time.monotonic(), 0
+            runner([_job(row, plan, folder) for row in todo], plan.sweep.jobs, row_ended)
+    finally:  # also where it is stopped: what is there can be looked at
+        table = show(plan, folder, {*failed})
+    console.print(table, soft_wrap=True)
+    console.print(f"page: {folder / 'index.html'}", soft_wrap=True)
+    return len(failed)
+
+
+def show(plan: Plan, folder: Path, failed: set[str]) -> str:
+    """Write the page and the table; the table."""
+    found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
+    lines = page.lines_of(plan, found)
+    table = page.markdown(lines)
+    missing = [f"{row.label}, seed {row.seed}" for row in plan.rows if row.name not in found]
+    write_atomic(folder / "table.md", (table + page.note(missing, len(plan.rows))).encode())
+    write_atomic(folder / "index.html", page.html(plan, lines, missing, len(failed)).encode())
+    return table
+
+
+def _drawings(plan: Plan, rows: list[Row], folder: Path) -> list[Job]:
+    """Of every dataset that offline rows read, which is drawn if it is not there; one that a row was trained on is."""
+    if plan.sweep.mode == "online":
+        return []
+    there = {row.recipe.name for row in plan.rows if result_of(folder, row) is not None}
+    wanted = [row.recipe for row in rows if row.recipe.train.datasets is None and row.recipe.name not in there]
+    recipes = {str(recipe.name): recipe for recipe in wanted}
+    return [Job(name, draw_dataset, (recipe,), folder / "logs" / f"{name}.log") for name, recipe in recipes.items()]
+
+
+def _job(row: Row, plan: Plan, folder: Path) -> Job:
+    return Job(row.name, run_row, (row, plan.sweep.mode, folder), folder / "logs" / f"{row.name}.log")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")

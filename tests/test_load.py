@@ -1,0 +1,155 @@
+"""Many datasets, many groups: what a question and a read cost does not grow with what they are not about."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from gpo_data.errors import UsageError
+from gpo_data.group import Group
+from gpo_data.lake import catalog
+from gpo_data.lake.lake import Lake
+from gpo_data.lake.reader import Reader
+from gpo_data.lake.shard import commit
+from gpo_data.lake.stage import stage
+from gpo_data.prompt import Prompt
+from gpo_data.recipe import Recipe, Train
+from gpo_train.data import GroupLoader
+from gpo_train.snapshot import dataset_names
+from tests.test_catalog import rows_of, write_shard
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]) + rows_of(1, [0.5, 0.5]))
+    write_shard(str(tmp_path / "dataset=a"), 1, rows_of(2, [0.0, None, 1.0, 0.5]))
+    return tmp_path
+
+
+def test_a_question_to_one_dataset_opens_no_other(lake: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does one to a dataset that is not there: in a lake of thousands that would be seconds."""
+    write_shard(str(lake / "dataset=b"), 0, rows_of(0, [1.0, 0.0]))
+    (lake / "dataset=b/shard-000000.parquet").write_bytes(b"no Parquet")
+    query = "SELECT count(*) AS n FROM members"
+    assert catalog.ask(str(lake), query, dataset=["a"])["n"].to_pylist() == [8]
+    for ask in (
+        lambda: catalog.ask(str(lake), query, dataset=["c"]),
+        lambda: catalog.snapshot(catalog.connect(str(lake), "c"), "c"),
+    ):
+        with pytest.raises(UsageError, match="'c'.*: a, b"):
+            ask()
+    assert capsys.readouterr().err == ""
+    assert catalog.ask(str(lake), query)["n"].to_pylist() == [8]
+    assert "left out dataset b" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_questions_to_one_of_two_thousand_datasets_take_less_than_a_second(lake: Path) -> None:
+    shutil.copy(lake / "dataset=a/shard-000000.parquet", lake / "dataset=a/shard-000002.parquet")
+    for number in range(2000):
+        shutil.copytree(lake / "dataset=a", lake / f"dataset=d{number:04d}")
+    recipe = Recipe(lake=str(lake), evaluators=["color"], reward="1")
+    name, query = "d0007", "SELECT count(*) FROM members"
+    questions = {
+        "sql": lambda: catalog.ask(str(lake), query, dataset=[name]),
+        "members": lambda: Lake(str(lake))[name].members(),
+        "connect": lambda: catalog.connect(str(lake), name).execute(query).fetchall(),
+        "no such dataset": lambda: catalog.snapshot(catalog.connect(str(lake), "d"), "d"),
+        "no such name": lambda: Lake(str(lake))["d"],
+        "no such glob": lambda: dataset_names(recipe, Train(datasets="x*")),
+    }
+    for what, question in questions.items():
+        began = time.process_time()
+        try:
+            question()
+        except UsageError as error:
+            assert len(str(error)) < 400 and "and 1,991 more" in str(error)
+        assert time.process_time() - began < 1, what
+
+
+def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Reader:
+    """A reader of a dataset of `groups` groups, 50 a shard, with latents of that shape."""
+    folder = lake / "dataset=many"
+    (folder / ".stage").mkdir(parents=True)
+    facts = {"name": "many", "fingerprint": "f00d", "fields": {}, "measured": {}, "recipe": {}, "versions": {}}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    for first in range(0, groups, 50):
+        keys = [f"text-{number:08d}" for number in range(first, min(first + 50, groups))]
+        for key in keys:
+            group = Group(
+                key,
+                Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
+                list(range(members)),
+                torch.randn(members, *shape),
+                {"prompt_embeds": torch.randn(64, 256)},
+                [np.zeros((64, 64, 3), np.uint8)] * members,
+                ["ok"] * members,
+                measurements=[{}] * members,
+                rewards=[float(member % 2) for member in range(members)],
+            )
+            stage(folder, group, "f00d")
+        commit(folder, first // 50, keys, {"target": pa.string(), "color": pa.string()}, "f00d")
+    return Reader(str(lake), catalog.snapshot(catalog.connect(str(lake), "many"), "many"))
+
+
+def megabytes(name: str) -> float:
+    """`VmRSS`, what this process holds now, or `VmHWM`, the most since it was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def held_over(reader: Reader) -> list[float]:
+    """Megabytes held after every group of an epoch, as training reads it."""
+    return [megabytes("VmRSS") for _ in GroupLoader(reader, [[index] for index in range(len(reader))], workers=0)]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+def test_memory_does_not_grow_with_the_groups_that_are_read(tmp_path: Path) -> None:
+    held = held_over(written(tmp_path, 200, 4, (16, 32, 32)))  # 260 kB of latents each
+    assert max(held[100:]) - max(held[50:100]) < 5  # 26 MB, if they stayed
+
+
+@linux
+@pytest.mark.slow
+def test_memory_over_two_thousand_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Writes runs/memory.png and .csv, for people."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    held = held_over(written(tmp_path, 2000, 4, (16, 32, 32)))
+    out = Path(__file__).parents[1] / "runs"
+    out.mkdir(exist_ok=True)
+    rows = [f"{index + 1},{value:.1f}" for index, value in enumerate(held)]
+    (out / "memory.csv").write_text("groups,megabytes\n" + "\n".join(rows) + "\n")
+    figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+    axes.plot(held)
+    axes.set(xlabel="groups read", ylabel="resident memory, MB", ylim=(0, None))
+    figure.savefig(out / "memory.png")
+    pyplot.close(figure)
+    with capsys.disabled():
+        print(f"\n{len(held)} groups: {held[99]:.0f} MB after 100, {held[-1]:.0f} MB after all, most {max(held):.0f}")
+    assert max(held[100:]) - held[99] < 10
+
+
+@linux
+def test_a_large_group_is_read_in_twice_its_size(tmp_path: Path) -> None:
+    """256 members of 256 kB: the tar's bytes and one copy of the latents, not five."""
+    reader = written(tmp_path, 1, 256, (16, 64, 64))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = megabytes("VmRSS")
+    group = reader[0]
+    size = group.latents.nbytes / 2**20
+    assert size == 64 and megabytes("VmHWM") - before < 2.3 * size

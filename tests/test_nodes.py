@@ -1,0 +1,140 @@
+"""Training on two nodes of one rank each: two launchers of torch on loopback, as SLURM or a person would start them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+
+from gpo_data import recipe
+from gpo_train.fit import fit
+from gpo_train.run import Run
+from tests.parts.training import newest_of, train, weights_of
+
+pytestmark = pytest.mark.slow
+FAILED_WITHIN = 60  # seconds after a rank has died until all have ended
+
+
+@contextmanager
+def two_nodes(path: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Both launchers, with what they say on their stdout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        found = []
+        for node in range(2):
+            launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+            launcher += ["--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+            command = ["-m", "gpo_train.cli", "--", "fit", str(path), "--run", "two"]
+            command += ["--train.trainer.num_nodes", "2", "--train.trainer.accelerator", "cpu", *options]
+            process = subprocess.Popen(
+                [sys.executable, *launcher, *command],
+                env=environment,
+                cwd=path.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            stack.enter_context(process)
+            stack.callback(_kill, process)
+            found.append(process)
+        yield found
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def until_first_checkpoint(run: Run, launchers: list[subprocess.Popen[str]]) -> None:
+    until = time.monotonic() + 200
+    while newest_of(run) is None:
+        assert time.monotonic() < until and all(one.poll() is None for one in launchers)
+        time.sleep(0.05)
+
+
+def finished(path: Path, *options: str) -> str:
+    with two_nodes(path, *options) as launchers:
+        said = [one.communicate(timeout=300)[0] for one in launchers]
+        assert [one.returncode for one in launchers] == [0, 0], "\n".join(said)
+    return said[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_nodes_end_where_one_rank_does(here: Path, strategy: str) -> None:
+    alone, run = weights_of(train(here, name="one")), Run(here.parent / "runs" / "two")
+    options = ("--train.trainer.strategy", strategy)
+    with two_nodes(here, *options) as launchers:
+        until_first_checkpoint(run, launchers)
+        for one in launchers:
+            _kill(one)
+    assert run.manifest().state == "training"
+    finished(here, *options)
+    assert run.manifest().ranks == 2
+    two = weights_of(run)
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
+
+
+def test_two_nodes_draw_and_train_as_one_rank_does(here: Path) -> None:
+    one = fit(recipe.load(here, ["--online.iterations", "2"]), "one", Console(quiet=True), "online")
+    alone, run = weights_of(one), Run(here.parent / "runs" / "two")
+    options = ("--mode", "online", "--online.iterations", "2", "--train.trainer.strategy", "ddp")
+    with two_nodes(here, *options) as launchers:
+        until_first_checkpoint(run, launchers)
+        for launcher in launchers:
+            _kill(launcher)
+    finished(here, *options)
+    tars = [[p.read_bytes() for p in sorted(Path("lake").glob(f"*{name}-it0000/*.tar"))] for name in ("one", "two")]
+    assert tars[0] == tars[1] and len(tars[0]) == 3
+    two = weights_of(run)
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_ends_the_other_with_a_word(here: Path, victim: int) -> None:
+    run = Run(here.parent / "runs" / "two")
+    long = ("--train.trainer.strategy", "ddp", "--train.epochs", "500")
+    with two_nodes(here, *long) as launchers:
+        until_first_checkpoint(run, launchers)
+        (rank,) = psutil.Process(launchers[victim].pid).children()
+        died = time.monotonic()
+        rank.kill()
+        said, _ = launchers[1 - victim].communicate(timeout=FAILED_WITHIN)
+        assert time.monotonic() - died < FAILED_WITHIN
+        assert launchers[1 - victim].returncode != 0
+    assert "another rank has ended, so this one does" in said, said
+    assert "Traceback" not in said.partition("another rank")[0], said
+
+
+def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path) -> None:
+    alone, run = weights_of(train(here, name="one")), Run(here.parent / "runs" / "two")
+    options = ("--train.trainer.strategy", "ddp", "--train.checkpoint_steps", "100")
+    stored = run.folder / "reference"
+    with two_nodes(here, *options) as launchers:
+        until = time.monotonic() + 200
+        while len(list(stored.glob("epoch-0000.*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        for one in launchers:
+            _kill(one)
+    (stored / "epoch-0000.rank-1-of-2.safetensors").unlink()
+    finished(here, *options)
+    two = weights_of(run)
+    for name in alone:
+        torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)

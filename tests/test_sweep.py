@@ -1,0 +1,146 @@
+"""Sweeps: files that are read strictly, and rows that are run once, in processes of their own, and compared."""
+
+from __future__ import annotations
+
+import json
+import operator
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpo_data.errors import UsageError
+from gpo_train import cli
+from gpo_train.evaluation.interval import interval, interval_of_sums
+from gpo_train.sweep.page import front
+from gpo_train.sweep.plan import read_plan
+from gpo_train.sweep.processes import Job, run_all
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes/experiments").glob("*.yaml"))
+
+SWEEP = """
+recipe: small.yaml
+jobs: 2
+seeds: [0, 1]
+set: {train.epochs: 1, eval.prompts: 2}
+rows:
+  - {name: gpo}
+  - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.01]}}
+"""
+
+
+@pytest.fixture
+def sweep_file(here: Path) -> Path:
+    path = here.with_name("losses.yaml")
+    path.write_text(SWEEP)
+    return path
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_row_of_an_experiment_is_a_valid_recipe(path: Path) -> None:
+    plan = read_plan(path)
+    assert len({row.name for row in plan.rows}) == len(plan.rows) > 0
+    for row in plan.rows:
+        assert len(row.name) <= 80 and row.recipe.eval.split == "validation"
+
+
+def test_rows_are_whole_recipes(sweep_file: Path) -> None:
+    rows = read_plan(sweep_file, ["--train.beta", "5"]).rows
+    assert [(row.label, row.seed) for row in rows] == [
+        ("gpo", 0),
+        ("gpo", 1),
+        ("awm clip_range 0.01", 0),
+        ("awm clip_range 0.01", 1),
+    ]
+    assert [row.recipe.train.seed for row in rows] == [0, 1, 0, 1] and rows[2].recipe.train.loss == "awm"
+    assert {row.recipe.train.beta for row in rows} == {5} and {row.recipe.name for row in rows} == {"small"}
+    assert rows[0].name != read_plan(sweep_file).rows[0].name  # another beta is another run
+    sweep_file.write_text("recipe: small.yaml\ngrid: {group_size: [4, 8]}\nmode: offline\n")
+    names = [row.recipe.name for row in read_plan(sweep_file).rows]
+    assert names[0] == "small" and str(names[1]).startswith("small-")  # other pictures are another dataset
+    sweep_file.write_text("recipe: small.yaml\nmode: online\nseeds: [3]\n")
+    assert read_plan(sweep_file).rows[0].recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("recipe: small.yaml\nsed: [1]", r"losses.yaml: unknown key 'sed'; did you mean 'seeds'"),
+        ("seeds: [1]", "recipe: expected a name or a file, found nothing"),
+        ("recipe: small.yaml\ngrid: {train.lr: [1]}", r"recipe small.yaml: unknown key 'train.lr'"),
+        ("recipe: small.yaml\ngrid: {train.beta: 3}", "grid.* expected .*list"),
+        ("recipe: small.yaml\nrows: [{sett: {}}]", "unknown key 'rows.0.sett'; did you mean 'set'"),
+        ("recipe: small.yaml\nrows: [{name: a}, {name: a}]", "rows: expected a name for each, found 'a' twice"),
+        ("recipe: small.yaml\nset: {train.loss: nft}", "train.reference: expected frozen or adapters"),
+    ],
+)
+def test_what_a_sweep_file_can_have_wrong(sweep_file: Path, text: str, message: str) -> None:
+    sweep_file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_plan(sweep_file)
+
+
+def test_a_front_has_what_nothing_beats() -> None:
+    assert front([(1, 1), (2, 0.5), (0.5, 2), (1, 0.9), (2, 0.5), (float("nan"), 9)]) == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_the_interval_of_sums_is_that_of_values() -> None:
+    import numpy as np
+
+    values, clusters = np.random.default_rng(0).choice([-1.0, 0, 1], 60), np.arange(60) % 7
+    sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
+    assert interval(values, clusters) == pytest.approx(interval_of_sums(sums, sizes))
+
+
+def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
+    found: dict[str, int] = {}
+    jobs = [Job(str(code), operator.index, (code,), tmp_path / f"{code}.log") for code in (3, 0)]
+    jobs.append(Job("killed", signal.raise_signal, (signal.SIGKILL,), tmp_path / "killed.log"))  # type: ignore[arg-type]
+    run_all(jobs, 2, lambda job, code: found.update({job.name: code}))
+    assert found == {"3": 3, "0": 0, "killed": -signal.SIGKILL}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
+    sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_file.write_text(SWEEP.replace("[0, 1]", "[0]") + "  - {name: none, set: {where: member < 0}}\n")
+    out = tmp_path / "sweeps/losses"
+    command = [sys.executable, "-m", "gpo_train.cli", "sweep", str(sweep_file)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while not list(out.glob("rows/*.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 130 and "the same command goes on from here" in said
+    before = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
+    assert before and "rows are missing" in (out / "index.html").read_text()
+    assert cli.main(["sweep", str(sweep_file)]) == 1  # a row that fails is told, and the others are run
+    said = capsys.readouterr().out
+    assert f"3 rows, {len(before)} of them done" in said
+    assert "failed with exit code 2: error: dataset small: all 0 groups are dead" in said
+    after = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
+    assert len(after) == 2 and before.items() <= after.items()
+    one = json.loads(next(iter(after.values())))
+    assert (
+        one["pictures"] == 24
+        and one["steps"] == 3
+        and len(one["curve"]["y"]) == 3
+        and one["evaluation"]["split"] == "validation"
+    )
+    table = (out / "table.md").read_text()
+    assert "| awm clip_range 0.01 | 1 |" in table and "1 of 3 rows are missing: none, seed 0" in table
+    assert (out / "index.html").read_text().count("<img") == 2
