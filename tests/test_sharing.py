@@ -71,8 +71,9 @@ def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
 
 STEPS = """
 import json, sys
-from gpo_data.cli import main
-print(json.dumps([main(step) for step in json.load(sys.stdin)]))
+from gpo_data.cli import main as data
+from gpo_train.cli import main as train
+print(json.dumps([(train if step[0] == "train" else data)(step[step[0] == "train" :]) for step in json.load(sys.stdin)]))
 """
 
 
@@ -119,9 +120,35 @@ def test_push_pull_and_read_in_place(dataset, here, tmp_path):
         )
         assert codes == [0, 0, 0, 0, 0, 2, 2], told
         assert "n\n24\n" in told and "there are: small" in told and "no such repository" in told
-        assert hub.puts == 8  # three tars, three sidecars, the picture of the card, and what broke; nothing twice
+        assert hub.puts == 7  # three tars, three sidecars, the picture of the card; nothing twice
         files = hub.commits["datasets/org/words"][-1]
         assert {"README.md", "groups.png", "dataset=small/dataset.json", "dataset=small/tags/v1.json"} <= files.keys()
         assert not [name for name in files if ".stage" in name]
     for path in dataset.glob("shard-*"):
         assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_policy_is_pushed_with_its_card(dataset, here, tmp_path):
+    from rich.console import Console
+
+    from gpo_data import recipe
+    from gpo_train.fit import fit
+    from gpo_train.share import card
+
+    trained = fit(recipe.load(here), "there", Console(quiet=True))
+    assert "Not evaluated" in card(trained, "mit")
+    with Hub() as hub:
+        codes, told = run(
+            hub,
+            tmp_path,
+            ["train", "eval", str(here), "--run", "there"],
+            ["train", "push", str(here), "org/policy", "--run", "there", "--license", "mit"],
+        )
+        assert codes == [0, 0], told
+        files = hub.commits["models/org/policy"][-1]
+    text = files["README.md"].decode()
+    found = json.loads(files["eval.json"])
+    assert f"| {100 * found['base']['exact']:.1f}% |" in text and "license: mit" in text
+    weights = {path.name: path.read_bytes() for path in trained.policy.rglob("*.safetensors")}
+    assert {Path(name).name: content for name, content in files.items() if name.endswith(".safetensors")} == weights
