@@ -73,7 +73,8 @@ STEPS = """
 import json, sys
 from gpo_data.cli import main as data
 from gpo_train.cli import main as train
-print(json.dumps([(train if step[0] == "train" else data)(step[step[0] == "train" :]) for step in json.load(sys.stdin)]))
+steps = json.load(sys.stdin)
+print(json.dumps([train(step[1:]) if step[0] == "train" else data(step) for step in steps]))
 """
 
 
