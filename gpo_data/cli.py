@@ -15,11 +15,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from gpo_data.command import Command, Options, argument, at_least, never, positive
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
+
+if TYPE_CHECKING:
+    from gpo_data.lake.remote import AnyPath
 
 console = Console(highlight=False)
 command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
@@ -116,11 +120,13 @@ def serve(recipe: Recipe, options: Options) -> None:
 @command.verb(
     argument("--redraw", type=at_least(0), default=0, metavar="N", help="draw N members again and compare"),
     argument("--repair", action="store_true", help="quarantine what is damaged"),
+    argument("--tag", metavar="NAME", help="also that what was tagged is there as it was"),
     runs=lambda options: options.redraw > 0,
 )
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
     from gpo_data.generation.redraw import redraw
+    from gpo_data.lake.remote import below
     from gpo_data.lake.repair import repair
     from gpo_data.lake.verify import verify
 
@@ -132,7 +138,16 @@ def verify(recipe: Recipe, options: Options) -> int:
         soft_wrap=True,
     )
     for path, problem in report.problems:
-        console.print(f"  {path.relative_to(folder)}: {problem}", soft_wrap=True)
+        console.print(f"  {below(path, folder)}: {problem}", soft_wrap=True)
+    if options.tag:
+        from gpo_data.sharing.tag import differences, read_tag
+
+        tagged = read_tag(folder, options.tag)
+        console.print(f"tag {tagged.tag}: digest {tagged.digest} of {len(tagged.files)} files", soft_wrap=True)
+        if changed := differences(folder, tagged):
+            for line in changed:
+                console.print(f"  {line}", soft_wrap=True)
+            return 1
     differing = 0
     for row in redraw(recipe, folder, options.redraw, console) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
@@ -161,12 +176,52 @@ def verify(recipe: Recipe, options: Options) -> int:
 )
 def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""
-    from gpo_data.audit.show import grid, load_groups
+    from gpo_data.audit.show import grid, load_groups, png
+    from gpo_data.lake.durable import write_atomic
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
-    out = options.out or _folder(recipe) / "show.png"
-    grid(groups).save(out)
+    out = _folder(recipe) / "show.png"
+    if options.out:
+        out = options.out
+        grid(groups).save(options.out)
+    else:
+        write_atomic(out, png(grid(groups)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
+
+
+REPOSITORY = argument("repository", metavar="ORG/NAME", help="of a hub; $HF_ENDPOINT names another hub")
+
+
+@command.verb(argument("tag", help="a name such as v1, never used before"), runs=never)
+def tag(recipe: Recipe, options: Options) -> None:
+    """name what the dataset holds now, for a paper to cite; `verify --tag` checks it"""
+    from gpo_data.sharing.tag import make_tag
+
+    made = make_tag(_folder(recipe), options.tag)
+    console.print(f"tag {made.tag}: digest {made.digest} of {len(made.files)} files", soft_wrap=True)
+
+
+@command.verb(
+    REPOSITORY,
+    argument("--license", default="other", help="of the dataset, in the hub's words; default: other"),
+    argument("--private", action="store_true", help="a new repository is seen by its owners alone"),
+    argument("--tag", metavar="NAME", help="tag the repository as it is then"),
+    runs=never,
+)
+def push(recipe: Recipe, options: Options) -> None:
+    """send the dataset to a hub, with a card; resumes"""
+    from gpo_data.sharing.hub import push
+
+    url = push(_folder(recipe), options.repository, options.license, options.private, options.tag)
+    console.print(f"pushed: {url}", soft_wrap=True)
+
+
+@command.verb(REPOSITORY, argument("--revision", help="a branch, tag or commit of it"), runs=never)
+def pull(recipe: Recipe, options: Options) -> None:
+    """fetch the recipe's dataset from a hub into the lake, and prove it; resumes"""
+    from gpo_data.sharing.hub import pull
+
+    console.print(f"dataset {pull(_folder(recipe), options.repository, options.revision)}", soft_wrap=True)
 
 
 @command.verb(
@@ -198,7 +253,7 @@ def _expect_trusted(recipe: Recipe, options: Options) -> None:
         expect_no_code(dataclasses.replace(recipe, evaluators=named or recipe.evaluators, watchers=[]))
 
 
-def _folder(recipe: Recipe) -> Path:
+def _folder(recipe: Recipe) -> AnyPath:
     from gpo_data.lake.shard import dataset_folder
 
     return dataset_folder(recipe.lake, str(recipe.name))

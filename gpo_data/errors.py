@@ -26,3 +26,7 @@ class UsageError(Exception):
 
 class RunError(Exception):
     exit_code = 1
+
+
+class StoreError(RunError):
+    """An object store does not answer: it says nothing about what lies there."""

@@ -128,6 +128,22 @@ def export(recipe: Recipe, options: Options) -> int:
     return 0
 
 
+@command.verb(
+    argument("repository", metavar="ORG/NAME", help="of a hub; $HF_ENDPOINT names another hub"),
+    *one_run("offline"),
+    argument("--license", default="other", help="of the policy, in the hub's words; default: other"),
+    argument("--private", action="store_true", help="a new repository is seen by its owners alone"),
+    argument("--tag", metavar="NAME", help="tag the repository as it is then"),
+    runs=never,
+)
+def push(recipe: Recipe, options: Options) -> None:
+    """send a run's policy to a hub, with a card that holds its evaluation; resumes"""
+    from gpo_train.share import push
+
+    url = push(_run(recipe, options), options.repository, options.license, options.private, options.tag)
+    console.print(f"pushed: {url}", soft_wrap=True)
+
+
 def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
     from gpo_train.sweep.plan import read_plan
 

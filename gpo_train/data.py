@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,6 +21,7 @@ import torch
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.advantage import Scale
+from gpo_data.lake.cache import Cache, bytes_of
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, TrainGroup, batches
 from gpo_data.lake.shard import dataset_folder
@@ -36,8 +38,8 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
 
     Raises UsageError, as for a reward that reads what is only watched.
     """
-    here = None if "://" in recipe.lake else dataset_folder(recipe.lake, dataset)
-    manifest = read_manifest(here) if here is not None and (here / "dataset.json").is_file() else None
+    here = dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
     refuse_watched(recipe.reward, watched_columns(here, manifest, recipe.watchers))
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
@@ -51,6 +53,13 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
         recipe.weighted_rewards(),
     )
+
+
+def cache_of(settings: Train) -> Cache | None:
+    """Where groups from an object store are kept, for the epochs that follow."""
+    if settings.cache is None:
+        return None
+    return Cache(Path(settings.cache["folder"]).expanduser(), bytes_of("train.cache.size", settings.cache["size"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,10 @@ class GroupLoader:
     def __iter__(self) -> Iterator[list[TrainGroup]]:
         # A generator: Lightning asks for an iterator twice, and worker processes start at the first batch.
         if self.reader is None:
+            return
+        if self.reader.remote:  # waits for a network and computes nothing: threads read ahead
+            groups = self.reader.ahead(index for step in self.steps for index in step)
+            yield from ([next(groups) for _ in step] for step in self.steps)
             return
         yield from torch.utils.data.DataLoader(
             self.reader,

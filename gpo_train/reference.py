@@ -56,10 +56,10 @@ class StoredErrors:
         barrier()  # before anybody writes: all ranks have seen the same
         mine, found = lacking[rank::world], Errors()
         quiet = rank > 0 or not os.isatty(2)
-        for index in track(mine, "reference errors", disable=quiet, transient=True):
+        groups = reader.ahead(mine)
+        for group in track(groups, "reference errors", len(mine), disable=quiet, transient=True):
             if stopping():
                 raise Interrupted
-            group = reader[index]
             found[group.key] = ask(group).float().contiguous()
         if found:
             self._write(f"epoch-{epoch:04d}.rank-{rank}-of-{world}.safetensors", epoch, reader.digest, have | found)

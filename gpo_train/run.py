@@ -42,6 +42,7 @@ FREE_EVALUATOR = ("actors", "num_gpus")
 FREE_TRAIN = (
     "micro_batch_size",
     "workers",
+    "cache",
     "checkpoint_steps",
     "loggers",
     "trainer",

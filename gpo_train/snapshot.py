@@ -30,7 +30,7 @@ from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
-from gpo_train.data import Prepare, snapshot_of
+from gpo_train.data import Prepare, cache_of, snapshot_of
 from gpo_train.run import Run
 
 
@@ -59,7 +59,9 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         write_atomic(frozen, buffer.getvalue())
     if noted is None:
         run.note(snapshot=facts_of(table))
-    readers = [Reader(recipe.lake, part) for part in (_turns(table) if settings.sequential else [table])]
+    readers = [
+        Reader(recipe.lake, part, cache_of(settings)) for part in (_turns(table) if settings.sequential else [table])
+    ]
     return lambda epoch: readers[epoch % len(readers)]
 
 
@@ -110,9 +112,8 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
 
 def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
     """One dataset's snapshot; `here`: digest of the model that trains."""
-    if "://" not in recipe.lake:
-        _same_model(recipe, name, here)
-        _has_noise(recipe, settings, name)
+    _same_model(recipe, name, here)
+    _has_noise(recipe, settings, name)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"

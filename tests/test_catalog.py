@@ -528,7 +528,7 @@ def test_measure_leaves_a_shard_that_another_process_has_and_refuses_damage(draw
 def test_measure_mistakes(drawn):
     with pytest.raises(UsageError, match="found 'orc'"):
         measure(drawn, ["orc"])
-    with pytest.raises(UsageError, match="is a URL"):
+    with pytest.raises(UsageError, match="no dataset here"):
         measure(dataclasses.replace(drawn, lake="memory://x"), [Brightness()])
     with pytest.raises(UsageError, match="no dataset here"):
         measure(dataclasses.replace(drawn, name="nope"), [Brightness()])

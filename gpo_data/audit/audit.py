@@ -17,16 +17,16 @@ a function of the dataset, the reward and the condition alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from gpo_data.audit import galleries, members, page, statistics, terminal
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder
 
 
 def run(
     lake: str, dataset: str, reward: str | None = None, where: str | None = None, watchers: Sequence[str] = ()
-) -> Path:
+) -> AnyPath:
     """Audit `dataset`; the path of the page.
 
     reward: SQL expression over targets and measurements; None takes the rewards that were stored with the members.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -19,7 +18,9 @@ import pyarrow as pa
 
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog, locked, shard
+from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import Manifest, read_manifest
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import NUMBERS
 from gpo_data.lake.watched import declared, refuse_watched, watched_columns
@@ -32,7 +33,7 @@ IMAGE_STATISTICS = ("entropy", "edge_density", "dark_fraction")
 
 @dataclass(frozen=True)
 class Members:
-    folder: Path
+    folder: AnyPath
     name: str
     task: str  # text, count or align
     model: str
@@ -157,11 +158,9 @@ def command(dataset: str) -> str:
     return f"make shards TASK={task}" + (f" MODEL={model}" if model not in ("", "tiny") else "")
 
 
-def _manifest(folder: Path, lake: str, dataset: str) -> Manifest:
-    if "://" in lake:
-        raise UsageError(f"lake {lake}: the audit page is written beside the shards; expected a local folder")
+def _manifest(folder: AnyPath, lake: str, dataset: str) -> Manifest:
     if not folder.is_dir():
-        known = few(sorted(p.name.partition("=")[2] for p in Path(lake).glob("dataset=*")))
+        known = few(open_lake(None, lake).datasets())
         raise UsageError(
             f"dataset {dataset}: no such dataset in {lake} (there: {known}); run `{command(dataset)}` to draw it"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -11,6 +11,7 @@ from gpo_data.errors import UsageError, few
 from gpo_data.group import Group
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
 from gpo_data.tasks import TASKS
@@ -19,7 +20,7 @@ COLUMNS, LABEL, GAP = 8, 14, 4
 LOST = 64  # pixels of a cell where no group has a picture
 
 
-def load_groups(folder: Path, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
+def load_groups(folder: AnyPath, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
     """Groups by key, or the first `limit`. UsageError names the keys that are not there."""
     read_manifest(folder)
     places: dict[str, dict[str, Any]] = {}
@@ -54,6 +55,13 @@ def grid(groups: list[Group], scale: int = 2) -> Image.Image:
             draw.text((x, y + side), caption(group, member), fill="black")
         top += height
     return sheet
+
+
+def png(picture: Image.Image) -> bytes:
+    """As a file."""
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def caption(group: Group, member: int) -> str:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from gpo_data.lake.remote import place
+
 FOLDER = ".judges"
 
 
@@ -36,9 +38,9 @@ class Remembered:
         """`lake`: None, or a URL: for this process alone."""
         self._rows: dict[str, Any] = {}
         self._lock = threading.Lock()
-        here = lake is not None and "://" not in lake
+        here = None if lake is None else place(lake)
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", f"{name}@{version}")[:200]
-        self._path = Path(str(lake)) / FOLDER / f"{stem}.sqlite" if here else None
+        self._path = here / FOLDER / f"{stem}.sqlite" if isinstance(here, Path) else None
         self._file: sqlite3.Connection | None = None
 
     def get(self, keys: list[str]) -> dict[str, Any]:

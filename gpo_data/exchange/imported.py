@@ -38,6 +38,7 @@ from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import stage, staged
 from gpo_data.lake.watched import refuse_watched
@@ -50,7 +51,7 @@ COLUMNS: dict[str, pa.DataType] = {FROM: pa.string(), LABEL: pa.float64()}
 MOST = 10_000  # members of a group, as in a recipe
 
 
-def bring_in(recipe: Recipe, source: str, console: Console) -> Path:
+def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     """Import `source` as the recipe's dataset; its folder. Raises UsageError, RunError."""
     recipe = settle(recipe)
     groups = _groups(pictures(source, dataclasses.replace(recipe.task, prompts=source)))

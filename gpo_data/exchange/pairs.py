@@ -14,7 +14,6 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
@@ -56,10 +55,6 @@ def choose(recipe: Recipe, margin: float | None = None) -> list[Pair]:
     Args:
         margin: smallest difference of rewards; None: best and worst.
     """
-    if "://" in recipe.lake:
-        raise UsageError(
-            f"lake: {recipe.lake} is a URL; pairs are exported from a local folder: copy the dataset there"
-        )
     folder = dataset_folder(recipe.lake, str(recipe.name))
     refuse_watched(recipe.reward, watched_columns(folder, read_manifest(folder), recipe.watchers))
     con = catalog.connect(recipe.lake, recipe.name)

@@ -25,6 +25,7 @@ from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
+from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
@@ -46,7 +47,7 @@ def draw(
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
     workers: Begin | None = None,
-) -> Path:
+) -> AnyPath:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
     Args:
@@ -66,7 +67,7 @@ def _draw(
     share: tuple[int, int],
     clock: Clock | None,
     begin: Begin,
-) -> Path:
+) -> AnyPath:
     new = drawn_in(recipe.lake, str(recipe.name)) is None
     if new and recipe.ray.address is not None and (workers := begin()):
         recipe = with_their_dtype(workers, recipe)
@@ -140,7 +141,7 @@ def _draw_here(generator: Generator, shards: list[PlannedShard]) -> int:
         generator.finish()
     finally:
         generator.close()
-    return elsewhere
+    return elsewhere + generator.elsewhere
 
 
 def _open(
@@ -187,10 +188,10 @@ class Todo:
     retried: int = 0
 
 
-def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console: Console) -> Todo:
+def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], console: Console) -> Todo:
     """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
     todo = Todo([])
-    on_stage = {path.name for path in (folder / ".stage").glob("*.sample")}
+    on_stage = {path.name for path in stage_folder(folder).glob("*.sample")}
     for shard in shards:
         failed, lacking = _left(folder, fingerprint, shard)
         left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
@@ -220,7 +221,7 @@ def _missing(folder: Path, fingerprint: str, shards: list[PlannedShard], console
     return todo
 
 
-def _left(folder: Path, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
+def _left(folder: AnyPath, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
     """(members of a committed shard that failed, groups that it lacks because the dataset has grown).
 
     (None, 0) where it is not committed. Raises RunError for another recipe's.

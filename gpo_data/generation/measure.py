@@ -17,14 +17,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import RunError
 from gpo_data.evaluators import asked, build, chosen
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.group import Group
@@ -33,14 +32,15 @@ from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import Manifest, measured, read_manifest
 from gpo_data.lake.measures import values_digest
 from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
-from gpo_data.lake.sidecar import footer_of, read_rows
+from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
 from gpo_data.recipe import Recipe
 
 MEASURES = "measures"
 
 
-def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[Path]:
+def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[AnyPath]:
     """Measure every committed shard of the recipe's dataset that lacks it; the sidecars written.
 
     Args:
@@ -51,8 +51,6 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
     """
     console = console or Console()
-    if "://" in recipe.lake:
-        raise UsageError(f"lake: {recipe.lake} is a URL, which can be queried but not written; measure a local folder")
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
@@ -72,16 +70,15 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             f"{', '.join(map(folder_name, measuring))}",
             soft_wrap=True,
         )
-    written: list[Path] = []
+    written: list[AnyPath] = []
     failures: list[str] = []
     progress = bar_of_groups("measuring", console)
     total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
-    (folder / ".stage").mkdir(exist_ok=True)
     try:
         with progress:
             bar = progress.add_task("measuring", total=total, line="")
 
-            def advance(evaluator: Any, sidecar: Path, groups: int) -> None:
+            def advance(evaluator: Any, sidecar: AnyPath, groups: int) -> None:
                 progress.update(bar, advance=groups, line=f"{evaluator.name} {sidecar.stem}")
 
             names = evaluators is None or all(isinstance(e, str) for e in evaluators)
@@ -115,18 +112,18 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     return written
 
 
-Measured = tuple[Any, Path, list[dict[str, Any]], list[str]]  # evaluator, sidecar, rows, reasons of failures
-Advance = Callable[[Any, Path, int], None]
+Measured = tuple[Any, AnyPath, list[dict[str, Any]], list[str]]  # evaluator, sidecar, rows, reasons of failures
+Advance = Callable[[Any, AnyPath, int], None]
 
 
 @contextmanager
-def _to_measure(folder: Path, evaluator: Any, sidecar: Path) -> Iterator[bool]:
+def _to_measure(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> Iterator[bool]:
     """Hold the shard's lock: nobody else measures it, and `shards` does not draw its failed members again."""
     with claim(folder, number_of(sidecar)) as mine:
         yield mine and sidecar.is_file() and not up_to_date(folder, evaluator, sidecar)
 
 
-def _here(folder: Path, work: list[tuple[Any, Path]], advance: Advance) -> Iterator[Measured]:
+def _here(folder: AnyPath, work: list[tuple[Any, AnyPath]], advance: Advance) -> Iterator[Measured]:
     """In this process; what is yielded is written before the next shard."""
     for evaluator, sidecar in work:
         with _to_measure(folder, evaluator, sidecar) as mine:
@@ -143,8 +140,8 @@ def _here(folder: Path, work: list[tuple[Any, Path]], advance: Advance) -> Itera
 def _by_workers(
     recipe: Recipe,
     names: Sequence[Any] | None,
-    folder: Path,
-    work: list[tuple[Any, Path]],
+    folder: AnyPath,
+    work: list[tuple[Any, AnyPath]],
     chosen: list[Any],
     console: Console,
     advance: Advance,
@@ -156,7 +153,7 @@ def _by_workers(
         assert workers is not None
         open_measuring(workers, recipe, names)
 
-        def samples(evaluator: Any, sidecar: Path) -> tuple[int, list[bytes]] | None:
+        def samples(evaluator: Any, sidecar: AnyPath) -> tuple[int, list[bytes]] | None:
             key = (id(evaluator), sidecar)
             if key not in held:
                 held[key] = locks.enter_context(ExitStack())
@@ -178,7 +175,7 @@ def _by_workers(
             advance(evaluator, sidecar, len({row["group_key"] for row in rows}))
 
 
-def measure_shard(evaluator: Any, sidecar: Path) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+def measure_shard(evaluator: Any, sidecar: AnyPath) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """A shard's groups in order: (a row a member, `key member: reason` of those the evaluator raised on)."""
     return measure_groups(evaluator, (record.group() for record in _records(sidecar)))
 
@@ -197,7 +194,7 @@ def measure_groups(evaluator: Any, groups: Iterable[Group]) -> Iterator[tuple[li
         )
 
 
-def _records(sidecar: Path) -> Iterator[Record]:
+def _records(sidecar: AnyPath) -> Iterator[Record]:
     """Of a shard's groups, in order."""
     places = {row["group_key"]: row for row in read_rows(sidecar, ["group_key", *PLACE])}
     for place in places.values():
@@ -209,7 +206,7 @@ def folder_name(evaluator: Any) -> str:
     return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
 
 
-def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
+def up_to_date(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> bool:
     path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     if not path.is_file():
         return False
@@ -220,14 +217,14 @@ def up_to_date(folder: Path, evaluator: Any, sidecar: Path) -> bool:
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
 
 
-def _drawn_with(evaluator: Any, sidecar: Path, manifest: Manifest, recipe: Recipe) -> bool:
+def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: Manifest, recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
     same = settings(manifest.measured) == settings(measured(recipe))
-    return same and set(evaluator.columns) <= set(pq.read_schema(sidecar).names)
+    return same and set(evaluator.columns) <= set(pq.read_schema(parquet_of(sidecar)).names)
 
 
 def evaluators_of(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]:
@@ -239,7 +236,7 @@ def evaluators_of(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]
     return list(chosen(recipe, [name for name in evaluators if isinstance(name, str)]))
 
 
-def _write(folder: Path, evaluator: Any, sidecar: Path, rows: list[dict[str, Any]], failed: int) -> Path:
+def _write(folder: AnyPath, evaluator: Any, sidecar: AnyPath, rows: list[dict[str, Any]], failed: int) -> AnyPath:
     path = folder / MEASURES / folder_name(evaluator) / sidecar.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from gpo_data.generation.worker import finish_group
 from gpo_data.group import Group
 from gpo_data.lake.manifest import imported, settle
 from gpo_data.lake.record import Record
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import measured_columns, read_rows
 from gpo_data.models import repeat
@@ -49,7 +49,7 @@ class Redrawn:
         return self.difference <= self.tolerance
 
 
-def redraw(recipe: Recipe, folder: Path, count: int, console: Console | None = None) -> list[Redrawn]:
+def redraw(recipe: Recipe, folder: AnyPath, count: int, console: Console | None = None) -> list[Redrawn]:
     """Draw `count` members again from their seeds, batched otherwise than the first time. Raises UsageError."""
     if imported(folder):
         raise UsageError(f"--redraw: the pictures of {folder} were imported, not drawn; leave it out")
@@ -82,7 +82,7 @@ def redraw(recipe: Recipe, folder: Path, count: int, console: Console | None = N
 Part = tuple[list[dict[str, Any]], list[bytes], dict[str, pa.DataType]]
 
 
-def _samples(part: list[dict[str, Any]], folder: Path, columns: dict[str, pa.DataType]) -> Part:
+def _samples(part: list[dict[str, Any]], folder: AnyPath, columns: dict[str, pa.DataType]) -> Part:
     return part, [Record.of(row, folder).blocks() for row in part], columns
 
 

@@ -36,6 +36,7 @@ from gpo_data.generation.worker import GROUPS_WAITING, Drawer, clear_temporaries
 from gpo_data.group import Group, from_sample, to_sample
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import with_dtype
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import END, pack_sample, stage_blocks
 from gpo_data.parts import open_archive
@@ -225,7 +226,7 @@ class ShardToDraw:
     """A job: the groups of a shard that are not staged. Its lock is held here, from when it is first handed out."""
 
     shard: PlannedShard
-    folder: Path
+    folder: AnyPath
     fingerprint: str
     columns: dict[str, pa.DataType]
     done: bool = False
@@ -266,7 +267,7 @@ class ShardToDraw:
 
     def commit(self) -> None:
         keys = [group.key for group in self.shard.groups]
-        commit(self.folder, self.shard.shard_id, keys, self.columns, self.fingerprint)
+        self.elsewhere = not commit(self.folder, self.shard.shard_id, keys, self.columns, self.fingerprint)
         self.done = True
         self.close()
 
@@ -299,7 +300,7 @@ def _open(workers: Workers, recipe: Recipe, work: Any, *arguments: Any) -> None:
 
 def draw_shards(
     workers: Workers,
-    folder: Path,
+    folder: AnyPath,
     fingerprint: str,
     shards: list[PlannedShard],
     columns: dict[str, pa.DataType],

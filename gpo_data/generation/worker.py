@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from gpo_data.generation.progress import Clock
 from gpo_data.group import Group
 from gpo_data.lake.durable import clear_stale
 from gpo_data.lake.locks import claim
+from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.rewards import score
 from gpo_data.lake.shard import commit, sidecar_path, tar_path
 from gpo_data.lake.stage import stage, staged, staged_path
@@ -112,7 +112,7 @@ class Generator:
     def __init__(
         self,
         recipe: Recipe,
-        folder: Path,
+        folder: AnyPath,
         fingerprint: str,
         model: Model,
         evaluators: list[Any],
@@ -123,6 +123,7 @@ class Generator:
         self.folder, self.fingerprint, self.on_group = folder, fingerprint, on_group
         self.drawer = Drawer(recipe, model, evaluators, self._stage, stop, clock)
         self._waiting: list[Future[None]] = []
+        self.elsewhere = 0  # shards that another machine committed while this one drew them
 
     def draw(self, shard: PlannedShard) -> bool:
         """Draw one shard; the second thread commits it. False if another process has it or committed it. Idempotent."""
@@ -164,15 +165,15 @@ class Generator:
         with lock, self.drawer.clock.time("write"):
             keys = [g.key for g in shard.groups]
             columns = shard.columns | columns_of(self.drawer.evaluators)
-            commit(self.folder, shard.shard_id, keys, columns, self.fingerprint)
+            self.elsewhere += not commit(self.folder, shard.shard_id, keys, columns, self.fingerprint)
 
 
-def not_staged(folder: Path, shard: PlannedShard, fingerprint: str) -> list[int]:
+def not_staged(folder: AnyPath, shard: PlannedShard, fingerprint: str) -> list[int]:
     """Numbers of a shard's groups that are still to be drawn."""
     return [g for g, group in enumerate(shard.groups) if staged(folder, group.key, fingerprint, group.seeds) is None]
 
 
-def clear_temporaries(folder: Path, shard: PlannedShard) -> None:
+def clear_temporaries(folder: AnyPath, shard: PlannedShard) -> None:
     """What a process left behind that was killed while it wrote."""
     for path in (tar_path(folder, shard.shard_id), sidecar_path(folder, shard.shard_id)):
         clear_stale(path)

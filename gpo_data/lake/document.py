@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from gpo_data.errors import UsageError
-from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.durable import write_atomic, write_once
+from gpo_data.lake.remote import AnyPath
 from gpo_data.recipe.checks import plain
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ else:
     D = TypeVar("D")
 
 
-def read_document(kind: type[D], path: Path, otherwise: str) -> D:
+def read_document(kind: type[D], path: AnyPath, otherwise: str) -> D:
     """The content. Raises FileNotFoundError, and UsageError for what is not one; `otherwise`: what to do then."""
     try:
         made = _adapter(kind).validate_json(path.read_bytes(), strict=True)
@@ -39,9 +39,10 @@ def read_document(kind: type[D], path: Path, otherwise: str) -> D:
     return cast(D, made)
 
 
-def write_document(document: DataclassInstance, path: Path) -> None:
+def write_document(document: DataclassInstance, path: AnyPath, once: bool = False) -> None:
+    """`once`: on an object store what another machine has put there stays."""
     content = {k: v for k, v in dataclasses.asdict(document).items() if v is not None}
-    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    (write_once if once else write_atomic)(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 """Files that are there whole or not at all: a temporary name in the folder, flush, fsync, rename, fsync of the folder.
 
+On an object store a file is one PUT, and `write_once` one that refuses to replace what another writer has put there;
+on a disk that writer is kept away by a lock (locks.py).
+
 A temporary is `<name>.<host>-<pid>.tmp`; what a process that is gone has left, the next writer of that file removes.
 """
 
@@ -14,15 +17,39 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, UsageError
+from gpo_data.lake.remote import AnyPath, RemotePath
 
 TEMPORARY = ".tmp"
 HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 
 
-def write_atomic(path: Path, *chunks: bytes) -> None:
+def write_atomic(path: AnyPath, *chunks: bytes) -> None:
     """A full disk leaves the old file or none. Raises RunError."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(b"".join(chunks))
+        return
     write_stream(path, lambda stream: stream.writelines(chunks))
+
+
+def write_once(path: AnyPath, *chunks: bytes) -> bool:
+    """`write_atomic` of a file that one writer makes; False where another one made another one. Raises RunError."""
+    if isinstance(path, RemotePath):
+        return path.create(b"".join(chunks))
+    write_atomic(path, *chunks)
+    return True
+
+
+def expect_new(folder: AnyPath) -> None:
+    """Raise UsageError where a dataset cannot begin: a tar there that nobody has committed may be any dataset's.
+
+    On a disk it is written over.
+    """
+    if isinstance(folder, RemotePath) and (left := next(folder.glob("shard-*.tar"), None)):
+        raise UsageError(
+            f"{folder}: no dataset.json here, but {left.name}, of a dataset that was here before: restore its "
+            f"dataset.json, remove its files, or draw under another --name"
+        )
 
 
 def write_stream(path: Path, fill: Callable[[BinaryIO], Path | None]) -> None:
@@ -45,7 +72,9 @@ def write_stream(path: Path, fill: Callable[[BinaryIO], Path | None]) -> None:
         ) from error
 
 
-def fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: AnyPath) -> None:
+    if isinstance(folder, RemotePath):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,14 +82,29 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def clear_stale(path: Path) -> None:
+def is_there(path: AnyPath) -> bool:
+    """Also where it is a link to nothing."""
+    return path.is_file() if isinstance(path, RemotePath) else os.path.lexists(path)
+
+
+def move(path: AnyPath, target: AnyPath) -> None:
+    """To another name of the same lake."""
+    if isinstance(path, RemotePath):
+        path.replace(target)
+    else:
+        path.replace(str(target))
+
+
+def clear_stale(path: AnyPath) -> None:
     """Remove temporaries of the file that processes of this machine, which are gone, have left."""
+    if isinstance(path, RemotePath):
+        return
     for temporary in path.parent.glob(f"{glob.escape(path.name)}.*{TEMPORARY}"):
         if is_stale(temporary):
             temporary.unlink(missing_ok=True)
 
 
-def is_stale(temporary: Path) -> bool:
+def is_stale(temporary: AnyPath) -> bool:
     """Whether the process in a temporary's name is one of this machine and gone."""
     host, _, pid = temporary.name.split(".")[-2].rpartition("-")
     if host not in ("", HOST):  # 0.1 wrote the pid alone

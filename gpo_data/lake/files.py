@@ -13,6 +13,8 @@ import duckdb
 import fsspec
 
 from gpo_data.errors import UsageError, few
+from gpo_data.lake.mirror import Mirror
+from gpo_data.lake.remote import place
 
 SHARDS = "shard-*.parquet"
 
@@ -46,6 +48,8 @@ class Files:
 
     def patterns(self, name: str) -> list[str]:
         """The same as DuckDB's patterns, which each fit some file."""
+        if isinstance(self.store, Mirror):
+            self.store.fetch(self.found(name))
         if self.names is None:
             return [f"{glob.escape(self.prefix)}/dataset=*/{name}"]
         have = {dataset_of(path) for path in self.found(name)}
@@ -80,17 +84,14 @@ def dataset_of(path: str) -> str:
 
 def open_lake(con: duckdb.DuckDBPyConnection | None, lake: str) -> Files:
     """The files of a lake; a connection learns to read them. Raises UsageError."""
-    if "://" not in lake:
-        folder = str(Path(lake).resolve())
+    where = place(lake)
+    if isinstance(where, Path):
+        folder = str(where.resolve())
         return Files(fsspec.filesystem("file"), folder, folder)
-    lake = lake.rstrip("/")
-    try:
-        store, folder = fsspec.core.url_to_fs(lake)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"lake: {lake}: {error}") from None
+    mirror = Mirror(where.url)
     if con is not None:
-        con.register_filesystem(store)
-    return Files(store, folder, f"{urlsplit(lake).scheme}://{folder.lstrip('/')}")
+        con.register_filesystem(mirror)
+    return Files(mirror, mirror.root, f"{urlsplit(where.url).scheme}://{mirror.root.lstrip('/')}")
 
 
 def require(lake: str, names: Sequence[str] = ()) -> None:

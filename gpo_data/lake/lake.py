@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Lake:
     """Args:
-    path: a folder, or to read only an fsspec URL.
+    path: a folder, or a URL of an object store.
     """
 
     path: str = "lake"

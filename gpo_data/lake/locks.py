@@ -1,4 +1,7 @@
-"""Locks of a dataset: `.stage/<name>.lock`, held by one process; the kernel frees them on a kill."""
+"""Locks of a dataset: `.stage/<name>.lock`, held by one process; the kernel frees them on a kill.
+
+They keep apart the processes of one machine, or of one file system. Machines that draw into one object store find each
+other at the commit, which the first one makes (durable.write_once)."""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from gpo_data.errors import RunError
+from gpo_data.lake.remote import AnyPath, stage_folder
 
 
-def claim(folder: Path, shard_id: int) -> AbstractContextManager[bool]:
+def claim(folder: AnyPath, shard_id: int) -> AbstractContextManager[bool]:
     """Hold a shard for this process: gives False where another process draws, measures or repairs it."""
-    return held(folder / ".stage" / f"shard-{shard_id:06d}.lock")
+    return held(stage_folder(folder) / f"shard-{shard_id:06d}.lock")
 
 
 @contextmanager

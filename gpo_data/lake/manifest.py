@@ -21,8 +21,9 @@ from gpo_data.errors import FAILING, RunError, UsageError
 from gpo_data.evaluators import function
 from gpo_data.generation.plan import PlannedShard, prompts_digest, prompts_digests
 from gpo_data.lake.document import read_document, write_document
-from gpo_data.lake.durable import clear_stale
+from gpo_data.lake.durable import clear_stale, expect_new
 from gpo_data.lake.locks import held
+from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
 
@@ -78,14 +79,15 @@ def with_dtype(recipe: Recipe, dtype: hardware.Dtype) -> Recipe:
 
 
 def drawn_in(lake: str, name: str) -> str | None:
-    """The precision that a dataset was drawn in; None where there is no such dataset (or it is not on this machine)."""
-    if "://" in lake or not (dataset_folder(lake, name) / "dataset.json").is_file():
+    """The precision that a dataset was drawn in; None where there is no such dataset."""
+    folder = dataset_folder(lake, name)
+    if not (folder / "dataset.json").is_file():
         return None
-    dtype = read_manifest(dataset_folder(lake, name)).fields.get("sampler.dtype")
+    dtype = read_manifest(folder).fields.get("sampler.dtype")
     return None if dtype is None else str(dtype)
 
 
-def imported(folder: Path) -> bool:
+def imported(folder: AnyPath) -> bool:
     """Whether a dataset of this machine holds pictures that no model drew; their seeds are names."""
     return (folder / "dataset.json").is_file() and "imported" in read_manifest(folder).fields
 
@@ -133,30 +135,27 @@ def open_dataset(
     fields: dict[str, Any],
     watched: dict[str, list[str]] | None = None,
     shards: Sequence[PlannedShard] = (),
-) -> Path:
+) -> AnyPath:
     """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
 
     Args:
         watched: the columns of each of the recipe's watchers.
         shards: what is planned; a dataset that has the first of these prompts grows.
     """
-    if "://" in recipe.lake:
-        raise UsageError(
-            f"lake: {recipe.lake} is a URL, which can be read and queried but not drawn into; "
-            f"draw into a local folder and copy it there"
-        )
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = folder / "dataset.json"
+    stage = stage_folder(folder)
     try:
-        (folder / ".stage").mkdir(parents=True, exist_ok=True)
+        stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         kind = RunError if error.errno in FAILING else UsageError
-        raise kind(f"lake: cannot make the folder {folder}: {error.strerror}") from None
+        raise kind(f"lake: cannot make the folder {stage.parent}: {error.strerror}") from None
     clear_stale(manifest)
     if not manifest.exists():
-        with held(folder / ".stage" / "dataset.lock", wait=True):
+        with held(stage / "dataset.lock", wait=True):
             if not manifest.exists():
+                expect_new(folder)
                 _write(manifest, recipe, fields, watched)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
@@ -184,10 +183,10 @@ def open_dataset(
 EXTENT = ("prompts_digest", "task.num_prompts", "task.prompts")
 
 
-def _grow(folder: Path, recipe: Recipe, shards: Sequence[PlannedShard]) -> None:
+def _grow(folder: AnyPath, recipe: Recipe, shards: Sequence[PlannedShard]) -> None:
     """Note that the dataset is to have these prompts, which begin with those that it has."""
     digests = prompts_digests(shards, recipe.task.kind)
-    with held(folder / ".stage" / "dataset.lock", wait=True):
+    with held(stage_folder(folder) / "dataset.lock", wait=True):
         found = read_manifest(folder)
         last = found.grown.prompts_digest if found.grown else found.fields.get("prompts_digest")
         if last in digests[:-1]:
@@ -198,7 +197,7 @@ def _grow(folder: Path, recipe: Recipe, shards: Sequence[PlannedShard]) -> None:
             write_document(made, folder / "dataset.json")
 
 
-def _write(path: Path, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:
+def _write(path: AnyPath, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:
     made = Manifest(
         name=recipe.name,
         fingerprint=fingerprint_of(fields),
@@ -209,10 +208,10 @@ def _write(path: Path, recipe: Recipe, fields: dict[str, Any], watched: dict[str
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         watched=watched or None,
     )
-    write_document(made, path)
+    write_document(made, path, once=True)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: AnyPath) -> Manifest:
     """The content of dataset.json. Raises UsageError where there is none or it is not one."""
     try:
         return read_document(Manifest, folder / "dataset.json", RESTORE)
@@ -220,7 +219,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
 
 
-def _refuse_difference(recipe: Recipe, folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
+def _refuse_difference(recipe: Recipe, folder: AnyPath, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     if differing:
         listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} in the recipe" for k in differing)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import sys
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 from gpo_data.errors import few
 from gpo_data.lake.damaged import can_be_read
 from gpo_data.lake.files import SHARDS, Files
-from gpo_data.lake.sidecar import CORE, footer_of, read_rows
+from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
 from gpo_data.lake.sql import listed, read_parquet
 from gpo_data.tasks import TASKS
 
@@ -33,7 +33,7 @@ def values_digest(table: pa.Table) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def problem_of_measures(path: Path, sidecar: Path) -> str | None:
+def problem_of_measures(path: AnyPath, sidecar: AnyPath) -> str | None:
     """Why a measures file of a shard does not count; None if it does, or if its shard is still to be drawn again.
 
     Raises RunError where the sidecar is none.
@@ -41,8 +41,9 @@ def problem_of_measures(path: Path, sidecar: Path) -> str | None:
     if not sidecar.exists():
         return None
     again = "`gpo-data verify RECIPE --repair` and `gpo-data measure RECIPE` make it again"
+    source = parquet_of(path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
         return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; {again}"

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
@@ -27,7 +28,12 @@ from torch import Tensor
 from gpo_data.errors import UsageError
 from gpo_data.group import Group
 from gpo_data.lake import catalog
+from gpo_data.lake.cache import Cache
 from gpo_data.lake.record import Record
+from gpo_data.lake.remote import RemotePath, place
+from gpo_data.lake.shard import dataset_folder
+
+AHEAD = 16  # groups on their way from an object store
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ class Place:
 class Reader(torch.utils.data.Dataset[TrainGroup]):
     """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
 
-    def __init__(self, lake: str, snapshot: pa.Table) -> None:
-        self.lake, self.places = lake, _places(lake, snapshot)
+    def __init__(self, lake: str, snapshot: pa.Table, cache: Cache | None = None) -> None:
+        self.lake, self.places, self.cache = lake, _places(lake, snapshot), cache
         self.digest = digest_of([snapshot])
 
     def __len__(self) -> int:
@@ -96,7 +102,7 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
 
     def __getitem__(self, index: int) -> TrainGroup:
         place = self.places[index]
-        groups = [part.record.group(self._files, images=False) for part in place.parts]
+        groups = [part.record.group(self.cache, images=False) for part in place.parts]
         for group, part in zip(groups, place.parts, strict=True):
             if not 0 <= min(part.members) <= max(part.members) < group.size:
                 raise part.record.damaged(f"expected members {part.members}, found {group.size} of them")
@@ -116,9 +122,26 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             lent=tuple(at > 0 for at, part in enumerate(place.parts) for _ in part.members),
         )
 
-    @cached_property
-    def _files(self) -> fsspec.AbstractFileSystem | None:
-        return fsspec.core.url_to_fs(self.lake)[0] if "://" in self.lake else None
+    def ahead(self, indexes: Iterable[int]) -> Iterator[TrainGroup]:
+        """The groups at these indexes in this order; from an object store some are on their way while one is used."""
+        if not self.remote:
+            yield from map(self.__getitem__, indexes)
+            return
+        left, waiting = iter(indexes), deque[Future[TrainGroup]]()
+        pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="read")
+        try:
+            waiting.extend(pool.submit(self.__getitem__, index) for index in itertools.islice(left, AHEAD))
+            while waiting:
+                group = waiting.popleft().result()
+                waiting.extend(pool.submit(self.__getitem__, index) for index in itertools.islice(left, 1))
+                yield group
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def remote(self) -> bool:
+        """Whether a group is a request to an object store."""
+        return isinstance(place(self.lake), RemotePath)
 
 
 def _rows(groups: Sequence[Group], parts: Sequence[Part]) -> Tensor:
@@ -160,7 +183,6 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
-    folder = lake.rstrip("/")
     by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.select([*catalog.SNAPSHOT, "advantage"]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
@@ -168,7 +190,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
     for (dataset, key), rows in by_group.items():
         records: dict[Record, list[int]] = {}
         for row in rows:
-            records.setdefault(Record.of(row, f"{folder}/dataset={dataset}"), []).append(row["member"])
+            records.setdefault(Record.of(row, dataset_folder(lake, dataset)), []).append(row["member"])
         places.append(
             Place(
                 key=f"{dataset}/{key}",
@@ -186,8 +208,7 @@ def diversity(lake: str, dataset: str) -> float:
     """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
     found = []
     reader = Reader(lake, catalog.snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True))
-    for index in range(len(reader)):
-        group = reader[index]
+    for group in reader.ahead(range(len(reader))):
         if len(group.members) > 1:
             found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
     return float(np.mean(found))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
+from gpo_data.lake.cache import Cache
+from gpo_data.lake.remote import AnyPath, RemotePath
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.parts import Damage, open_archive
 
@@ -26,7 +26,7 @@ PLACE = ("tar", "offset", "size", "crc32")  # the columns that make a record
 
 @dataclass(frozen=True)
 class Record:
-    """One group's place: `tar` is a path, or an fsspec path."""
+    """One group's place: `tar` is a path, or a URL."""
 
     tar: str
     offset: int
@@ -34,7 +34,7 @@ class Record:
     crc32: int
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], folder: Path | str) -> Record:
+    def of(cls, row: Mapping[str, Any], folder: AnyPath | str) -> Record:
         """The record of a sidecar's row, in the dataset's folder. Raises RunError."""
         tar, offset, size, crc32 = (row[name] for name in PLACE)
         if not isinstance(tar, str) or not re.fullmatch(r"shard-\d{6,}\.tar", tar):
@@ -43,27 +43,27 @@ class Record:
             raise RunError(f"{folder}/{tar}: a row says offset {offset}, size {size}, crc32 {crc32}; {REPAIR}")
         return cls(f"{folder}/{tar}", offset, size, crc32)
 
-    def group(self, files: fsspec.AbstractFileSystem | None = None, images: bool = True) -> Group:
+    def group(self, cache: Cache | None = None, images: bool = True) -> Group:
         """The group, checked. Raises RunError. `images=False` leaves the previews undecoded."""
         try:
-            return from_sample(self.read(files), images)
+            return from_sample(self.read(cache), images)
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 
-    def read(self, files: fsspec.AbstractFileSystem | None = None) -> dict[str, bytes]:
+    def read(self, cache: Cache | None = None) -> dict[str, bytes]:
         """The group's files by extension, as bytes. Raises RunError that names the shard and the repair.
 
-        `files`: where `tar` lies; None is this machine.
+        `cache`: keeps what was read from an object store.
         """
         try:
-            return open_archive(self.blocks(files))[1]
+            return open_archive(self.blocks(cache))[1]
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 
-    def blocks(self, files: fsspec.AbstractFileSystem | None = None) -> bytes:
+    def blocks(self, cache: Cache | None = None) -> bytes:
         """The record's bytes, checked by their crc32. Raises RunError."""
         try:
-            blocks = files.cat_file(self.tar, self.offset, self.offset + self.size) if files else self._pread()
+            blocks = self._range(cache) if "://" in self.tar else self._pread()
         except FileNotFoundError:
             raise RunError(
                 f"{self.tar}: no such file, though its rows are committed: moved, or removed by online.keep_last; "
@@ -79,6 +79,14 @@ class Record:
 
     def damaged(self, how: str) -> RunError:
         return RunError(f"{self.tar}: damaged at bytes {self.offset} to {self.offset + self.size}: {how}; {REPAIR}")
+
+    def _range(self, cache: Cache | None) -> bytes:
+        """From an object store: one request."""
+        tar, end = RemotePath(self.tar), self.offset + self.size
+        if cache is None:
+            return tar.read_range(self.offset, end)
+        key = f"{self.tar} {self.offset} {self.size} {self.crc32}"
+        return cache.get(key, lambda: tar.read_range(self.offset, end))
 
     def _pread(self) -> bytes:
         with Path(self.tar).open("rb") as stream:

@@ -8,16 +8,16 @@ committed anew since, stays.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from gpo_data.errors import RunError
-from gpo_data.lake.durable import TEMPORARY, fsync_folder
+from gpo_data.lake.durable import TEMPORARY, fsync_folder, is_there, move
 from gpo_data.lake.locks import claim
+from gpo_data.lake.remote import AnyPath, below
 from gpo_data.lake.shard import number_of
 from gpo_data.lake.verify import Report, stamp_of
 
 
-def repair(folder: Path, report: Report) -> int:
+def repair(folder: AnyPath, report: Report) -> int:
     """The number of files moved or removed. Raises RunError: another process has a shard, a file cannot be moved."""
     moved, busy = 0, []
     for path in dict.fromkeys(p for p, _ in report.problems):
@@ -41,15 +41,15 @@ def repair(folder: Path, report: Report) -> int:
     return moved
 
 
-def _quarantine(folder: Path, path: Path) -> int:
+def _quarantine(folder: AnyPath, path: AnyPath) -> int:
     moved = 0
     for file in (path.with_suffix(".parquet"), path.with_suffix(".tar")):  # the sidecar first: it is the commit
-        if os.path.lexists(file):
-            target = folder / ".quarantine" / file.relative_to(folder)
+        if is_there(file):
+            target = folder / ".quarantine" / below(file, folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 target = target.with_name(f"{target.name}-{os.getpid()}")
-            file.replace(target)
+            move(file, target)
             fsync_folder(file.parent)
             moved += 1
     return moved

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,65 +24,103 @@ import pyarrow.parquet as pq
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
-from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.durable import write_once
+from gpo_data.lake.remote import AnyPath, place
 from gpo_data.lake.sidecar import SCHEMA_VERSION, sidecar_schema
 from gpo_data.lake.stage import END, staged, staged_path
-from gpo_data.parts import open_archive
+from gpo_data.parts import Damage, open_archive
 
 
-def dataset_folder(lake: str | Path, name: str) -> Path:
-    return Path(lake) / f"dataset={name}"
+def dataset_folder(lake: str | Path, name: str) -> AnyPath:
+    """Raises UsageError where `lake` is no place of lakes."""
+    return place(lake) / f"dataset={name}"
 
 
-def tar_path(folder: Path, shard_id: int) -> Path:
+def tar_path(folder: AnyPath, shard_id: int) -> AnyPath:
     return folder / f"shard-{shard_id:06d}.tar"
 
 
-def sidecar_path(folder: Path, shard_id: int) -> Path:
+def sidecar_path(folder: AnyPath, shard_id: int) -> AnyPath:
     return folder / f"shard-{shard_id:06d}.parquet"
 
 
-def sidecars(folder: Path) -> list[Path]:
+def sidecars(folder: AnyPath) -> list[AnyPath]:
     """The sidecars of all committed shards, in their order."""
     return sorted(path for path in folder.glob("shard-*.parquet") if re.fullmatch(r"shard-\d{6,}", path.stem))
 
 
-def number_of(path: Path) -> int:
+def number_of(path: AnyPath) -> int:
     """Of a tar or a sidecar."""
     return int(path.stem.removeprefix("shard-"))
 
 
-def commit(folder: Path, shard_id: int, keys: list[str], columns: dict[str, pa.DataType], fingerprint: str) -> None:
-    """Pack the staged groups `keys` into a tar, then write the sidecar, then clear the stage. Raises RunError."""
-    tar = tar_path(folder, shard_id)
+def commit(folder: AnyPath, shard_id: int, keys: list[str], columns: dict[str, pa.DataType], fingerprint: str) -> bool:
+    """Pack the staged groups `keys` into a tar, then write the sidecar, then clear the stage. Raises RunError.
+
+    False where another machine has committed the shard first: on an object store nothing is written over.
+    """
     blocks = []
     for key in keys:
         block = staged(folder, key, fingerprint)
         if block is None:
             raise RunError(f"{staged_path(folder, key)}: lost or damaged before its commit; run the same command again")
         blocks.append(block)
+    tar, sidecar = tar_path(folder, shard_id), sidecar_path(folder, shard_id)
+    if not write_once(tar, *blocks, END):
+        blocks = _tar_of_another(tar, blocks)
+    mine = write_once(sidecar, sidecar_bytes(tar.name, blocks, columns, fingerprint))
+    if not tar.is_file():  # another machine took the shard back meanwhile, for its failed members
+        sidecar.unlink(missing_ok=True)
+        raise RunError(f"{tar}: taken away by another process before its commit; run the same command again")
+    for key in keys:
+        staged_path(folder, key).unlink(missing_ok=True)
+    return mine
+
+
+def sidecar_bytes(tar: str, blocks: list[bytes], columns: dict[str, pa.DataType], fingerprint: str) -> bytes:
+    """The sidecar of a tar of these samples."""
     rows, offset, group_size = [], 0, 0
     for block in blocks:
         group = from_sample(open_archive(block + END)[1], images=False)
-        place = {"tar": tar.name, "offset": offset, "size": len(block), "crc32": zlib.crc32(block)}
-        rows += [row | place for row in member_rows(group)]
+        where = {"tar": tar, "offset": offset, "size": len(block), "crc32": zlib.crc32(block)}
+        rows += [row | where for row in member_rows(group)]
         offset += len(block)
         group_size = group.size
     sha256 = hashlib.sha256()
     for block in [*blocks, END]:
         sha256.update(block)
-    write_atomic(tar, *blocks, END)
     footer = {
         "tar_sha256": sha256.hexdigest(),
         "tar_bytes": offset + len(END),
-        "groups": len(keys),
+        "groups": len(blocks),
         "group_size": group_size,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": fingerprint,
     }
-    write_atomic(sidecar_path(folder, shard_id), parquet_bytes(rows, sidecar_schema(columns), footer))
-    for key in keys:
-        staged_path(folder, key).unlink(missing_ok=True)
+    return parquet_bytes(rows, sidecar_schema(columns), footer)
+
+
+def _tar_of_another(tar: AnyPath, ours: list[bytes]) -> list[bytes]:
+    """The samples of a tar that another machine has put there, which stays: it may be about to commit it.
+
+    The same groups from the same seeds, in another machine's arithmetic. Raises RunError for anything else.
+    """
+    other = f"{tar}: expected the shard's groups there, found others; `gpo-data verify RECIPE --repair` takes them away"
+    content = tar.read_bytes()
+    blocks, starts = [], dict[str, int]()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for entry in archive:
+                starts.setdefault(entry.name.partition(".")[0], entry.offset)
+        ends = [*list(starts.values())[1:], len(content) - len(END)]
+        blocks = [content[start:end] for start, end in zip(starts.values(), ends, strict=True)]
+        for block, own in zip(blocks, ours, strict=True):
+            found, mine = (from_sample(open_archive(b + END)[1], images=False) for b in (block, own))
+            if (found.key, found.prompt, found.seeds) != (mine.key, mine.prompt, mine.seeds):
+                raise RunError(other)
+    except (tarfile.TarError, ValueError, Damage):
+        raise RunError(other) from None
+    return blocks
 
 
 def member_rows(group: Group) -> list[dict[str, Any]]:

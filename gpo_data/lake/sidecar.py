@@ -7,6 +7,7 @@ checksums checked, or an error of one line.
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import RunError
+from gpo_data.lake.remote import AnyPath, RemotePath
 
 SCHEMA_VERSION = 1
 FOOTER = ("tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint")
@@ -58,12 +60,23 @@ def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | Non
     return problem
 
 
-def read_rows(sidecar: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def parquet_of(path: AnyPath) -> IO[bytes] | Path:
+    """What pyarrow reads. Raises RunError where an object store does not give it."""
+    if not isinstance(path, RemotePath):
+        return path
+    try:
+        return io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+
+
+def read_rows(sidecar: AnyPath, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Rows of a sidecar, of these columns that it has. Raises RunError where it is none."""
-    if problem := problem_of(sidecar):
+    source = parquet_of(sidecar)
+    if problem := problem_of(source):
         raise RunError(f"{sidecar}: {problem}; {REPAIR}")
     try:
-        with pq.ParquetFile(sidecar, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             names = [n for n in columns if n in file.schema_arrow.names] if columns is not None else None
             rows: list[dict[str, Any]] = file.read(columns=names).to_pylist()
             return rows
@@ -71,15 +84,16 @@ def read_rows(sidecar: Path, columns: Sequence[str] | None = None) -> list[dict[
         raise RunError(f"{sidecar}: the sidecar cannot be read: {_words(error)}; {REPAIR}") from None
 
 
-def measured_columns(sidecar: Path) -> dict[str, pa.DataType]:
+def measured_columns(sidecar: AnyPath) -> dict[str, pa.DataType]:
     """The targets and measurements of a sidecar, with their types."""
-    return {field.name: field.type for field in pq.read_schema(sidecar) if field.name not in CORE.names}
+    return {field.name: field.type for field in pq.read_schema(parquet_of(sidecar)) if field.name not in CORE.names}
 
 
-def footer_of(path: Path) -> dict[str, str]:
+def footer_of(path: AnyPath) -> dict[str, str]:
     """A Parquet file's own key-value metadata. Raises RunError."""
+    source = parquet_of(path)
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(source).metadata or {}
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
     except Exception as error:
         raise RunError(f"{path}: cannot be read: {_words(error)}; {REPAIR}") from None

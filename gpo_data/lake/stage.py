@@ -1,5 +1,7 @@
 """The stage: finished groups of shards that are not committed yet, `.stage/<key>.sample`.
 
+Of a dataset on an object store the folder is one of this machine (remote.py).
+
     one block of 512 bytes   JSON {"key", "fingerprint", "crc32"}, padded with spaces
     the rest                 the sample's bytes as they will be in the tar
 
@@ -19,14 +21,15 @@ import webdataset as wds
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample, to_sample
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.parts import Damage, open_archive
 
 BLOCK = 512
 END = bytes(2 * BLOCK)  # a tar ends with two empty blocks
 
 
-def staged_path(folder: Path, key: str) -> Path:
-    return folder / ".stage" / f"{key}.sample"
+def staged_path(folder: AnyPath, key: str) -> Path:
+    return stage_folder(folder) / f"{key}.sample"
 
 
 def pack_sample(key: str, sample: dict[str, bytes]) -> bytes:
@@ -38,18 +41,18 @@ def pack_sample(key: str, sample: dict[str, bytes]) -> bytes:
     return buffer.getvalue()[:length]
 
 
-def stage(folder: Path, group: Group, fingerprint: str) -> None:
+def stage(folder: AnyPath, group: Group, fingerprint: str) -> None:
     """Keep a finished group until its shard is whole. Raises RunError."""
     stage_blocks(folder, group.key, pack_sample(group.key, to_sample(group)), fingerprint)
 
 
-def stage_blocks(folder: Path, key: str, blocks: bytes, fingerprint: str) -> None:
+def stage_blocks(folder: AnyPath, key: str, blocks: bytes, fingerprint: str) -> None:
     head = json.dumps({"key": key, "fingerprint": fingerprint, "crc32": zlib.crc32(blocks)}).encode()
     assert len(head) <= BLOCK
     write_atomic(staged_path(folder, key), head.ljust(BLOCK), blocks)
 
 
-def staged(folder: Path, key: str, fingerprint: str, seeds: list[int] | None = None) -> bytes | None:
+def staged(folder: AnyPath, key: str, fingerprint: str, seeds: list[int] | None = None) -> bytes | None:
     """The blocks of a staged group; None where it is not there, damaged, or not the group that is planned.
 
     Args:

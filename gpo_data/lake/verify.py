@@ -11,17 +11,17 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from gpo_data import status
-from gpo_data.errors import RunError, few
+from gpo_data.errors import RunError, StoreError, few
 from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.measures import problem_of_measures
 from gpo_data.lake.record import PLACE, Record
+from gpo_data.lake.remote import AnyPath, found
 from gpo_data.lake.shard import member_rows, sidecars
-from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, problem_of, read_rows
+from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, parquet_of, problem_of, read_rows
 from gpo_data.lake.stage import END
 
 Stamp = tuple[tuple[int, int] | None, ...]
@@ -35,53 +35,55 @@ class Report:
     groups: int = 0
     members: int = 0
     failed: int = 0
-    problems: list[tuple[Path, str]] = field(default_factory=list)
-    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of the files that have problems, as they were looked at
+    problems: list[tuple[AnyPath, str]] = field(default_factory=list)
+    stamps: dict[AnyPath, Stamp] = field(default_factory=dict)  # of the files with problems, as they were looked at
 
 
-def verify(folder: Path) -> Report:
+def verify(folder: AnyPath) -> Report:
     """Check every byte of the dataset in `folder`. Raises UsageError where dataset.json is none."""
-    report, fingerprint, seen = Report(), read_manifest(folder).fingerprint, dict[str, Path]()
+    report, fingerprint, seen = Report(), read_manifest(folder).fingerprint, dict[str, AnyPath]()
     for sidecar in sidecars(folder):
         report.shards += 1
         stamp = stamp_of(sidecar)
         try:
             for problem in _shard(sidecar, fingerprint, seen, report):
                 _note(report, sidecar, problem, stamp)
+        except StoreError:
+            raise
         except RunError as error:
             _note(report, sidecar, str(error), stamp)
-    for tar in sorted(folder.glob("shard-*.tar")):
+    for tar in found(folder, "shard-*.tar"):
         if not tar.with_suffix(".parquet").exists():
             _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
-    for path in sorted(folder.glob("measures/*@*/shard-*.parquet")):
+    for path in found(folder, "measures/*@*/shard-*.parquet"):
         if wrong := problem_of_measures(path, folder / path.name):
             _note(report, path, wrong)
-    for temporary in sorted(folder.rglob(f"*{TEMPORARY}")):
+    for temporary in found(folder, f"**/*{TEMPORARY}"):
         if is_stale(temporary):
             _note(report, temporary, "stale temporary of a process that is gone")
     return report
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: AnyPath) -> Stamp:
     """Changes when a shard is committed anew: size and time of its sidecar and tar."""
     files = (path.with_suffix(".parquet"), path.with_suffix(".tar"))
     return tuple((s.st_size, s.st_mtime_ns) if (s := _stat(file)) else None for file in files)
 
 
-def _stat(path: Path) -> Any:
+def _stat(path: AnyPath) -> Any:
     try:
         return path.stat()
     except OSError:
         return None
 
 
-def _note(report: Report, path: Path, problem: str, stamp: Stamp | None = None) -> None:
+def _note(report: Report, path: AnyPath, problem: str, stamp: Stamp | None = None) -> None:
     report.problems.append((path, problem))
     report.stamps[path] = stamp or stamp_of(path)
 
 
-def _shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Report) -> Iterator[str]:
-    if problem := problem_of(sidecar, whole=True):
+def _shard(sidecar: AnyPath, fingerprint: str, seen: dict[str, AnyPath], report: Report) -> Iterator[str]:
+    if problem := problem_of(parquet_of(sidecar), whole=True):
         yield problem
         return
     footer, rows = footer_of(sidecar), read_rows(sidecar)
@@ -119,7 +121,7 @@ def _shard(sidecar: Path, fingerprint: str, seen: dict[str, Path], report: Repor
         yield f"the rows end at byte {end} of {tar.name}, expected {int(footer['tar_bytes']) - len(END)}"
 
 
-def _bad_row(rows: list[dict[str, Any]], sidecar: Path, size: int) -> str | None:
+def _bad_row(rows: list[dict[str, Any]], sidecar: AnyPath, size: int) -> str | None:
     """The first row that cannot be one, whatever its tar says."""
     for row in rows:
         where = f"{row['group_key']} member {row['member']}"
@@ -136,27 +138,29 @@ def _bad_row(rows: list[dict[str, Any]], sidecar: Path, size: int) -> str | None
     return None
 
 
-def _tar(tar: Path, footer: dict[str, str]) -> str | None:
+def _tar(tar: AnyPath, footer: dict[str, str]) -> str | None:
     if not tar.is_file():
         return f"{tar.name} is {'a folder' if tar.is_dir() else 'missing'}"
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     try:
         if (length := tar.stat().st_size) != int(footer["tar_bytes"]):
             return f"{tar.name} has {length} bytes, expected {footer['tar_bytes']}"
         with tar.open("rb") as stream:
             while chunk := stream.read(2**22):
-                found.update(chunk)
+                sha256.update(chunk)
     except OSError as error:
         return f"{tar.name} cannot be read: {error.strerror}"
-    if found.hexdigest() != footer["tar_sha256"]:
-        return f"{tar.name} has sha256 {found.hexdigest()}, expected {footer['tar_sha256']}"
+    if sha256.hexdigest() != footer["tar_sha256"]:
+        return f"{tar.name} has sha256 {sha256.hexdigest()}, expected {footer['tar_sha256']}"
     return None
 
 
-def _group(key: str, rows: list[dict[str, Any]], tar: Path) -> Iterator[str]:
+def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath) -> Iterator[str]:
     """Opens every part; Parquet checksums its pages but not its footer, and what the tar says settles it."""
     try:
         group = Record.of(rows[0], tar.parent).group()
+    except StoreError:
+        raise
     except RunError as error:
         yield f"{key}: {error}"
         return

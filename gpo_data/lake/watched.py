@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,23 +20,26 @@ import pyarrow.parquet as pq
 from gpo_data.errors import UsageError
 from gpo_data.lake import locked
 from gpo_data.lake.manifest import Manifest
+from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.remote import found as found_in
+from gpo_data.lake.sidecar import parquet_of
 from gpo_data.recipe import EVALUATORS
 
 
-def watched_columns(folder: Path | None, manifest: Manifest | None, watchers: Sequence[str] = ()) -> list[str]:
+def watched_columns(folder: AnyPath, manifest: Manifest | None, watchers: Sequence[str] = ()) -> list[str]:
     """Columns of a dataset that are only watched, of its own watchers and of these.
 
     Args:
-        folder: the dataset's; None where it is not on this machine.
+        folder: the dataset's.
         watchers: names, as in a recipe.
     """
     stored = (manifest.watched if manifest else None) or {}
     found = [name for names in stored.values() for name in names]
     for watcher in watchers:
         found += declared(watcher)
-        for path in [] if folder is None else sorted(folder.glob(f"measures/{watcher.replace(':', '.')}@*/*.parquet")):
+        for path in found_in(folder, f"measures/{watcher.replace(':', '.')}@*/*.parquet"):
             try:
-                names = pq.read_schema(path).names
+                names = pq.read_schema(parquet_of(path)).names
             except (OSError, pa.ArrowException):
                 continue  # damaged: `gpo-data verify` says so
             found += [name for name in names if name not in ("group_key", "member")]

@@ -36,7 +36,8 @@ RENAMED = {
     "online.keep": "online.keep_last",
 }
 SHORT = {"workers": "ray.workers", "ray": "ray.address"}  # on the command line
-OPEN = ("train.trainer.", "http.urls.")  # what is under it is passed on to somebody else, who knows its keys
+# What is under it is passed on to somebody else, who knows its keys.
+OPEN = ("train.trainer.", "train.cache.", "http.urls.")
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Recipe:

@@ -29,7 +29,8 @@ class Recipe:
         revision: of a hub model.
         policy: folder with trained weights that go over the model's own: LoRA safetensors, or a denoiser's sub-folder,
             as `gpo-train fit` writes them to `runs/<run>/policy`.
-        lake: folder (reading: also an fsspec URL) that holds the datasets.
+        lake: what holds the datasets: a folder, or a URL such as s3://bucket/lake, gs://, az:// or hf://datasets/org/name
+            (read only); credentials are the environment's.
         seed: every random choice comes from it.
         group_size: members a group, G.
         groups_per_shard: groups in one tar.

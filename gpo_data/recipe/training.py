@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from gpo_data.lake.cache import bytes_of
 from gpo_data.recipe.checks import (
     Count,
     Decay,
@@ -118,7 +119,9 @@ class Train:
         compile: `torch.compile` the denoiser.
         gradient_checkpointing: less memory, more arithmetic.
         sft_reward: smallest reward that `sft` learns from.
-        workers: processes that read ahead; 0 reads in the training process.
+        workers: processes that read ahead; 0 reads in the training process. From an object store threads read ahead.
+        cache: `{folder: ~/cache, size: 50 GB}` keeps what was read from an object store on this machine, what was used
+            longest ago goes first; null keeps nothing.
         checkpoint_steps: optimiser steps between two checkpoints, besides the one at the end of an epoch.
         seed: of order, timesteps and noise; null takes the recipe's.
         datasets: glob over the lake's datasets to train on offline, in place of the recipe's own, such as
@@ -173,6 +176,7 @@ class Train:
     gradient_checkpointing: bool = False
     sft_reward: Number = 1.0
     workers: Workers = 0
+    cache: dict[str, str] | None = None
     checkpoint_steps: Count = 50
     seed: Seed | None = None
     datasets: PathText | None = None
@@ -221,6 +225,9 @@ class Train:
             bounds = self.timestep_range
             within = len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 1
             expect(within, "train.timestep_range", "[lowest, highest] with 0 <= lowest < highest <= 1", bounds)
+        if self.cache is not None:
+            expect(self.cache.keys() == {"folder", "size"}, "train.cache", "{folder: ..., size: 50 GB}", self.cache)
+            bytes_of("train.cache.size", self.cache["size"])
         for name, ours in OURS.items():
             expect(name not in self.trainer, f"train.trainer.{name}", ours, self.trainer.get(name))
         strategy = str(self.trainer.get("strategy", ""))

@@ -30,7 +30,7 @@ from gpo_data.generation.progress import Clock
 from gpo_data.lake.manifest import with_dtype
 from gpo_data.lake.reader import Reader, TrainGroup, batches, merge
 from gpo_data.recipe import Online, Recipe
-from gpo_train.data import snapshot_of
+from gpo_train.data import cache_of, snapshot_of
 from gpo_train.lightning_fixes import Average
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, history, prune
@@ -151,7 +151,7 @@ class OnlineRegeneration(Callback):
         if self.online.keep_last is not None and self.ranks.first:
             for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
-        return Reader(self.recipe.lake, merge(tables))
+        return Reader(self.recipe.lake, merge(tables), cache_of(self.recipe.train))
 
     def _reason_to_stop(self, number: int, groups: int) -> str | None:
         wanted = self.recipe.train.groups_per_step

@@ -227,8 +227,8 @@ def summarise(recipe: Recipe, name: str) -> Summary:
 
 def numbers_watched(recipe: Recipe, dataset: str, columns: dict[str, str]) -> list[str]:
     """The numbers among a dataset's columns that are only watched. `columns`: {name: DuckDB's type}."""
-    here = None if "://" in recipe.lake else dataset_folder(recipe.lake, dataset)
-    manifest = read_manifest(here) if here is not None else None
+    here = dataset_folder(recipe.lake, dataset)
+    manifest = read_manifest(here)
     found = watched_columns(here, manifest, recipe.watchers)
     return [name for name in found if columns.get(name, "").split("(")[0] in NUMBERS]
 

@@ -1,0 +1,1 @@
+"""Datasets handed to others: named snapshots, and a hub that holds them."""

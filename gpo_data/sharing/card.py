@@ -1,0 +1,126 @@
+"""A dataset's card: README.md at the root of a hub repository, which its viewer and `datasets` read as well.
+
+The head says that the sidecars are the table, a row a picture; a repository has one kind of table, and the tars, a
+row a group, are opened by their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
+
+from gpo_data.lake import catalog
+from gpo_data.lake.manifest import Manifest
+from gpo_data.lake.remote import AnyPath, found, place
+from gpo_data.lake.shard import sidecars
+from gpo_data.lake.sidecar import parquet_of
+
+PICTURE = "groups.png"
+MEANING = {
+    "group_key": "the group, a sample's key in the tar",
+    "prompt_id": "hash of the prompt",
+    "prompt": "the text",
+    "member": "0 to G - 1",
+    "seed": "of the picture's noise",
+    "reward": "as drawn; null where the member failed",
+    "status": "`ok`, or why there is nothing to learn from it",
+    "status_reason": "in words",
+    "tar": "the file that holds the group",
+    "offset": "where the group begins in it",
+    "size": "bytes of the group",
+    "crc32": "of these bytes",
+}
+BARS = 10
+
+
+def card(folder: AnyPath, manifest: Manifest, license: str, repo: str) -> str:
+    """Markdown. Raises UsageError where the sidecars cannot be read."""
+    name = str(manifest.name)
+    tags = ["group-preference-optimization", "webdataset", str(manifest.fields.get("task.kind", ""))]
+    head = DatasetCardData(
+        license=license,
+        task_categories=["text-to-image"],
+        tags=[tag for tag in tags if tag],
+        pretty_name=name,
+        configs=[
+            {"config_name": "members", "default": True, "data_files": "dataset=*/shard-*.parquet"},
+        ],
+    )
+    return f"---\n{head.to_yaml()}\n---\n\n{_body(folder, name, manifest, repo)}"
+
+
+def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str) -> str:
+    lake = str(folder.parent)
+    facts, bars = _facts(lake, name)
+    fields = manifest.fields
+    drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
+    columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
+    rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
+    tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in found(folder, "tags/*.json")) or "none"
+    return f"""# {name}
+
+{facts["groups"]} prompts, each drawn {fields.get("group_size")} times from different noise by `{fields.get("model")}`,
+and measured by {", ".join(manifest.measured.get("evaluators", []))}: {facts["members"]} pictures, {facts["failed"]} of
+which failed. Made for training by group preferences ([GPO](https://arxiv.org/abs/2505.11070)).
+
+![groups]({PICTURE})
+
+## How it was drawn
+
+- model `{fields.get("model")}`{f", revision `{fields['revision']}`" if fields.get("revision") else ""}, weights digest
+  `{fields.get("weights_digest")}`. The pictures are this model's: its licence holds for them too.
+- {", ".join(f"{k.removeprefix('sampler.')} {v}" for k, v in drawn.items())}
+- seed {fields.get("seed")}; fingerprint `{manifest.fingerprint}`; {manifest.created}
+- reward `{manifest.measured.get("reward")}`
+- tags: {tags} (`gpo-data verify RECIPE --tag NAME`)
+
+## Rewards
+
+Mean {facts["mean"]}, standard deviation inside groups {facts["std"]}; {facts["dead"]} of {facts["groups"]} groups have
+equal rewards and teach nothing.
+
+```
+{bars}
+```
+
+## Reading it
+
+```python
+from datasets import load_dataset
+members = load_dataset("{repo}", "members", split="train")             # a row a picture
+tars = "hf://datasets/{repo}/dataset=*/shard-*.tar"
+groups = load_dataset("webdataset", data_files=tars, split="train")   # a row a prompt: pictures, latents, embeddings
+```
+
+`lake: hf://datasets/{repo}` of a recipe reads it in place; `gpo-data pull RECIPE {repo}` copies it.
+
+| column | type | |
+|---|---|---|
+{rows}
+"""
+
+
+def _facts(lake: str, name: str) -> tuple[dict[str, Any], str]:
+    """(numbers of the dataset, the rewards as bars)."""
+    con = catalog.connect(str(place(lake)), name)
+    row = con.execute(
+        """SELECT count(*), sum(n + failed), sum(failed), avg(mean), avg(std), count(*) FILTER (dead)
+           FROM groups WHERE dataset = ?""",
+        [name],
+    ).fetchall()[0]
+    facts: dict[str, Any] = dict(zip(("groups", "members", "failed", "mean", "std", "dead"), row, strict=True))
+    facts |= {k: "-" if facts[k] is None else f"{facts[k]:.3f}" for k in ("mean", "std")}
+    rewards = con.execute(
+        "SELECT reward FROM members WHERE dataset = ? AND status = 'ok' AND isfinite(reward)", [name]
+    ).fetchnumpy()["reward"]
+    if not len(rewards):
+        return facts, "no rewards"
+    low, high = float(rewards.min()), float(rewards.max())
+    width = (high - low) / BARS or 1.0
+    counts = [0] * BARS
+    for reward in rewards:
+        counts[min(int((float(reward) - low) / width), BARS - 1)] += 1
+    bars = [f"{low + i * width:8.3f} {'#' * round(50 * count / max(counts))} {count}" for i, count in enumerate(counts)]
+    return facts, "\n".join(bars)

@@ -1,0 +1,131 @@
+"""`push` and `pull`: a dataset and a hub, through huggingface_hub, which resumes and sends nothing twice.
+
+    <repo>/README.md, groups.png           the card
+    <repo>/dataset=<name>/...              the dataset's folder as it is: a repository is a lake
+
+What always holds: a dataset is proved (`verify`) before it is sent and after it came; tars go and come before the
+sidecars, so that what is cut is a dataset that lacks shards. The token is the environment's (HF_TOKEN, or a login).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from gpo_data.audit.show import grid, load_groups
+from gpo_data.errors import RunError, UsageError, few
+from gpo_data.lake.durable import TEMPORARY
+from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.verify import verify
+from gpo_data.sharing.card import PICTURE, card
+
+IGNORED = [".stage/**", ".quarantine/**", "**/.*", f"**/*{TEMPORARY}", f"*{TEMPORARY}"]
+
+
+def push(folder: AnyPath, repo: str, license: str, private: bool = False, tag: str | None = None) -> str:
+    """Send a dataset; its URL. Raises UsageError, RunError.
+
+    Args:
+        tag: of the hub's repository, for what it holds now.
+    """
+    if not isinstance(folder, Path):
+        raise UsageError(f"lake: {folder}: expected a folder of this machine to push from; copy the dataset there")
+    manifest = read_manifest(folder)
+    _proved(folder, "`gpo-data verify RECIPE --repair` takes away what is damaged")
+    hub = HfApi()
+    with explained(repo), tempfile.TemporaryDirectory() as temporary:
+        made = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        text = card(folder, manifest, license, made.repo_id)
+        (Path(temporary) / "README.md").write_text(text, encoding="utf-8")
+        grid(load_groups(folder)).save(Path(temporary) / PICTURE)
+        for part in ("*.tar", None):  # the tars first
+            hub.upload_folder(
+                repo_id=made.repo_id,
+                repo_type="dataset",
+                folder_path=folder,
+                path_in_repo=folder.name,
+                allow_patterns=part,
+                ignore_patterns=IGNORED,
+                commit_message=f"{manifest.name}, fingerprint {manifest.fingerprint}",
+            )
+        hub.upload_folder(
+            repo_id=made.repo_id, repo_type="dataset", folder_path=temporary, commit_message=f"card of {manifest.name}"
+        )
+        if tag is not None:
+            hub.create_tag(made.repo_id, tag=tag, repo_type="dataset")
+    return str(made)
+
+
+def pull(folder: AnyPath, repo: str, revision: str | None = None) -> Path:
+    """Fetch the dataset of the folder's name; the folder. Raises UsageError, RunError."""
+    if not isinstance(folder, Path):
+        raise UsageError(f"lake: {folder}: expected a folder of this machine to pull to")
+    hub, name = HfApi(), folder.name
+    with explained(repo), tempfile.TemporaryDirectory() as temporary:
+        there = hub.list_repo_files(repo, repo_type="dataset", revision=revision)
+        if f"{name}/dataset.json" not in there:
+            known = sorted({path.split("/")[0].removeprefix("dataset=") for path in there if path[:8] == "dataset="})
+            raise UsageError(f"{repo}: no dataset {name.removeprefix('dataset=')} there; there are: {few(known)}")
+        if (folder / "dataset.json").is_file():
+            hub.hf_hub_download(
+                repo, f"{name}/dataset.json", repo_type="dataset", revision=revision, local_dir=temporary
+            )
+            theirs, ours = read_manifest(Path(temporary) / name).fingerprint, read_manifest(folder).fingerprint
+            if theirs != ours:
+                raise UsageError(
+                    f"{folder}: fingerprint {ours}, and {theirs} in {repo}: other pictures; pull into another --lake"
+                )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for wanted, unwanted in (([f"{name}/**"], ["*.parquet"]), ([f"{name}/**"], None)):  # the sidecars last
+            hub.snapshot_download(
+                repo,
+                repo_type="dataset",
+                revision=revision,
+                local_dir=folder.parent,
+                allow_patterns=wanted,
+                ignore_patterns=unwanted,
+            )
+    _proved(folder, "pull again; what is damaged here is fetched anew after `gpo-data verify RECIPE --repair`")
+    return folder
+
+
+def _proved(folder: Path, otherwise: str) -> None:
+    report = verify(folder)
+    if report.problems:
+        path, problem = report.problems[0]
+        raise RunError(f"{path}: {problem}; {len(report.problems)} problems in all; {otherwise}")
+    if not report.shards:
+        raise UsageError(f"{folder}: no committed shard; `gpo-data shards RECIPE` draws some")
+
+
+@contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """Inside, what a hub refuses becomes a UsageError or RunError of one line."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise UsageError(f"{repo}: expected ORGANISATION/NAME of a hub repository: {_words(error)}") from None
+    except (RepositoryNotFoundError, EntryNotFoundError) as error:
+        raise UsageError(
+            f"{repo}: no such repository, or the token may not see it (HF_TOKEN, `hf auth login`): {_words(error)}"
+        ) from None
+    except HfHubHTTPError as error:
+        raise RunError(f"{repo}: the hub refuses: {_words(error)}; the same command goes on from there") from None
+    except (UsageError, RunError):
+        raise
+    except Exception as error:
+        # The client has its HTTP library's errors, and wraps what an upload's thread raised.
+        if not isinstance(error, OSError | RuntimeError) and not type(error).__module__.startswith("httpx"):
+            raise
+        told = _words(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise RunError(f"{repo}: the hub does not answer: {told}; the same command goes on from there") from None
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,95 @@
+"""The verb `push`: a run's policy to a hub, with a model card that holds its eval.json.
+
+    <repo>/README.md                              the card
+    <repo>/pytorch_lora_weights.safetensors, or <denoiser>/...      as policy/ has them
+    <repo>/eval.json, eval.png                    where `gpo-train eval` has written them
+
+What always holds: a card's numbers are those of eval.json, with what they are of; without one it says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCardData
+
+from gpo_data import models
+from gpo_data.errors import UsageError
+from gpo_data.lake.document import read_document
+from gpo_data.sharing.hub import explained
+from gpo_train.evaluation.report import headline, rows_of
+from gpo_train.evaluation.result import Evaluation
+from gpo_train.run import Run
+
+EVALUATED = ("eval.json", "eval.png")
+
+
+def push(run: Run, repo: str, license: str, private: bool = False, tag: str | None = None) -> str:
+    """Its URL. Raises UsageError, RunError."""
+    manifest = run.manifest()
+    if not run.policy.is_dir():
+        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    hub = HfApi()
+    with explained(repo), tempfile.TemporaryDirectory() as temporary:
+        made = hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        out = Path(temporary)
+        (out / "README.md").write_text(card(run, license), encoding="utf-8")
+        for name in EVALUATED:
+            if (run.folder / name).is_file():
+                shutil.copy2(run.folder / name, out)
+        for folder in (run.policy, out):
+            hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"run {run.name}")
+        if tag is not None:
+            hub.create_tag(made.repo_id, tag=tag)
+    return str(made)
+
+
+def card(run: Run, license: str) -> str:
+    """Markdown."""
+    manifest = run.manifest()
+    recipe = manifest.recipe
+    lora = (run.policy / models.LORA_FILE).is_file()
+    base = str(recipe.get("model"))
+    head = ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base if "/" in base and not Path(base).exists() else None,
+        tags=["group-preference-optimization", *(["lora"] if lora else [])],
+    )
+    load = (
+        'pipe.load_lora_weights("THIS REPOSITORY")' if lora else "the denoiser's from_pretrained, subfolder= its folder"
+    )
+    train = recipe.get("train", {})
+    shown = ("objective", "loss", "tuning", "learning_rate", "epochs", "groups_per_step", "beta")
+    settings = ", ".join(f"{key} {train[key]}" for key in shown if key in train)
+    return f"""---
+{head.to_yaml()}
+---
+
+# {run.name}
+
+`{base}`, trained {manifest.mode} by group preferences ([GPO](https://arxiv.org/abs/2505.11070)) on the reward
+`{recipe.get("reward")}`: {"LoRA weights" if lora else "a whole denoiser"}. Open it with {load}.
+The base model's licence holds for it too.
+
+- weights digest of the base `{manifest.weights_digest}`
+- {settings}
+- {manifest.steps or "?"} steps; snapshot `{(manifest.snapshot or {}).get("digest", "drawn online")}`
+
+## Evaluation
+
+{_evaluation(run)}
+"""
+
+
+def _evaluation(run: Run) -> str:
+    try:
+        found = read_document(Evaluation, run.folder / "eval.json", "`gpo-train eval` makes it again")
+    except FileNotFoundError:
+        return "Not evaluated: `gpo-train eval` compares it with its base."
+    rows = "\n".join(f"| {what} | {base} | {policy} | {change} |" for what, base, policy, change in rows_of(found))
+    picture = "\n![base and policy from the same noise](eval.png)\n" if (run.folder / "eval.png").is_file() else ""
+    return f"{headline(found)}\n\n| | base | policy | difference |\n|---|---|---|---|\n{rows}\n{picture}"

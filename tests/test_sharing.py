@@ -1,0 +1,155 @@
+"""Tags, cards, and a hub over HTTP: pushed, pulled, read in place; what was pushed opens with other readers too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpo_data.errors import UsageError
+from gpo_data.lake.manifest import read_manifest
+from gpo_data.sharing.card import card
+from gpo_data.sharing.tag import differences, make_tag, read_tag
+from tests.parts.hub import Hub
+
+
+@pytest.fixture
+def dataset(here: Path) -> Path:
+    return here.parent / "lake" / "dataset=small"
+
+
+def test_a_tag_is_of_what_is_there(dataset, here, capsys):
+    from gpo_data.cli import main
+
+    made = make_tag(dataset, "v1")
+    assert len(made.files) == 3 and not differences(dataset, made) and make_tag(dataset, "v2").digest == made.digest
+    with pytest.raises(UsageError, match="taken"):
+        make_tag(dataset, "v1")
+    with pytest.raises(UsageError, match="expected 1 to 100"):
+        make_tag(dataset, "../v1")
+    with pytest.raises(UsageError, match="there are: v1, v2"):
+        read_tag(dataset, "v3")
+    assert main(["verify", str(here), "--tag", "v1"]) == 0
+    (dataset / "shard-000001.parquet").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(here), "--tag", "v1"]) == 1
+    assert "shard-000001.parquet is not there since tag v1" in " ".join(capsys.readouterr().out.split())
+    path = dataset / "tags" / "v1.json"
+    path.write_text(path.read_text().replace("shard-000000", "shard-000009"))
+    with pytest.raises(UsageError, match="not those of its digest"):
+        read_tag(dataset, "v1")
+
+
+def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
+    """The repository's folder with its card, as the hub's viewer, datasets and webdataset read it."""
+    import datasets
+    import webdataset as wds
+    import yaml
+
+    folder = tmp_path / "repository"
+    shutil.copytree(dataset, folder / dataset.name, ignore=shutil.ignore_patterns(".*"))
+    text = card(dataset, read_manifest(dataset), "apache-2.0", "org/words")
+    (folder / "README.md").write_text(text)
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["license"] == "apache-2.0" and [c["config_name"] for c in head["configs"]] == ["members"]
+    assert "6 prompts, each drawn 4 times" in text and "| `reward` | double |" in text and "####" in text
+    cache = str(tmp_path / "cache")
+    members = datasets.load_dataset(str(folder), "members", split="train", cache_dir=cache)
+    assert members.num_rows == 24 and {"group_key", "reward", "ocr_text"} <= set(members.column_names)
+    tars = str(folder / "dataset=*" / "shard-*.tar")
+    groups = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=cache)
+    assert groups.num_rows == 6 and {"00.png", "group.json", "latents.safetensors"} <= set(groups.column_names)
+    tars = sorted(str(path) for path in folder.glob("dataset=*/*.tar"))
+    samples = list(wds.WebDataset(tars, shardshuffle=False))
+    assert [one["__key__"] for one in samples] == sorted(set(members["group_key"]))
+
+
+STEPS = """
+import json, sys
+from gpo_data.cli import main as data
+from gpo_train.cli import main as train
+steps = json.load(sys.stdin)
+print(json.dumps([train(step[1:]) if step[0] == "train" else data(step) for step in steps]))
+"""
+
+
+def run(hub: Hub, folder: Path, *steps: list[str]) -> tuple[list[int], str]:
+    """Verbs in a process of their own (huggingface_hub reads HF_ENDPOINT when it is imported): (exit codes, output)."""
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
+    env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    env |= {"HF_HUB_DISABLE_XET": "1", "GPO_SCRATCH": str(folder / "scratch"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", STEPS], input=json.dumps(steps), text=True, capture_output=True, env=env, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1]), ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_push_pull_and_read_in_place(dataset, here, tmp_path):
+    make_tag(dataset, "v1")
+    recipe, other = str(here), str(tmp_path / "other")
+    with Hub() as hub:
+        hub.fail = lambda method, path: method == "PUT" and hub.puts == 2  # the upload breaks in the middle
+        codes, told = run(hub, tmp_path, ["push", recipe, "org/words"])
+        assert codes == [1] and "the same command goes on from there" in told and "Traceback" not in told
+        assert hub.commits["datasets/org/words"] == [{}]
+        hub.fail = lambda method, path: False
+        codes, told = run(
+            hub,
+            tmp_path,
+            ["push", recipe, "org/words", "--license", "mit", "--tag", "v1"],
+            ["pull", recipe, "org/words", "--lake", other, "--revision", "v1"],
+            ["verify", recipe, "--lake", other, "--tag", "v1"],
+            [
+                "sql",
+                recipe,
+                "select count(*) as n from members",
+                "--lake",
+                "hf://datasets/org/words",
+                "--format",
+                "csv",
+            ],
+            ["verify", recipe, "--lake", "hf://datasets/org/words"],
+            ["pull", recipe, "org/words", "--lake", other, "--name", "nosuch"],
+            ["pull", recipe, "org/nowhere", "--lake", other],
+        )
+        assert codes == [0, 0, 0, 0, 0, 2, 2], told
+        assert "n\n24\n" in told and "there are: small" in told and "no such repository" in told
+        assert hub.puts == 7  # three tars, three sidecars, the picture of the card; nothing twice
+        files = hub.commits["datasets/org/words"][-1]
+        assert {"README.md", "groups.png", "dataset=small/dataset.json", "dataset=small/tags/v1.json"} <= files.keys()
+        assert not [name for name in files if ".stage" in name]
+    for path in dataset.glob("shard-*"):
+        assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_policy_is_pushed_with_its_card(dataset, here, tmp_path):
+    from rich.console import Console
+
+    from gpo_data import recipe
+    from gpo_train.fit import fit
+    from gpo_train.share import card
+
+    trained = fit(recipe.load(here), "there", Console(quiet=True))
+    assert "Not evaluated" in card(trained, "mit")
+    with Hub() as hub:
+        codes, told = run(
+            hub,
+            tmp_path,
+            ["train", "eval", str(here), "--run", "there"],
+            ["train", "push", str(here), "org/policy", "--run", "there", "--license", "mit"],
+        )
+        assert codes == [0, 0], told
+        files = hub.commits["models/org/policy"][-1]
+    text = files["README.md"].decode()
+    found = json.loads(files["eval.json"])
+    assert f"| {100 * found['base']['exact']:.1f}% |" in text and "license: mit" in text
+    weights = {path.name: path.read_bytes() for path in trained.policy.rglob("*.safetensors")}
+    assert {Path(name).name: content for name, content in files.items() if name.endswith(".safetensors")} == weights
