@@ -145,28 +145,28 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
         "2",
     ]
     whole = online(here, *extra, name="whole")
-    finish = Generator._finish
+    stage = Generator._stage
     drawn: list[str] = []
 
-    def noted(self: Any, planned: Any, *rest: Any) -> None:
-        finish(self, planned, *rest)
-        drawn.append(f"{self.folder.name}/{planned.key}")
+    def noted(self: Any, group: Any) -> None:
+        stage(self, group)
+        drawn.append(f"{self.folder.name}/{group.key}")
 
     for step in (1, 5):  # in the middle of the first iteration, and of a later one
         with killed_at(step), monkeypatch.context() as patch:
-            patch.setattr(Generator, "_finish", noted)
+            patch.setattr(Generator, "_stage", noted)
             online(here, *extra, name="broken")
 
-    def stopped(self: Any, planned: Any, *rest: Any) -> None:
-        noted(self, planned, *rest)
+    def stopped(self: Any, group: Any) -> None:
+        noted(self, group)
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "_finish", stopped)
+        patch.setattr(Generator, "_stage", stopped)
         with pytest.raises(Stopped):
             online(here, *extra, name="broken")
     with monkeypatch.context() as patch:
-        patch.setattr(Generator, "_finish", noted)
+        patch.setattr(Generator, "_stage", noted)
         broken = online(here, *extra, name="broken")
     assert len(drawn) == len(set(drawn)) == 12  # each group of three iterations once
     for i in range(3):
