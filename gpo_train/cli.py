@@ -58,10 +58,20 @@ def fit(recipe: Recipe, options: Options) -> int:
     return 0
 
 
-@command.verb(*one_run("offline"), name="eval", keys=("eval", "ray"))
+@command.verb(
+    *one_run("offline"),
+    argument("--base-only", action="store_true", help="no run: the recipe's model alone, into <runs>/<recipe>-base/"),
+    name="eval",
+    keys=("eval", "ray"),
+)
 def evaluate(recipe: Recipe, options: Options) -> None:
-    """compare a run's policy with its base on held-out prompts, same seeds"""
+    """compare a run's policy with its base on held-out prompts or a benchmark's file, same seeds"""
+    from gpo_train.evaluation.alone import evaluate_alone
     from gpo_train.evaluation.evaluate import evaluate
+
+    if options.base_only:
+        evaluate_alone(recipe, options.runs / f"{recipe.name}-base", console)
+        return
 
     evaluate(recipe, _run(recipe, options), console)
 

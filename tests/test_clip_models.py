@@ -18,7 +18,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from gpo_data import cli, recipe
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build
-from gpo_data.evaluators.clip_models import ClipEvaluator, licence_and_size
+from gpo_data.evaluators.clip_models import WEIGHTS, ClipEvaluator
+from gpo_data.evaluators.fetch import licence_and_size
 from gpo_data.generation.generate import draw
 from gpo_data.lake import manifest as dataset
 from gpo_data.recipe import Clip, Recipe
@@ -251,5 +252,5 @@ def test_licence_and_size_are_told_before_a_model_is_fetched():
     files = [("config.json", 4_000), ("model.safetensors", 1_710_540_580), ("pytorch_model.bin", 1_710_671_599)]
     siblings = [{"rfilename": name, "size": size} for name, size in files]
     answer = {"id": "somebody/clip", "private": False, "downloads": 1, "likes": 1, "tags": [], "siblings": siblings}
-    assert licence_and_size(ModelInfo(**answer, cardData={"license": "mit"})) == "licence mit, 1.7 GB"
-    assert licence_and_size(ModelInfo(**answer)) == "licence not stated, see its page, 1.7 GB"
+    assert licence_and_size(ModelInfo(**answer, cardData={"license": "mit"}), WEIGHTS) == "licence mit, 1.7 GB"
+    assert licence_and_size(ModelInfo(**answer), WEIGHTS) == "licence not stated, see its page, 1.7 GB"

@@ -130,3 +130,41 @@ def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     found = compare(made, made, made, (perfect, own), list("AABBCC"))
     assert found.difference.exact == -found.policy.failed / 24 < 0
     assert found.difference.ci95[0] < 0
+
+
+BENCH = [("red", "KITE", "short"), ("blue", "KITE", "short"), ("red", "OPEN", "short")]
+BENCH += [("red", "HARB", "long"), ("green", "MOUN", "long"), ("red", "SUMS", "long")]
+SMALL = ["--eval.prompts", "bench.csv", "--eval.group_size", "2"]
+
+
+def alone(here: Path) -> dict[str, Any]:
+    rows = [text_caption(color, word).replace('"', '""') + f'",{tag}' for color, word, tag in BENCH]
+    Path("bench.csv").write_text("prompt,length\n" + "".join(f'"{row}\n' for row in rows))
+    assert cli.main(["eval", str(here), "--base-only", *SMALL]) == 0
+    return json.loads(next(Path("runs").glob("*-base/eval.json")).read_text())
+
+
+def test_a_benchmark_is_drawn_whole_and_reported_by_its_tags(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = alone(here)
+    assert (found["prompts"], found["targets"], found["all"]["n"], found["file"]) == (6, 5, 12, "bench.csv")
+    tags = found["by_tag"]["length"]
+    assert {value: one["n"] for value, one in tags.items()} == {"short": 6, "long": 6}
+    low, high = found["all"]["exact95"]
+    assert 0 <= low <= found["all"]["exact"] <= high <= 1
+    rows = catalog.connect("lake").execute(
+        "SELECT length, avg(exact::int) FROM members WHERE dataset = ? GROUP BY 1", [found["dataset"]]
+    )
+    assert dict(rows.fetchall()) == pytest.approx({value: one["exact"] for value, one in tags.items()})
+    assert "all 6 prompts of bench.csv" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_on_a_benchmark_with_the_base_that_was_drawn(here: Path) -> None:
+    base = alone(here)
+    assert gpo_data.cli.main(["shards", str(here)]) == 0
+    train(here, name="run")
+    assert cli.main(["eval", str(here), "--run", "run", *SMALL]) == 0
+    found = json.loads(Path("runs/run/eval.json").read_text())
+    assert found["datasets"]["base"] == base["dataset"] and found["base"]["exact"] == base["all"]["exact"]
+    assert {value: one["n"] for value, one in found["by_tag"]["length"].items()} == {"short": 6, "long": 6}
+    assert "exact of length short (n=6)" in Path("runs/run/eval.html").read_text()

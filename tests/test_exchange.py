@@ -172,7 +172,7 @@ def test_a_folder_becomes_groups_that_everything_reads(recipe_file: Path, folder
     assert all(row["ocr_text"] == row["target"] for row in rows if row["target"] != "SKY")
     assert {row["imported_from"] for row in rows} == {*(f"{i}.png" for i in range(5)), "more/sky.jpg"}
     assert [footer_of(path)["group_size"] for path in sidecars(there)] == ["1", "2", "3"]
-    for verb in ("verify", "audit", "show"):
+    for verb in ("verify", "show"):
         assert cli.main([verb, str(recipe_file), "--name", "mine", "--model", "tiny"]) == 0
     again = [path.read_bytes() for path in sorted(there.glob("*.tar"))]
     capsys.readouterr()

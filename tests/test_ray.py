@@ -142,7 +142,7 @@ def cluster() -> Iterator[Callable[..., Nodes]]:
             command = [sys.executable, "-m", "tests.parts.cluster", *map(str, cores)]
             here = Path(__file__).parent.parent
             piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            environment = ENVIRONMENT | {"PYTHONPATH": str(here), "JUDGE_SECONDS": "1"}
+            environment = ENVIRONMENT | {"PYTHONPATH": f"{here}:{Path.cwd()}", "JUDGE_SECONDS": "1"}
             process: Any = stack.enter_context(subprocess.Popen(command, cwd=here, env=environment, **piped))
             stack.callback(process.wait, 60)
             stack.callback(process.stdin.close)
@@ -207,7 +207,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 def ended(processes: list[psutil.Process]) -> bool:
     assert processes
-    return not psutil.wait_procs(processes, timeout=30)[1]
+    return not psutil.wait_procs(processes, timeout=60)[1]
 
 
 @pytest.mark.slow

@@ -225,8 +225,10 @@ def test_a_disk_that_fails_is_a_clear_error(
 
 def test_a_terminal_that_goes_away_stops_as_sigterm_does() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
+        inherited = signal.signal(number, signal.SIG_DFL)  # `nohup` ignores SIGHUP, and then it stays ignored
         before = signal.getsignal(number)
         with generate._stop_on_signals(Console(quiet=True)) as stop:
             os.kill(os.getpid(), number)
             assert stop.wait(5)
         assert signal.getsignal(number) is before
+        signal.signal(number, inherited)

@@ -39,10 +39,7 @@ def test_prompts_are_distinct_seeded_and_grow(kind, grammar):
 def test_the_sides_of_the_split_share_no_target(kind, grammar):
     keys = {}
     for split in PARTS:
-        keys[split] = {
-            {"text": text, "count": count}[kind].key(p.target)
-            for p in prompts(kind=kind, grammar=grammar, num_prompts=9, split=split)
-        }
+        keys[split] = {TASKS[kind].key(p) for p in prompts(kind=kind, grammar=grammar, num_prompts=9, split=split)}
         assert {part_of(key) for key in keys[split]} == {split}
         assert {held_out(key) for key in keys[split]} == {split != "train"}
     assert len(set.union(*keys.values())) == sum(map(len, keys.values()))

@@ -81,7 +81,7 @@ def _row(image: np.ndarray, detections: list[dict[str, Any]], target: dict[str, 
     ground = border_color(image)
     things = []
     for detection in detections:
-        inside = color.seen(_cut(image, detection["box"]), ground)["color_seen"]
+        inside = color.seen(cut(image, detection["box"]), ground)["color_seen"]
         things.append(
             {
                 "class": detection["class"],
@@ -102,7 +102,7 @@ def _row(image: np.ndarray, detections: list[dict[str, Any]], target: dict[str, 
     }
 
 
-def _cut(image: np.ndarray, box: list[float]) -> np.ndarray:
+def cut(image: np.ndarray, box: list[float]) -> np.ndarray:
     """The box's pixels, at least one."""
     height, width = image.shape[:2]
     x0, y0 = min(max(0, math.floor(box[0])), width - 1), min(max(0, math.floor(box[1])), height - 1)

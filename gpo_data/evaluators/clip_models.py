@@ -22,11 +22,9 @@ from environments of their own (http.py).
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import importlib.metadata
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from PIL import Image
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError
+from gpo_data.evaluators.fetch import announce
 from gpo_data.evaluators.pool import Batch, Measure, Pool
 from gpo_data.recipe import Clip, Recipe
 
@@ -106,13 +105,12 @@ def find_model(setting: str, key: str) -> Path:
     """The folder of a CLIPModel and its processor: a folder, or a hub id (fetched if need be). Raises UsageError."""
     if Path(setting).is_dir() or setting.startswith((".", "/", "~")) or setting.count("/") != 1:
         return _complete(Path(setting).expanduser(), setting, key)
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
     try:  # one small file first, so that an unreachable hub is told within seconds
         hf_hub_download(setting, "config.json", etag_timeout=5)
         if not any(isinstance(try_to_load_from_cache(setting, one), str) for one in ("model.safetensors", WEIGHTS_BIN)):
-            info = HfApi().model_info(setting, files_metadata=True, timeout=5)
-            print(f"{key}: fetching {setting}: {licence_and_size(info)}", file=sys.stderr)
+            announce(key, setting, WEIGHTS)
         for weights in WEIGHTS:  # repositories have them in several formats, gigabytes each
             folder = Path(snapshot_download(setting, allow_patterns=["*.json", "*.txt", weights]))
             if list(folder.glob(weights)):
@@ -124,16 +122,6 @@ def find_model(setting: str, key: str) -> Path:
             f"or run `hf download {setting}` where the hub is reachable"
         ) from None
     return _complete(folder, setting, key)
-
-
-def licence_and_size(info: Any) -> str:
-    """What the hub's ModelInfo says of a model, before its weights are fetched."""
-    licence = (info.card_data or {}).get("license") or "not stated, see its page"
-    for pattern in WEIGHTS:
-        sizes = [one.size or 0 for one in info.siblings or [] if fnmatch.fnmatch(one.rfilename, pattern)]
-        if sizes:
-            return f"licence {licence}, {sum(sizes) / 1e9:.1f} GB"
-    return f"licence {licence}"
 
 
 def _complete(folder: Path, setting: str, key: str) -> Path:

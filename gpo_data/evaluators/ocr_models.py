@@ -18,10 +18,12 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
+from gpo_data.evaluators.fetch import announce
 
 FILES = ("inference.yml", "inference.onnx")
 # The folder's name says how wide a line is padded to, at a height of 48 pixels. Recognition of small pictures is
@@ -79,6 +81,8 @@ def _official(name: str, key: str) -> Path:
     try:
         from paddlex.inference.utils.official_models import official_models
 
+        with suppress(Exception):  # the models have other hosters than this hub
+            announce(key, f"PaddlePaddle/{name}_onnx", ["*.onnx"])
         logging.getLogger("paddlex").setLevel(logging.CRITICAL)  # its errors are in the message below
         found = Path(official_models.get_model_path(name, model_formats=["onnx"]))
     except Exception as error:  # every hoster fails in its own way, and the user needs the same thing

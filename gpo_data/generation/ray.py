@@ -225,6 +225,7 @@ class Workers:
 
     def _begin(self, cores: int) -> None:
         """A Ray of this process's own, without dashboard and statistics."""
+        os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: these processes are the command
         parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
         self._folder = tempfile.mkdtemp(prefix="gpo-ray-", dir=parent)
         try:
@@ -344,6 +345,7 @@ def join(address: str) -> None:
 def _quietly() -> Iterator[None]:
     """Ray says nothing, tells nobody, and leaves SIGTERM to its caller."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of all workers but the first that failed
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     before = signal.getsignal(signal.SIGTERM)
     yield

@@ -121,7 +121,7 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     if recipe.watchers:
         fields["watchers"] = list(recipe.watchers)
     for name in (*recipe.evaluators, *recipe.watchers):
-        section = "yolo" if name == "boxes" else name
+        section = "yolo" if name in ("boxes", "compose") else name
         if section in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, section))
             fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}

@@ -163,6 +163,13 @@ CREATE OR REPLACE MACRO word_precision(target, ocr_text) AS
 CREATE OR REPLACE MACRO count_exact(target_count, n_detected) AS
     CAST(target_count = n_detected AS DOUBLE);
 
+-- Of evaluator `compose`: 1 if all clauses of the prompt hold; and their share. Not comparable to GenEval's own scores.
+CREATE OR REPLACE MACRO geneval(clauses, clauses_right) AS
+    CAST(clauses_right = clauses AS DOUBLE);
+
+CREATE OR REPLACE MACRO clauses_held(clauses, clauses_right) AS
+    CASE WHEN clauses = 0 THEN 1.0::DOUBLE ELSE clauses_right::DOUBLE / clauses END;
+
 -- 1 if the class asked for is the one seen.
 CREATE OR REPLACE MACRO class_exact(target_class, class_seen) AS
     CAST(target_class = class_seen AS DOUBLE);

@@ -136,11 +136,17 @@ def _check_types(con: duckdb.DuckDBPyConnection, names: dict[str, str]) -> None:
 
 def _empty() -> pa.Schema:
     """Of an empty lake; a lake with shards has the columns that its sidecars have."""
-    from gpo_data.evaluators import boxes, color, image_stats, ocr, yolo  # with torch; few look at an empty lake
+    from gpo_data.evaluators import (  # with torch; few look at an empty lake
+        boxes,
+        color,
+        compose,
+        image_stats,
+        ocr,
+        yolo,
+    )
 
-    measured = {
-        name: type for module in (image_stats, ocr, yolo, color, boxes) for name, type in module.COLUMNS.items()
-    }
+    modules = (image_stats, ocr, yolo, color, boxes, compose)
+    measured = {name: type for module in modules for name, type in module.COLUMNS.items()}
     columns = sidecar_schema(TARGETS | measured)
     return pa.schema([pa.field("dataset", pa.string()), *columns, pa.field("filename", pa.string())])
 

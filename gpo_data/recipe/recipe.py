@@ -38,12 +38,13 @@ class Recipe:
         task: what to draw.
         sampler: how to draw.
         evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
-            `boxes` (colour and class of what `yolo` finds), `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, `vlm`, a
+            `boxes` (colour and class of what `yolo` finds), `compose` (GenEval's clauses),
+            `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, `vlm`, a
             name of `http.urls`, or a function of your own, `module:function`.
         watchers: evaluators that only watch: what they see is shown beside the reward by audit, watch and eval, and no
             reward may read it, so that a policy that games the reward shows.
         ocr: settings of `ocr`.
-        yolo: settings of `yolo` and of `boxes`, or just its weights.
+        yolo: settings of `yolo`, `boxes` and `compose`, or just its weights.
         clip_score: settings of `clip_score`, the fit of picture and prompt.
         pickscore: settings of `pickscore`, what people would pick.
         hpsv2: settings of `hpsv2`, the human preference score.
@@ -162,6 +163,7 @@ EVALUATORS = {
     "yolo": ("gpo_data.evaluators.yolo", "YoloEvaluator"),
     "color": ("gpo_data.evaluators.color", "ColorEvaluator"),
     "boxes": ("gpo_data.evaluators.boxes", "BoxesEvaluator"),
+    "compose": ("gpo_data.evaluators.compose", "ComposeEvaluator"),
     "clip_score": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
     "pickscore": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),
     "hpsv2": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),

@@ -29,7 +29,8 @@ class Task:
     """What to draw. Without `prompts` the task's own grammar writes them.
 
     Args:
-        kind: `text` (a word to draw), `count` (so many things of a class) or `align` (what the prompt says).
+        kind: `text` (a word to draw), `count` (so many things of a class), `compose` (several of
+            them, GenEval's lines) or `align` (what the prompt says).
         prompts: own prompts: a .txt, .csv, .tsv, .json, .jsonl, .ndjson or .parquet file, a folder of .txt files, or a
             `datasets` id or folder. Every column travels into the dataset. `gpo-data prompts RECIPE` shows what was
             understood.

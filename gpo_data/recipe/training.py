@@ -330,13 +330,14 @@ class Eval:
     Args:
         split: the part of the split that prompts are taken from: `heldout` to report, `validation` to choose settings.
             What the run was trained on is left out.
-        prompts: how many; fewer where the grammar has fewer.
+        prompts: how many; fewer where the grammar has fewer. Or a file, as `task.prompts` takes it: a benchmark, which
+            is drawn whole, with results by its own tags; its columns are those of `task:`.
         group_size: images a prompt, on the same seeds for both.
         seed: of prompts and noise.
     """
 
     split: Literal["heldout", "validation"] = "heldout"
-    prompts: Count = 256
+    prompts: Count | PathText = 256
     group_size: Count = 4
     seed: Seed = 1000
 

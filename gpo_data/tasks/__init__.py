@@ -5,9 +5,9 @@ its sentence (`align` alone has prompts without a target); fewer prompts than `t
 prompts of the same recipe begin with the same prompts, so that a dataset can grow.
 """
 
-from gpo_data.tasks import align, count, text
+from gpo_data.tasks import align, compose, count, text
 from gpo_data.tasks.base import TaskKind
 
 __all__ = ["TASKS", "TaskKind"]
 
-TASKS: dict[str, TaskKind] = {"text": text.TASK, "count": count.TASK, "align": align.TASK}
+TASKS: dict[str, TaskKind] = {"text": text.TASK, "count": count.TASK, "align": align.TASK, "compose": compose.TASK}

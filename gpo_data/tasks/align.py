@@ -58,7 +58,8 @@ PLACES = listed(
 def prompts(spec: Task, seed: int) -> list[Prompt]:
     """The recipe's prompts, distinct and in a fixed order. Raises UsageError."""
     if spec.prompts is not None:
-        found = sources.own_prompts(spec, lambda sentence: {}, lambda row: _from_row(row, spec))
+        read = [spec.target_column, spec.class_column]
+        found = sources.own_prompts(spec, lambda sentence: {}, lambda row: _from_row(row, spec), taken=read)
         return sources.take(found, spec)
     return count.prompts(spec, seed) if spec.grammar == "signs" else sources.take(_scenes(spec, seed), spec)
 

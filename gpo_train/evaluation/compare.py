@@ -42,10 +42,7 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
             run.name: Line(
                 line=line_of(run, runs),
                 points=points(recipe, run, chosen, every, console, workers),
-                split=recipe.eval.split,
-                prompts=len(chosen.keys),
-                targets=len(set(chosen.keys)),
-                left_out=chosen.left_out,
+                **vars(chosen.described()),
             )
             for run in runs
         }
@@ -135,7 +132,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
         base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console, workers=workers)
-        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen.keys)
+        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen)
         images = sum(one.images for one in summaries[:number])
         sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]
         if not made:
@@ -179,7 +176,7 @@ def curves(found: dict[str, Line], path: Path) -> Path:
         axes.plot(x, values.mean(0), marker="o", label=f"{line} ({len(same)} runs)")
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
     axes.set_xlabel("iterations of drawing and training")
-    part = report.NAMES[next(iter(found.values())).split]
+    part = report.part_of(next(iter(found.values())))
     axes.set_ylabel(f"exact on {part} prompts, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False)

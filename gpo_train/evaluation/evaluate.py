@@ -37,8 +37,9 @@ from gpo_data.lake.sql import identifier
 from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval
-from gpo_train.evaluation.prompts import choose
+from gpo_train.evaluation.prompts import EvalPrompts, choose
 from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side, Target
+from gpo_train.evaluation.tags import by_tag
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import numbers_watched
 from gpo_train.run import Run, settle
@@ -61,15 +62,12 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
             console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
             draw(side, console, workers=workers)
     sides = members(recipe, base, policy)
-    compared = compare(recipe, base, policy, sides, chosen.keys)
+    compared = compare(recipe, base, policy, sides, chosen)
     found = Evaluation(
         run=run.name,
         mode=manifest.mode,
         train_seconds=manifest.train_seconds,
-        split=recipe.eval.split,
-        prompts=len(chosen.keys),
-        targets=len(set(chosen.keys)),
-        left_out=chosen.left_out,
+        **vars(chosen.described()),
         **vars(compared),
     )
     write_document(found, run.folder / "eval.json")
@@ -81,25 +79,32 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     return found
 
 
-def eval_recipes(recipe: Recipe, task: Task, name: str, weights: Path) -> tuple[Recipe, Recipe]:
+def eval_recipes(recipe: Recipe, task: Task, name: str, weights: Path, alone: bool = False) -> tuple[Recipe, Recipe]:
     """The recipes of base and policy: `eval.prompts` x `eval.group_size` pictures also where prompts are few.
+
+    Of a file every prompt has `eval.group_size`.
 
     Args:
         task: the prompts (prompts.py).
         name: what the policy's dataset is called after.
         weights: the policy's folder.
+        alone: there is none; both are the base.
     """
     settings = recipe.eval
     prompts = len(TASKS[task.kind].prompts(task, settings.seed))
+    wanted = (prompts if isinstance(settings.prompts, str) else settings.prompts) * settings.group_size
     base = dataclasses.replace(
         recipe,
         task=task,
-        group_size=max(2, -(-settings.prompts * settings.group_size // prompts)),
+        group_size=max(2, -(-wanted // prompts)),
         seed=settings.seed,
         where=None,
         policy=recipe.policy,
         **NO_TRAINING,
     )
+    if alone:
+        named = _named(base, f"{recipe.name}-eval")
+        return named, named
     policy = dataclasses.replace(base, policy=str(weights))
     return _named(base, f"{recipe.name}-eval"), _named(policy, f"{name}-eval")
 
@@ -146,13 +151,13 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
 
 def compare(
-    recipe: Recipe, base: Recipe, policy: Recipe, sides: tuple[Members, Members], keys: list[str]
+    recipe: Recipe, base: Recipe, policy: Recipe, sides: tuple[Members, Members], chosen: EvalPrompts
 ) -> Comparison:
     """The sides against each other.
 
     Args:
         sides: what `members` gives.
-        keys: the content key of each prompt.
+        chosen: what was drawn.
     """
     pairs = sorted(sides[0].keys() & sides[1].keys())  # all of them: one that failed has its row too
 
@@ -160,8 +165,8 @@ def compare(
         values = [sides[side][pair][name] for pair in pairs]
         return np.array([np.nan if value is None else value for value in values], dtype=float)
 
-    key_of = {group.key: keys[i] for i, group in enumerate(g for shard in plan(base) for g in shard.groups)}
-    clusters = np.array([key_of[group] for group, _ in pairs])
+    prompts = prompt_of(base, [group for group, _ in pairs])
+    clusters = np.array([chosen.keys[index] for index in prompts])
     difference = column(1, "exact") - column(0, "exact")
     levels = column(0, "level").astype(int)
     scores = list(TASKS[recipe.task.kind].scores)
@@ -176,6 +181,13 @@ def compare(
             statistics=means,
         )
 
+    def level(these: np.ndarray) -> Level:
+        return Level(
+            n=int(these.sum()),
+            base=_mean(column(0, "exact")[these]),
+            policy=_mean(column(1, "exact")[these]),
+        )
+
     before, after = side(0), side(1)
     return Comparison(
         n=len(pairs),
@@ -187,20 +199,20 @@ def compare(
             lenient=_mean(column(1, "lenient") - column(0, "lenient")),
         ),
         diversity_ratio=after.diversity / before.diversity,
-        by_level={
-            str(level): Level(
-                n=int((levels == level).sum()),
-                base=_mean(column(0, "exact")[levels == level]),
-                policy=_mean(column(1, "exact")[levels == level]),
-            )
-            for level in np.unique(levels)
-        },
+        by_level={str(number): level(levels == number) for number in np.unique(levels)},
+        by_tag=by_tag(chosen.tags, prompts, level),
         by_target={
             str(key): Target(n=int((clusters == key).sum()), sum=float(difference[clusters == key].sum()))
             for key in np.unique(clusters)
         },
         datasets={"base": str(base.name), "policy": str(policy.name)},
     )
+
+
+def prompt_of(base: Recipe, groups: list[str]) -> np.ndarray:
+    """[n] the index of each group's prompt."""
+    index = {group.key: i for i, group in enumerate(g for shard in plan(base) for g in shard.groups)}
+    return np.array([index[group] for group in groups])
 
 
 def _mean(values: np.ndarray) -> float:

@@ -32,6 +32,9 @@ def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
     ]
     for level, one in found.by_level.items():
         rows.append(_share(f"  exact at {level} (n={one.n})", one.base, one.policy))
+    for column, tags in found.by_tag.items():
+        for tag, one in tags.items():
+            rows.append(_share(f"  exact of {column} {tag} (n={one.n})", one.base, one.policy))
     for name, score in base.scores.items():
         rows.append(_share(LABELS.get(name, name), score, policy.scores[name]))
     failed = policy.failed - base.failed
@@ -58,8 +61,15 @@ def headline(found: Evaluation) -> str:
     return f"{found.run}: {found.n} images each side, {prompts_of(found)}"
 
 
+def part_of(found: Prompts) -> str:
+    return Path(found.file).name if found.file is not None else NAMES[found.split]
+
+
 def prompts_of(found: Prompts) -> str:
     """Which prompts the figures are of, and how many."""
+    if found.file is not None:
+        known = f"; {found.trained_on} prompts have targets that were trained on" if found.trained_on else ""
+        return f"all {found.prompts} prompts of {part_of(found)}, {found.targets} targets, same seeds{known}"
     return (
         f"{found.prompts} {NAMES[found.split]} prompts of {found.targets} targets, same seeds; "
         f"{found.left_out} left out that were trained on"

@@ -10,16 +10,20 @@ class Prompts:
     """Which prompts the figures are of.
 
     Args:
-        split: part of the split that they are from.
+        split: part of the split that they are from, or `file`.
         prompts: how many.
         targets: how many different contents they have; what intervals are over.
         left_out: because their target was trained on.
+        file: that they are from, all of it.
+        trained_on: prompts of the file whose target was trained on.
     """
 
     split: str
     prompts: int
     targets: int
     left_out: int
+    file: str | None = None
+    trained_on: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Share exactly as asked among n pictures a side of one difficulty."""
+    """Share exactly as asked among n pictures a side of one difficulty or tag."""
 
     n: int
     base: float
@@ -81,6 +85,7 @@ class Comparison:
     diversity_ratio: float
     by_level: dict[str, Level]
     by_target: dict[str, Target]
+    by_tag: dict[str, dict[str, Level]] = field(default_factory=dict)
     datasets: dict[str, str]
 
 

@@ -1,0 +1,134 @@
+"""Task and evaluator `compose`: GenEval's clauses, on rendered scenes of two classes whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpo_data.errors import UsageError
+from gpo_data.evaluators.compose import ComposeEvaluator, relations
+from gpo_data.lake.rewards import score
+from gpo_data.recipe import Task, Yolo
+from gpo_data.tasks import TASKS, compose
+from gpo_data.tiny import render
+from gpo_data.tiny.words import COLORS, SHAPES
+
+LINES = [
+    {"tag": "single", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"},
+    {
+        "tag": "position",
+        "include": [{"class": "sink", "count": 1}, {"class": "tie", "count": 1, "position": ["above", 0]}],
+        "prompt": "a photo of a tie above a sink",
+    },
+    {
+        "tag": "counting",
+        "include": [{"class": "bus", "count": 2}],
+        "exclude": [{"class": "bus", "count": 3}],
+        "prompt": "a photo of two buses",
+    },
+]
+
+
+def prompts(path: Path) -> Any:
+    return TASKS["compose"].prompts(Task("compose", prompts=str(path), num_prompts=None, split="all"), 0)
+
+
+def test_lines_of_metadata_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "meta.jsonl"
+    path.write_text("\n".join(map(json.dumps, LINES)))
+    found = prompts(path)
+    assert [p.target["tag"] for p in found] == ["single", "position", "counting"]
+    assert [json.loads(p.target["include"]) for p in found] == [line["include"] for line in LINES]
+    assert json.loads(found[2].target["exclude"]) == LINES[2]["exclude"] and "exclude" not in found[0].target
+    assert compose.classes_of(found[1]) == {"sink", "tie"}
+    path.write_text(json.dumps(LINES[0] | {"include": [{"class": "cow", "count": 0}]}))
+    with pytest.raises(UsageError, match=r"meta\.jsonl:1: include: 0\.count: .*greater than or equal to 1"):
+        prompts(path)
+    path.write_text(json.dumps(LINES[0] | {"include": [{"class": "cow", "count": 1, "position": ["above", 0]}]}))
+    with pytest.raises(UsageError, match=r"include: 0\.position: expected the index of an earlier clause"):
+        prompts(path)
+
+
+def test_sentences_with_several_classes() -> None:
+    target = compose.from_sentence("three cats and two dogs on a couch")
+    assert json.loads(str(target["include"])) == [
+        {"class": "cat", "count": 3},
+        {"class": "dog", "count": 2},
+        {"class": "couch", "count": 1},
+    ]
+    assert json.loads(str(target["exclude"])) == [{"class": "cat", "count": 4}, {"class": "dog", "count": 3}]
+
+
+@pytest.mark.parametrize(
+    ("a", "wanted"),
+    [
+        ([0, 40, 10, 50], {"left of"}),
+        ([90, 40, 100, 50], {"right of"}),
+        ([45, 0, 55, 10], {"above"}),
+        ([45, 90, 55, 99], {"below"}),
+        ([46, 46, 54, 54], set()),
+        ([0, 0, 10, 10], {"left of", "above"}),
+    ],
+)
+def test_relations(a: list[float], wanted: set[str]) -> None:
+    assert relations(a, [45, 45, 55, 55]) == wanted
+
+
+def scene(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, str], bool]:
+    """(a picture of two classes, its target, whether all clauses hold): half of the targets are made wrong."""
+    one, other = rng.permutation(SHAPES)[:2]
+    colors = [str(c) for c in rng.permutation([c for c in COLORS if c not in ("black", "brown", "teal")])[:2]]
+    image = Image.new("RGB", (64, 64), render.BACKGROUNDS[rng.integers(len(render.BACKGROUNDS))])
+    relation = str(rng.choice(["left of", "right of", "above", "below"]))
+    first, second = (18.0, 32.0), (46.0, 32.0)  # the second thing is right of the first
+    if relation in ("left of", "above"):
+        first, second = second, first
+    places = [p if relation in ("left of", "right of") else (p[1], p[0]) for p in (first, second)]
+    for shape, color, place in zip((one, other), colors, places, strict=True):
+        x, y = (v + rng.uniform(-3, 3) for v in place)
+        left, top = math.floor(x), math.floor(y)
+        mask, _ = render._shape_mask(str(shape), 85, int(4 * (x - left)), int(4 * (y - top)))
+        image.paste(COLORS[color], (left - mask.width // 2, top - mask.height // 2), mask)
+    include = [
+        {"class": str(one), "count": 1, "color": colors[0]},
+        {"class": str(other), "count": 1, "color": colors[1], "position": [relation, 0]},
+    ]
+    exclude = [{"class": str(name), "count": 2} for name in (one, other)]
+    right = bool(rng.integers(2))
+    if not right:
+        match rng.integers(4):
+            case 0:
+                include[0]["color"], include[1]["color"] = colors[1], colors[0]
+            case 1:
+                opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+                include[1]["position"] = [opposite[relation], 0]
+            case 2:
+                include[0]["count"] = 2
+            case _:
+                exclude[1]["count"] = 1
+    return np.asarray(image), {"include": json.dumps(include), "exclude": json.dumps(exclude)}, right
+
+
+def test_scenes_of_two_classes_are_judged_right() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [scene(rng) for _ in range(200)]
+    evaluator = ComposeEvaluator(Yolo(weights="tiny", image_size=128))
+    found = evaluator.measure([image for image, *_ in scenes], [target for _, target, _ in scenes])
+    assert set(found[0]) == set(evaluator.columns)
+    rewards = score(found, "geneval(clauses, clauses_right)", evaluator.columns)
+    graded = score(found, "clauses_held(clauses, clauses_right)", evaluator.columns)
+    agree = [reward == float(right) for reward, (*_, right) in zip(rewards, scenes, strict=True)]
+    share = [
+        abs(g - (1.0 if right else 0.75)) < 1e-9 or (not right and abs(g - 0.5) < 1e-9)
+        for g, (*_, right) in zip(graded, scenes, strict=True)
+        if g is not None
+    ]
+    assert np.mean(agree) >= 0.95 and np.mean(share) >= 0.95
+    wrong = next(row for row, (*_, right) in zip(found, scenes, strict=True) if not right and row["clauses_wrong"])
+    assert "expected" in wrong["clauses_wrong"]
