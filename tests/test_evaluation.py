@@ -119,6 +119,7 @@ def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureF
 def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     """Beside a side where every picture is right, what one lacks to 100% is what failed."""
     from gpo_train.evaluation.evaluate import compare, members
+    from gpo_train.evaluation.prompts import EvalPrompts
 
     Path("flaky.py").write_text(FLAKY)
     options = ["--name", "flaky", "--evaluators", "[ocr, 'flaky:flaky']"]
@@ -127,7 +128,8 @@ def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     perfect, own = members(made, made, made)
     for one in (*perfect.values(), *(one for one in own.values() if not one["failed"])):
         one["exact"] = 1.0
-    found = compare(made, made, made, (perfect, own), list("AABBCC"))
+    chosen = EvalPrompts(made.task, keys=list("AABBCC"), left_out=0, part="train")
+    found = compare(made, made, made, (perfect, own), chosen)
     assert found.difference.exact == -found.policy.failed / 24 < 0
     assert found.difference.ci95[0] < 0
 
