@@ -2,7 +2,8 @@
 the file system.
 
 The process is forked from one that has imported everything, so that a try costs what the command does and no more.
-Two ranks are two such processes, as torchrun starts them, that find each other by gloo on loopback.
+Two ranks are two such processes, as torchrun starts them, that find each other by gloo on loopback. One is killed alone
+when they have met: before that it is the launcher, torchrun or Lightning, that ends the other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")
@@ -74,14 +76,18 @@ def run(
     logs = [log.with_name(f"{log.stem}-{rank}.txt") if rank else log for rank in range(ranks)]
     sys.stdout.flush()
     environments = _environments(ranks)
+    met = [log.with_name(f"met-{rank}") for rank in range(ranks)]
+    for path in met:
+        path.unlink(missing_ok=True)
     pids: list[int] = []
     for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
             os.environ |= environments[rank]
-            _child(command, logs[rank], counted, fault, rank)
+            _meeting(rank, met[rank])
+            _child(command, logs[rank], counted, fault if rank == 0 else None)
         pids.append(pid)
-    codes = _wait(pids, after, victim)
+    codes = _wait(pids, after, victim, met if victim is not None else [])
     calls = int(counted.read_text()) if counted.is_file() else 0
     output = "".join(path.read_text(errors="replace") for path in logs if path.is_file())
     code = None if None in codes else max(code for code in codes if code is not None)
@@ -99,8 +105,23 @@ def _environments(ranks: int) -> list[dict[str, str]]:
     return [shared | {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} for rank in range(ranks)]
 
 
-def _wait(pids: list[int], after: float | None, victim: int | None) -> list[int | None]:
-    """The code of each; None: killed as was wanted; HUNG: killed since it did not end when the other had."""
+def _meeting(rank: int, met: Path) -> None:
+    """Have this process be the rank, and make the file `met` when it is connected to the others."""
+    rank_zero_only.rank = rank  # read from the environment when it was imported
+    join = torch.distributed.init_process_group
+
+    def joined(*arguments: Any, **named: Any) -> None:
+        join(*arguments, **named)
+        met.touch()
+
+    torch.distributed.init_process_group = joined
+
+
+def _wait(pids: list[int], after: float | None, victim: int | None, met: list[Path]) -> list[int | None]:
+    """The code of each; None: killed as was wanted; HUNG: killed since it did not end when the other had.
+
+    No kill before the files `met` are there.
+    """
     codes: dict[int, int | None] = {}
     kill_at, give_up = math.inf if after is None else time.monotonic() + after, math.inf
     while len(codes) < len(pids):
@@ -110,7 +131,7 @@ def _wait(pids: list[int], after: float | None, victim: int | None) -> list[int 
                 code = os.waitstatus_to_exitcode(status)
                 codes[rank] = None if code == -signal.SIGKILL else abs(code)
         now = time.monotonic()
-        if now > kill_at:
+        if now > kill_at and all(path.exists() for path in met):
             kill_at = math.inf
             _kill([pid for rank, pid in enumerate(pids) if rank not in codes and victim in (None, rank)])
         elif codes and give_up == math.inf:
@@ -130,14 +151,13 @@ def _kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _child(command: Callable[[], int], log: Path, counted: Path, fault: Fault | None, rank: int) -> None:
+def _child(command: Callable[[], int], log: Path, counted: Path, fault: Fault | None) -> None:
     code, plain = 70, builtins.open
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        rank_zero_only.rank = rank  # read from the environment when it was imported
-        changes = _Changes(fault) if fault is not None and rank == 0 else None
+        changes = _Changes(fault) if fault is not None else None
         code = command()
         if changes is not None and changes.fault.at == 0:
             with plain(counted, "w") as stream:
