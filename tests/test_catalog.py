@@ -2,92 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import json
-from pathlib import Path
-from typing import ClassVar
 
 import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from fsspec import AbstractFileSystem
-from prompt_toolkit.application import create_app_session
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
 
-from gpo_data.errors import RunError, UsageError
-from gpo_data.generation.measure import measure
-from gpo_data.group import Group
+from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
-from gpo_data.lake import shell as query
-from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import measured
-from gpo_data.lake.shard import commit, tar_path
-from gpo_data.lake.sidecar import sidecar_schema
-from gpo_data.lake.stage import stage
-from gpo_data.prompt import Prompt
-from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
-
-MANIFEST = {"name": "x", "fingerprint": "f00d", "fields": {"seed": 0}, "measured": {}, "recipe": {}, "versions": {}}
-COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
-
-
-def rows_of(group: int, rewards: list[float | None], target: str = "AB") -> list[dict]:
-    return [
-        {
-            "group_key": f"text-{group:08d}",
-            "prompt_id": f"p{group}",
-            "prompt": f"prompt {group}",
-            "target": target,
-            "color": None,
-            "member": i,
-            "seed": 100 * group + i,
-            "ocr_text": "AB" if r == 1 else "AX",
-            "reward": r,
-            "status": "ok" if r is not None else "failed_evaluator",
-            "status_reason": None if r is not None else "no picture",
-            "tar": "shard-000000.tar",
-            "offset": 0,
-            "size": 10,
-            "crc32": 7,
-        }
-        for i, r in enumerate(rewards)
-    ]
-
-
-def write_shard(folder: str, shard: int, rows: list[dict], columns: dict | None = None, files=None) -> None:
-    footer = {"tar_sha256": "ab", "tar_bytes": "1024", "groups": "1", "group_size": "2", "schema_version": "1"}
-    schema = sidecar_schema(columns or COLUMNS).with_metadata(footer | {"fingerprint": "f00d"})
-    files = files or fsspec.filesystem("file")
-    files.makedirs(folder, exist_ok=True)
-    with files.open(f"{folder}/shard-{shard:06d}.parquet", "wb") as stream:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
-    with files.open(f"{folder}/dataset.json", "wb") as stream:
-        stream.write(json.dumps(MANIFEST | {"created": "t"}).encode())
-
-
-def write_measure(folder, measure: str, shard: int, rows: list[dict]) -> None:
-    (folder / "measures" / measure).mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"tar_sha256": "ab"})
-    pq.write_table(table, folder / "measures" / measure / f"shard-{shard:06d}.parquet")
-
-
-@pytest.fixture
-def lake(tmp_path):
-    write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 1.0]) + rows_of(1, [0.5, 0.5]))
-    write_shard(str(tmp_path / "dataset=a"), 1, rows_of(2, [0.0, None, 1.0, 0.5]))
-    return tmp_path
+from tests.parts.lake import drawn as drawn
+from tests.parts.lake import lake as lake
+from tests.parts.lake import rows_of, write_measure, write_shard
 
 
 def test_an_empty_or_missing_lake_has_typed_empty_views(tmp_path):
-    for lake in (tmp_path, tmp_path / "nowhere"):
-        con = catalog.connect(str(lake))
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        con = catalog.connect(str(folder))
         for view in catalog.VIEWS:
             assert con.execute(f"SELECT * FROM {view}").fetchall() == []
         assert con.execute("SELECT avg(reward), max(ocr_text) FROM members").fetchall() == [(None, None)]
@@ -376,187 +310,3 @@ def test_a_damaged_sidecar_is_named(lake):
     (lake / "dataset=a" / "shard-000001.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(UsageError, match="shard-000001.parquet.*verify"):
         catalog.connect(str(lake))
-
-
-def test_a_query_in_every_format(lake, capsys, tmp_path):
-    sql = "SELECT group_key, mean, [1.5, 'nan'::DOUBLE] AS nested, '[x]' AS markup FROM groups ORDER BY 1 LIMIT 1"
-    query.run(str(lake), sql)
-    shown = capsys.readouterr().out
-    assert "text-00000000" in shown and "[x]" in shown and "1 row" in shown
-    query.run(str(lake), sql, "csv")
-    assert capsys.readouterr().out == 'group_key,mean,nested,markup\ntext-00000000,0.5,"[1.5, null]",[x]\n'
-    query.run(str(lake), sql, "json")
-    assert json.loads(capsys.readouterr().out) == [
-        {"group_key": "text-00000000", "mean": 0.5, "nested": [1.5, None], "markup": "[x]"}
-    ]
-    query.run(str(lake), sql, "parquet", tmp_path / "out.parquet")
-    assert pq.read_table(tmp_path / "out.parquet")["mean"].to_pylist() == [0.5]
-    query.run(str(lake), "SELECT max(mean) AS m FROM groups", "csv", reward="text_exact(target, ocr_text)")
-    assert capsys.readouterr().out == "m\n0.5\n"
-    query.run(str(lake), "SELECT * FROM range(500)")
-    assert "300 more not shown" in capsys.readouterr().out
-
-
-def test_query_mistakes_are_one_line(lake, tmp_path):
-    for sql in ("SELECT nope FROM members", "SELEC 1", "SELECT * FROM member"):
-        with pytest.raises(UsageError, match="^query: .*; views: members, groups, shards, datasets$") as error:
-            query.run(str(lake), sql)
-        assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="--out FILE"):
-        query.run(str(lake), "SELECT 1", "parquet")
-    with pytest.raises(UsageError, match="--format"):
-        query.run(str(lake), "SELECT 1", "xml")
-    with pytest.raises(UsageError, match="--out .*nowhere"):
-        query.run(str(lake), "SELECT 1", "csv", tmp_path / "nowhere" / "x.csv")
-    with pytest.raises(UsageError, match="found nothing"):
-        query.run(str(lake), " ; ")
-
-
-def test_the_prompt_answers_keeps_history_and_survives_mistakes(lake, monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
-        keys.send_text("SELECT 40 + 2 AS answer\n.tables\nSELECT nope\n.what\n\n.quit\n")
-        query.prompt(str(lake))
-    shown = capsys.readouterr().out
-    assert "42" in shown and "members" in shown and "nope" in shown and "unknown command .what" in shown
-    assert "SELECT 40 + 2" in query.history_file().read_text()
-
-
-class Brightness:
-    """An evaluator that a user might add; raises on the members in `broken`."""
-
-    name, version = "brightness", "1 beta/2"
-    columns: ClassVar = {"brightness": pa.float64()}
-
-    def __init__(self) -> None:
-        self.broken: set[int] = set()
-        self.seen: list[int] = []
-
-    def measure(self, images: list[np.ndarray], targets: list[dict]) -> list[dict]:
-        self.seen += [int(image[0, 0, 0]) for image in images]
-        if self.broken & {int(image[0, 0, 0]) for image in images}:
-            raise ValueError("too dark")
-        return [
-            {"brightness": float(image.mean()) + len(target["target"])}
-            for image, target in zip(images, targets, strict=True)
-        ]
-
-
-@pytest.fixture
-def drawn(tmp_path):
-    """A dataset of 3 shards of 2 groups of 4 members; picture m of group g is uniformly 10 g + m; one has none."""
-    folder = tmp_path / "dataset=text-x"
-    (folder / ".stage").mkdir(parents=True)
-    for g in range(6):
-        lost = [g == 0 and m == 3 for m in range(4)]
-        group = Group(
-            key=f"text-{g:08d}",
-            prompt=Prompt(f"p{g}", f"prompt {g}", {"target": "AB"}),
-            seeds=[10 * g + m for m in range(4)],
-            latents=torch.zeros(4, 1, 2, 2),
-            conditioning={"prompt_embeds": torch.zeros(1, 2)},
-            images=[None if lost[m] else np.full((8, 8, 3), 10 * g + m, np.uint8) for m in range(4)],
-            statuses=["failed_evaluator" if x else "ok" for x in lost],
-            reasons=["no picture" if x else None for x in lost],
-            measurements=[{"ocr_text": "AB"}] * 4,
-            rewards=[None if x else 1.0 for x in lost],
-        )
-        stage(folder, group, "f00d")
-    columns = {"target": pa.string(), "ocr_text": pa.string()}
-    for shard in range(3):
-        commit(folder, shard, [f"text-{g:08d}" for g in (2 * shard, 2 * shard + 1)], columns, "f00d")
-    (folder / "dataset.json").write_text(json.dumps(MANIFEST))
-    return Recipe(name="text-x", lake=str(tmp_path), evaluators=["ocr"], reward="text_exact(target, ocr_text)")
-
-
-def test_a_new_evaluator_on_old_shards(drawn):
-    judge, folder = Brightness(), Path(drawn.lake) / "dataset=text-x"
-    before = {path.name: path.read_bytes() for path in folder.glob("shard-*")}
-    written = measure(drawn, [judge])
-    assert [p.parent.name + "/" + p.name for p in written] == [
-        f"brightness@1-beta-2/shard-{i:06d}.parquet" for i in range(3)
-    ]
-    assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == before
-    rows = catalog.connect(drawn.lake).execute("SELECT seed, brightness FROM members ORDER BY seed").fetchall()
-    assert rows == [(s, None if s == 3 else s + 2.0) for s in (10 * g + m for g in range(6) for m in range(4))]
-    judge.seen.clear()
-    assert measure(drawn, [judge]) == [] and not judge.seen
-    (folder / "measures" / "brightness@1-beta-2" / "shard-000001.parquet").write_bytes(b"damaged")
-    assert len(measure(drawn, [judge])) == 1 and judge.seen == [20, 21, 22, 23, 30, 31, 32, 33]
-    assert not list(folder.rglob("*.tmp"))
-
-
-def test_a_member_that_the_evaluator_raises_on_is_null_and_tried_again(drawn, capsys):
-    judge = Brightness()
-    judge.broken = {41}
-    measure(drawn, [judge])
-    assert (
-        "1 members failed" in (shown := capsys.readouterr().out) and "text-00000004 1: brightness: ValueError" in shown
-    )
-    count = "SELECT count(brightness) FROM members"
-    assert catalog.connect(drawn.lake).execute(count).fetchall() == [(22,)]
-    judge.broken = set()
-    assert [path.stem for path in measure(drawn, [judge])] == ["shard-000002"]
-    assert catalog.connect(drawn.lake).execute(count).fetchall() == [(23,)]
-
-
-def test_ctrl_c_keeps_what_is_measured(drawn, capsys):
-    class Impatient(Brightness):
-        def measure(self, images, targets):
-            if int(images[0][0, 0, 0]) == 30:
-                raise KeyboardInterrupt
-            return super().measure(images, targets)
-
-    with pytest.raises(KeyboardInterrupt):
-        measure(drawn, [Impatient()])
-    assert "1 of 3 shards measured are kept" in capsys.readouterr().out
-    judge = Brightness()
-    assert len(measure(drawn, [judge])) == 2 and min(judge.seen) == 20
-
-
-def test_measure_leaves_a_shard_that_another_process_has_and_refuses_damage(drawn, capsys):
-    folder = Path(drawn.lake) / "dataset=text-x"
-    with claim(folder, 1):
-        assert len(measure(drawn, [Brightness()])) == 2
-    assert "another process" in capsys.readouterr().out
-    tar = tar_path(folder, 1)
-    tar.write_bytes(tar.read_bytes()[:2000])
-    with pytest.raises(RunError, match="shard-000001.tar: damaged"):
-        measure(drawn, [Brightness()])
-
-
-def test_measure_mistakes(drawn):
-    with pytest.raises(UsageError, match="found 'orc'"):
-        measure(drawn, ["orc"])
-    with pytest.raises(UsageError, match="no dataset here"):
-        measure(dataclasses.replace(drawn, lake="memory://x"), [Brightness()])
-    with pytest.raises(UsageError, match="no dataset here"):
-        measure(dataclasses.replace(drawn, name="nope"), [Brightness()])
-
-
-def test_evaluators_by_name(drawn):
-    image_stats = measure(drawn, ["image_stats"])
-    assert len(image_stats) == 3 and image_stats[0].parent.name.startswith("image_stats@")
-    rows = catalog.connect(drawn.lake).execute("SELECT count(entropy), max(entropy), count(*) FROM members").fetchall()
-    assert rows == [(23, 0.0, 24)]  # flat pictures
-    # Without names: the recipe's evaluators, where the shards were not drawn with them and have no measures.
-    assert {path.parent.name.split("@")[0] for path in measure(drawn)} == {"ocr"}
-    assert measure(drawn) == []
-
-
-def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_settings_change(drawn, monkeypatch):
-    class Reader(Brightness):
-        name, columns = "ocr", {"ocr_text": pa.string()}
-
-        def measure(self, images, targets):
-            return [{"ocr_text": "again"}] * len(images)
-
-    monkeypatch.setattr("gpo_data.generation.measure.build", lambda recipe, alone: [Reader()])
-    recipe = dataclasses.replace(drawn, evaluators=["ocr"])
-    card = MANIFEST | {"measured": measured(recipe)}
-    (Path(drawn.lake) / "dataset=text-x" / "dataset.json").write_text(json.dumps(card))
-    assert measure(recipe) == []
-    changed = dataclasses.replace(recipe, ocr=dataclasses.replace(recipe.ocr, upscale=2.0))
-    assert len(measure(changed)) == 3
-    texts = "SELECT ocr_text, count(*) FROM members GROUP BY 1 ORDER BY 2"
-    assert catalog.connect(drawn.lake).execute(texts).fetchall() == [("AB", 1), ("again", 23)]  # one has no picture

@@ -24,7 +24,7 @@ from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import GroupLoader
 from gpo_train.snapshot import dataset_names
-from tests.test_catalog import rows_of, write_shard
+from tests.parts.lake import rows_of, write_shard
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from gpo_data.lake.repair import repair
 from gpo_data.lake.shard import parquet_bytes
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Recipe
-from tests.test_catalog import Brightness
-from tests.test_catalog import drawn as drawn
+from tests.parts.lake import Brightness
+from tests.parts.lake import drawn as drawn
 
 COUNT = "SELECT count(brightness) FROM members"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 
 from gpo_data import recipe
 from gpo_data.errors import UsageError
@@ -22,51 +19,15 @@ from gpo_data.generation.generate import draw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
-from gpo_data.recipe import Online
-from gpo_train import cli
 from gpo_train import fit as fit_module
-from gpo_train.evaluation.compare import tables
-from gpo_train.evaluation.result import Line, Point
 from gpo_train.fit import Stopped, fit
-from gpo_train.online.guards import reason_to_stop
-from gpo_train.online.iterations import Iteration, Summary, choose, history
-from gpo_train.run import Run, newest
+from gpo_train.online.iterations import Iteration, history
+from gpo_train.run import Run
 from gpo_train.settings import train_settings
-from tests.conftest import RECIPE, killed_at
+from tests.conftest import killed_at
+from tests.parts.online import here as here
+from tests.parts.online import losses, online, quiet, tars
 from tests.parts.training import equal, weights_of
-
-TRAIN = """
-train: {tuning: full, timesteps_per_image: 2, num_inner_epochs: 1, groups_per_step: 2, learning_rate: 1.0e-4,
-        precision: float32,
-        checkpoint_steps: 1, loggers: [csv], trainer: {enable_progress_bar: false}}
-online: {iterations: 3, grid_every: 0}
-"""
-
-
-def quiet() -> Console:
-    return Console(quiet=True)
-
-
-@pytest.fixture
-def here(tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe with a lake and runs/ of the test's own."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(model=random_sd3, lake="lake").replace("num_prompts: 6", "num_prompts: 4") + TRAIN)
-    return path
-
-
-def online(path: Path, *overrides: str, name: str = "a") -> Run:
-    return fit(recipe.load(path, overrides), name, quiet(), "online")
-
-
-def tars(name: str) -> list[bytes]:
-    return [p.read_bytes() for p in sorted(Path(f"lake/dataset={name}").glob("*.tar"))]
-
-
-def losses(run: Run) -> list[str]:
-    with (run.folder / "logs/csv/metrics.csv").open() as file:
-        return [row["loss"] for row in csv.DictReader(file) if row.get("loss")]
 
 
 def test_without_learning_it_writes_what_make_shards_writes(here: Path) -> None:
@@ -201,75 +162,6 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
     assert sizes == [(2,)]
 
 
-def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
-    made = recipe.load(here)
-    run = Path("runs/a")
-    first = choose(made, Online(prompt_selection="unmastered", prompts=2, pool=4), Iteration(run, 0))
-    assert first == choose(made, Online(prompts=2), Iteration(run, 0))
-    online(
-        here,
-        "--online.prompt_selection",
-        "unmastered",
-        "--online.prompts",
-        "2",
-        "--online.pool",
-        "4",
-        "--online.iterations",
-        "3",
-    )
-    con = catalog.connect("lake")
-    spread = dict(con.execute("SELECT prompt, std FROM groups WHERE dataset IN ('a-it0000', 'a-it0001')").fetchall())
-    third = {row[0] for row in con.execute("SELECT prompt FROM groups WHERE dataset = 'a-it0002'").fetchall()}
-    assert len(spread) == 4  # never drawn comes first
-    assert third == set(sorted(spread, key=lambda prompt: -spread[prompt])[:2])
-    same = choose(made, Online(prompt_selection="same"), Iteration(run, 3))
-    assert same == choose(made, Online(), Iteration(run, 0)) != choose(made, Online(), Iteration(run, 1))
-
-
-def test_prompts_that_end_come_round_again(here: Path) -> None:
-    made = recipe.load(here, ["--task.kind", "count"])
-    found = [choose(made, Online(prompts=70), Iteration(Path("runs/a"), i)) for i in range(2)]
-    assert len(set(p.text for p in found[0] + found[1])) < 140 and found[1][-1] in found[0]
-    with pytest.raises(UsageError, match="online.prompts: expected at most"):
-        choose(made, Online(prompts=1000), Iteration(Path("runs/a"), 0))
-
-
-def test_guards_stop_and_say_why(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = Summary(0, 4, 0, 16, reward=0.5, diversity=1.0, seconds={}, entropy=2.0, dark_fraction=0.001)
-    assert reason_to_stop([one, one], Online()) is None
-    later = dataclasses.replace(one, reward=0.4, diversity=0.5, entropy=1.0, dark_fraction=0.01, distance=0.2)
-    for rule, said in (
-        ({"stop_plateau": 1}, "of iteration 0"),
-        ({"stop_diversity": 0.6}, "0.50 of the first"),
-        ({"stop_drift": 0.3}, "entropy went from 2.000 to 1.000"),
-        ({"stop_distance": 0.1}, "0.2000 above"),
-    ):
-        assert said in str(reason_to_stop([one, later], Online(**rule)))  # type: ignore[arg-type]
-        assert reason_to_stop([one], Online(**rule)) is None  # type: ignore[arg-type]
-    arguments = ["fit", str(here), "--mode", "online", "--online.stop_diversity", "5"]
-    assert cli.main(arguments) == 0
-    assert "stopping: online.stop_diversity: 5" in capsys.readouterr().out
-    run = Run(Path("runs/small-online"))
-    assert (
-        run.manifest().state == "finished"
-        and run.manifest().steps == 0
-        and "diversity" in str(run.manifest().stopped_by)
-    )
-
-
-def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    online(here, "--online.keep_last", "1", "--online.grid_every", "2", name="small-online")
-    assert [len(list(dataset_folder("lake", f"small-online-it{i:04d}").glob("*.tar"))) for i in range(3)] == [0, 0, 2]
-    rows = catalog.connect("lake").execute("SELECT dataset, count(*) FROM members GROUP BY 1").fetchall()
-    assert sorted(n for _, n in rows) == [16, 16, 16]
-    run = Run(Path("runs/small-online"))
-    assert [(Iteration(run.folder, i).folder / "grid.png").is_file() for i in range(3)] == [True, False, True]
-    assert cli.main(["watch", str(here)]) == 0
-    assert "small-online" in capsys.readouterr().out and (run.folder / "watch.png").stat().st_size > 10_000
-    seconds = history(run.folder)[1].seconds
-    assert seconds["draw"] > seconds["write"] > 0 and seconds["train"] > 0 and seconds["catalog"] > 0
-
-
 def test_what_a_user_can_do_wrong(here: Path) -> None:
     with pytest.raises(UsageError, match=r"train.reference: stored: a base that never moves .* use `frozen`"):
         online(here, "--train.reference_update", "never")
@@ -320,41 +212,6 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)
 
 
-def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = ["--online.iterations", "2", "--train.learning_rate", "1e-3"]
-    online(here, *short, name="fresh")
-    online(here, *short, "--online.rollout_policy", "base", name="frozen")
-    small = ["--eval.prompts", "2", "--eval.group_size", "2"]
-    assert cli.main(["compare", str(here), "--run", "fresh", "frozen", *small]) == 0
-    found = json.loads(Path("runs/compare/compare.json").read_text())
-    assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
-    assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
-    assert {found["fresh"]["line"], found["frozen"]["line"]} == {
-        "online.rollout_policy policy",
-        "online.rollout_policy base",
-    }
-    assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
-    assert cli.main(["compare", str(here), "--run", "nothing"]) == 2
-
-    assert cli.main(["average", str(here), "--run", "fresh", "--last", "2"]) == 0
-    of = [load_file(next(Iteration(Path("runs/fresh"), i).policy.rglob("*.safetensors"))) for i in (0, 1)]
-    mean = weights_of(Run(Path("runs/fresh-mean2")))
-    moved = [name for name in mean if not torch.equal(of[0][name], of[1][name])]
-    assert moved and mean.keys() == of[0].keys()
-    for name in moved:
-        assert torch.equal(mean[name], ((of[0][name].double() + of[1][name].double()) / 2).to(mean[name].dtype))
-    assert cli.main(["eval", str(here), "--run", "fresh-mean2", *small]) == 0
-    assert newest("small", "online").name == "frozen"
-    capsys.readouterr()
-    for arguments, message in (
-        (["--run", "fresh", "--last", "2"], "is there already"),
-        (["--run", "fresh", "--last", "3"], "--last: expected 2 to 2"),
-        (["--run", "fresh-mean2", "--last", "2"], "expected an online run"),
-    ):
-        assert cli.main(["average", str(here), *arguments]) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
     here: Path, capsys: pytest.CaptureFixture[str], terminal: bool
@@ -372,33 +229,3 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
         steps = [line for line in lines if line.startswith("step ")]
         assert {"2/4", "4/4", "6/6"} <= {line.split()[1] for line in steps}
         assert [line for line in steps if "loss" not in line or "left 0:0" not in line] == []
-
-
-def test_seeds_of_a_line_are_summed_up() -> None:
-    def line(name: str, *differences: float) -> Line:
-        points = [
-            Point(
-                iteration=i,
-                images=8,
-                exact=0.5 + difference,
-                failed=0,
-                difference=difference,
-                ci95=[0.0, 0.1],
-                diversity_ratio=1.0,
-            )
-            for i, difference in enumerate(differences)
-        ]
-        return Line(line=name, points=points, split="heldout", prompts=2, targets=2, left_out=0)
-
-    found = {"a": line("x", 0.0, 0.1), "b": line("x", 0.0, 0.3, 0.4), "c": line("y", 0.0)}
-    runs, lines = tables(found)
-    assert runs.row_count == 6
-    assert [list(column.cells) for column in lines.columns] == [
-        ["x", "x"],
-        ["2", "2"],
-        ["0", "1"],
-        ["+0.0", "+20.0"],
-        ["+0.0", "+10.0"],
-        ["+0.0", "+30.0"],
-    ]
-    assert len(tables({"c": found["c"]})) == 1

@@ -61,6 +61,13 @@ def test_overrides_reach_into_what_a_section_holds(tmp_path: Path) -> None:
         load(tmp_path, GOOD + inner, "--train.trainer.devices", "[")
 
 
+def test_a_number_is_one_where_a_number_or_text_may_be(tmp_path: Path) -> None:
+    for override in (["--eval.prompts", "2"], ["--eval.prompts=2"]):
+        assert load(tmp_path, GOOD, *override).eval.prompts == 2
+    assert load(tmp_path, GOOD, "--eval.prompts", "2.jsonl").eval.prompts == "2.jsonl"
+    assert load(tmp_path, GOOD, "--task.target_column", "2").task.target_column == "2"
+
+
 def test_unknown_override_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"sampler\.gidance_scale.*did you mean 'sampler.guidance_scale'"):
         load(tmp_path, GOOD, "--sampler.gidance_scale", "2.5")

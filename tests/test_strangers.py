@@ -16,7 +16,7 @@ from gpo_data.audit import members as audit_members
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog, locked, rewards
 from gpo_data.lake.lake import Lake
-from tests.test_catalog import rows_of, write_shard
+from tests.parts.lake import rows_of, write_shard
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string()}

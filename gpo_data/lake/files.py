@@ -47,13 +47,17 @@ class Files:
         return list(self.store.glob(pattern))
 
     def patterns(self, name: str) -> list[str]:
-        """The same as DuckDB's patterns, which each fit some file."""
+        """The same as DuckDB's patterns, which each fit some file and are about to be read."""
         if isinstance(self.store, Mirror):
             self.store.fetch(self.found(name))
         if self.names is None:
-            return [f"{glob.escape(self.prefix)}/dataset=*/{name}"]
+            return [self.everywhere(name)]
         have = {dataset_of(path) for path in self.found(name)}
         return [f"{glob.escape(self.prefix)}/dataset={glob.escape(one)}/{name}" for one in self.names if one in have]
+
+    def everywhere(self, name: str) -> str:
+        """DuckDB's pattern of the files of that name in all datasets."""
+        return f"{glob.escape(self.prefix)}/dataset=*/{name}"
 
     def exact(self, paths: Sequence[str]) -> list[str]:
         """DuckDB's patterns that fit these paths of `found` alone."""

@@ -61,7 +61,7 @@ def create(
     asked = files.of(datasets) if datasets is not None else files
     con.execute(f"""
         CREATE OR REPLACE VIEW present AS
-        SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.patterns(SHARDS)[0])})""")
+        SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.everywhere(SHARDS))})""")
     try:
         if whole:
             asked = leave_out(asked, whole)

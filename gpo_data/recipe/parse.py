@@ -128,11 +128,11 @@ def _override(content: dict[str, Any], arguments: list[str]) -> None:
 
 
 def _value(key: str, text: str) -> Any:
-    """What the command line says: text where the key takes text, else YAML."""
+    """What the command line says: text where the key takes text, else YAML; a number where it takes either."""
     section, _, name = key.rpartition(".")
     adapter = None if key in SECTIONS or key.startswith(OPEN) else adapters(SECTIONS.get(section, Recipe))[name]
     if adapter and text != "null" and holds(adapter, text):
-        return text
+        return int(text) if text.isdecimal() and holds(adapter, int(text[:20])) else text
     try:
         return yaml_value(text)
     except ValueError as error:

@@ -1,0 +1,84 @@
+"""The verb `compare`, and the mean of iterations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpo_train import cli
+from gpo_train.evaluation.compare import tables
+from gpo_train.evaluation.result import Line, Point
+from gpo_train.online.iterations import Iteration
+from gpo_train.run import Run, newest
+from tests.parts.online import here as here
+from tests.parts.online import online
+from tests.parts.training import weights_of
+
+
+def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ["--online.iterations", "2", "--train.learning_rate", "1e-3"]
+    online(here, *short, name="fresh")
+    online(here, *short, "--online.rollout_policy", "base", name="frozen")
+    small = ["--eval.prompts", "2", "--eval.group_size", "2"]
+    assert cli.main(["compare", str(here), "--run", "fresh", "frozen", *small]) == 0
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert [point["iteration"] for point in found["fresh"]["points"]] == [0, 1, 2]
+    assert [point["images"] for point in found["fresh"]["points"]] == [0, 16, 32]
+    assert {found["fresh"]["line"], found["frozen"]["line"]} == {
+        "online.rollout_policy policy",
+        "online.rollout_policy base",
+    }
+    assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
+    assert cli.main(["compare", str(here), "--run", "nothing"]) == 2
+
+    assert cli.main(["average", str(here), "--run", "fresh", "--last", "2"]) == 0
+    of = [load_file(next(Iteration(Path("runs/fresh"), i).policy.rglob("*.safetensors"))) for i in (0, 1)]
+    mean = weights_of(Run(Path("runs/fresh-mean2")))
+    moved = [name for name in mean if not torch.equal(of[0][name], of[1][name])]
+    assert moved and mean.keys() == of[0].keys()
+    for name in moved:
+        assert torch.equal(mean[name], ((of[0][name].double() + of[1][name].double()) / 2).to(mean[name].dtype))
+    assert cli.main(["eval", str(here), "--run", "fresh-mean2", *small]) == 0
+    assert newest("small", "online").name == "frozen"
+    capsys.readouterr()
+    for arguments, message in (
+        (["--run", "fresh", "--last", "2"], "is there already"),
+        (["--run", "fresh", "--last", "3"], "--last: expected 2 to 2"),
+        (["--run", "fresh-mean2", "--last", "2"], "expected an online run"),
+    ):
+        assert cli.main(["average", str(here), *arguments]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_seeds_of_a_line_are_summed_up() -> None:
+    def line(name: str, *differences: float) -> Line:
+        points = [
+            Point(
+                iteration=i,
+                images=8,
+                exact=0.5 + difference,
+                failed=0,
+                difference=difference,
+                ci95=[0.0, 0.1],
+                diversity_ratio=1.0,
+            )
+            for i, difference in enumerate(differences)
+        ]
+        return Line(line=name, points=points, split="heldout", prompts=2, targets=2, left_out=0)
+
+    found = {"a": line("x", 0.0, 0.1), "b": line("x", 0.0, 0.3, 0.4), "c": line("y", 0.0)}
+    runs, lines = tables(found)
+    assert runs.row_count == 6
+    assert [list(column.cells) for column in lines.columns] == [
+        ["x", "x"],
+        ["2", "2"],
+        ["0", "1"],
+        ["+0.0", "+20.0"],
+        ["+0.0", "+10.0"],
+        ["+0.0", "+30.0"],
+    ]
+    assert len(tables({"c": found["c"]})) == 1

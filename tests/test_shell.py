@@ -1,0 +1,60 @@
+"""SQL from the command line: formats, mistakes, the prompt."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from gpo_data.errors import UsageError
+from gpo_data.lake import shell as query
+from tests.parts.lake import drawn as drawn
+from tests.parts.lake import lake as lake
+
+
+def test_a_query_in_every_format(lake, capsys, tmp_path):
+    sql = "SELECT group_key, mean, [1.5, 'nan'::DOUBLE] AS nested, '[x]' AS markup FROM groups ORDER BY 1 LIMIT 1"
+    query.run(str(lake), sql)
+    shown = capsys.readouterr().out
+    assert "text-00000000" in shown and "[x]" in shown and "1 row" in shown
+    query.run(str(lake), sql, "csv")
+    assert capsys.readouterr().out == 'group_key,mean,nested,markup\ntext-00000000,0.5,"[1.5, null]",[x]\n'
+    query.run(str(lake), sql, "json")
+    assert json.loads(capsys.readouterr().out) == [
+        {"group_key": "text-00000000", "mean": 0.5, "nested": [1.5, None], "markup": "[x]"}
+    ]
+    query.run(str(lake), sql, "parquet", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["mean"].to_pylist() == [0.5]
+    query.run(str(lake), "SELECT max(mean) AS m FROM groups", "csv", reward="text_exact(target, ocr_text)")
+    assert capsys.readouterr().out == "m\n0.5\n"
+    query.run(str(lake), "SELECT * FROM range(500)")
+    assert "300 more not shown" in capsys.readouterr().out
+
+
+def test_query_mistakes_are_one_line(lake, tmp_path):
+    for sql in ("SELECT nope FROM members", "SELEC 1", "SELECT * FROM member"):
+        with pytest.raises(UsageError, match="^query: .*; views: members, groups, shards, datasets$") as error:
+            query.run(str(lake), sql)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="--out FILE"):
+        query.run(str(lake), "SELECT 1", "parquet")
+    with pytest.raises(UsageError, match="--format"):
+        query.run(str(lake), "SELECT 1", "xml")
+    with pytest.raises(UsageError, match="--out .*nowhere"):
+        query.run(str(lake), "SELECT 1", "csv", tmp_path / "nowhere" / "x.csv")
+    with pytest.raises(UsageError, match="found nothing"):
+        query.run(str(lake), " ; ")
+
+
+def test_the_prompt_answers_keeps_history_and_survives_mistakes(lake, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        keys.send_text("SELECT 40 + 2 AS answer\n.tables\nSELECT nope\n.what\n\n.quit\n")
+        query.prompt(str(lake))
+    shown = capsys.readouterr().out
+    assert "42" in shown and "members" in shown and "nope" in shown and "unknown command .what" in shown
+    assert "SELECT 40 + 2" in query.history_file().read_text()
