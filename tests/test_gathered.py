@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
@@ -125,3 +127,22 @@ def test_parts_that_no_question_uses_are_removed(lake: Path, scratch: Path, expe
     left = parts(scratch)
     assert first.keys() - left.keys()  # what the changed part was
     assert first.keys() & left.keys()  # in use
+
+
+def test_an_object_store_is_listed_and_the_parts_are_read(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, store = f"/{uuid.uuid4().hex}", fsspec.filesystem("memory")
+    lake = f"memory:/{root}/lake"
+    for number in range(6):
+        write_shard(f"{root}/lake/dataset=d{number}", 0, rows_of(0, [0.0, None, number / 6]), files=store)
+    try:
+        expected = [catalog.ask(lake, question).to_pylist() for question in QUESTIONS]
+        monkeypatch.setattr(gathered, "FEWEST", 1)
+        for _ in range(2):
+            assert [catalog.ask(lake, question).to_pylist() for question in QUESTIONS] == expected
+        monkeypatch.setattr(store, "cat_ranges", None)  # no sidecar is fetched
+        for path in (scratch / "sidecars").iterdir():
+            path.unlink()
+        assert catalog.ask(lake, "SELECT count(*) AS n FROM members")["n"].to_pylist() == [18]
+        monkeypatch.undo()
+    finally:
+        store.rm(root, recursive=True)

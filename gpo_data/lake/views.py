@@ -91,9 +91,7 @@ def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered:
     _datasets_view(con, files)
 
 
-def _stored_view(
-    con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered: Gathered | None
-) -> list[str]:
+def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered: Gathered | None) -> list[str]:
     """Makes drawn_members; its columns."""
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
     if not files.found(SHARDS):

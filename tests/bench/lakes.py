@@ -1,7 +1,7 @@
 """What large lakes cost: `python -m tests.bench.lakes [--datasets 1 100 2000] [--members 1000000]`.
 
-1. Lakes of many datasets of 3 shards of 2 groups of 4, with tars: a question to all, to one dataset, `audit` and `verify`
-   of one, the snapshot that training freezes, the newest of as many runs. None but the first may grow with the lake.
+1. Lakes of many datasets of 3 shards of 2 groups of 4, with tars: questions to all and to one dataset, `audit` and
+   `verify` of one, the snapshot that training freezes, the newest of as many runs. What is of one may not grow.
 2. Datasets of many members, sidecars alone, of 64 groups of 32: connect, sql, advantages by SQL, a snapshot (of at most
    a million members: its table lies in memory, about 0.4 kB a member).
 
@@ -13,24 +13,31 @@ cores, 100 million in under 12 s within 4 GiB (`--memory`). Files go to a tempor
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from gpo_data import audit, hardware
+from gpo_data.group import Group
 from gpo_data.lake import catalog
+from gpo_data.lake.shard import commit
+from gpo_data.lake.stage import stage
 from gpo_data.lake.verify import verify
+from gpo_data.prompt import Prompt
 from gpo_train.run import newest
 from tests.bench.catalog import STANDARDISE, write_lake
-from tests.parts.lake import MANIFEST
-from tests.test_load import written
+from tests.parts.lake import COLUMNS, MANIFEST
 
 PARTS = Path(__file__).parents[1] / "parts"
 COUNT = "SELECT dataset, count(*), avg(reward) FROM members GROUP BY 1"
@@ -65,14 +72,14 @@ def many_datasets(folder: Path, datasets: int, repeats: int) -> None:
         (runs / f"r{number:04d}/run.json").write_text(json.dumps(made))
     path, one = str(lake), "d0000"
     table(
-        f"{datasets:,} datasets, {3 * datasets:,} shards",
+        f"{datasets:,} dataset(s), {3 * datasets:,} shards",
         {
             "sql over all": lambda: catalog.ask(path, COUNT),
             "groups of all": lambda: catalog.ask(path, "SELECT count(*), avg(std) FROM groups"),
             "shards of all": lambda: catalog.ask(path, "SELECT count(*), sum(failed) FROM shards"),
             "connect, one dataset": lambda: catalog.connect(path, one).close(),
             "sql --dataset": lambda: catalog.ask(path, COUNT, dataset=[one]),
-            "audit of one": lambda: audit.run(path, one),
+            "audit of one": lambda: _audit(path, one),
             "verify of one": lambda: verify(lake / f"dataset={one}"),
             "snapshot of one": lambda: catalog.snapshot(catalog.connect(path, one), one),
             "newest of as many runs": lambda: newest("x0", "offline", runs),
@@ -81,18 +88,35 @@ def many_datasets(folder: Path, datasets: int, repeats: int) -> None:
     )
 
 
+def _audit(lake: str, dataset: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        audit.run(lake, dataset)
+
+
 def _drawn(lake: Path, datasets: int) -> None:
-    """Copies of one dataset; the copies' tars are links to its own."""
+    """One dataset, and copies of it."""
+    first = lake / "dataset=d0000"
+    (first / ".stage").mkdir(parents=True)
     for shard in range(3):
-        written(lake / f".{shard}", 2, 4, (1, 2, 2), first=2 * shard, task={"kind": "text"})
-    first = lake / ".0/dataset=many"
-    for shard in (1, 2):
-        for path in (lake / f".{shard}/dataset=many").glob("shard-*"):
-            path.rename(first / path.name)
-    for number in range(datasets):
+        keys = [f"text-{number:08d}" for number in (2 * shard, 2 * shard + 1)]
+        for key in keys:
+            group = Group(
+                key,
+                Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
+                list(range(4)),
+                torch.zeros(4, 1, 2, 2),
+                {"prompt_embeds": torch.zeros(1, 2)},
+                [np.zeros((64, 64, 3), np.uint8)] * 4,
+                ["ok"] * 4,
+                measurements=[{"ocr_text": text} for text in ("AB", "A", "", "AB")],
+                rewards=[1.0, 0.5, 0.0, 1.0],
+            )
+            stage(first, group, "f00d")
+        commit(first, shard, keys, COLUMNS, "f00d")
+    recipe = {"model": "tiny", "reward": "text_edit(target, ocr_text)", "task": {"kind": "text"}}
+    (first / "dataset.json").write_text(json.dumps(MANIFEST | {"recipe": recipe}))
+    for number in range(1, datasets):
         shutil.copytree(first, lake / f"dataset=d{number:04d}", ignore=shutil.ignore_patterns(".stage"))
-    for shard in range(3):
-        shutil.rmtree(lake / f".{shard}")
 
 
 def many_members(folder: Path, members: int, memory: str, repeats: int) -> None:
@@ -126,7 +150,7 @@ def main() -> None:
     parser.add_argument("--memory", default="4GiB", help="that DuckDB may take")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(hardware.describe("cpu", hardware.dtype_for("auto", "cpu")), f"{os.cpu_count()} cores", file=sys.stdout)
+    print(hardware.describe("cpu", hardware.dtype_for("auto", "cpu")), f"{os.cpu_count()} cores")
     for datasets in options.datasets:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["GPO_SCRATCH"] = f"{folder}/scratch"
