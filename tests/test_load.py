@@ -88,11 +88,11 @@ def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Re
     facts["recipe"] = {"task": {"kind": "align"}, "reward": "reward"}
     (folder / "dataset.json").write_text(json.dumps(facts))
     for first in range(0, groups, 50):
-        keys = [f"text-{number:08d}" for number in range(first, min(first + 50, groups))]
+        keys = [f"align-{number:08d}" for number in range(first, min(first + 50, groups))]
         for key in keys:
             group = Group(
                 key,
-                Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
+                Prompt(key[6:], f"prompt {key}", {"target": "AB", "color": "red"}),
                 list(range(members)),
                 torch.randn(members, *shape),
                 {"prompt_embeds": torch.randn(64, 256)},
