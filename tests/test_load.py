@@ -142,7 +142,7 @@ def test_memory_over_two_thousand_groups(tmp_path: Path, capsys: pytest.CaptureF
     (out / "memory.csv").write_text("groups,megabytes\n" + "\n".join(rows) + "\n")
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     axes.plot(held)
-    axes.set(xlabel="groups read", ylabel="resident memory, MB", ylim=(0, None))
+    axes.set(xlabel="groups read", ylabel="resident memory, MB", ylim=(0, 1.2 * max(held)))
     figure.savefig(out / "memory.png")
     pyplot.close(figure)
     with capsys.disabled():
