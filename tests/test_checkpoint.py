@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from gpo_data.errors import RunError, UsageError
+from gpo_data.lake.durable import HOST
 from gpo_train import cli
 from gpo_train.module import GPOModule
 from gpo_train.run import Run, newest
@@ -133,6 +135,17 @@ def test_a_damaged_run_json_is_named_and_hides_no_other_run(
         said = capsys.readouterr().err
         assert said.startswith("error: ") and "runs/bad/run.json" in said and said.count("\n") == 1
         assert newest("small", "offline").name == "whole"
+
+
+def test_a_run_keeps_the_temporaries_of_ranks_that_live(tmp_path: Path) -> None:
+    """Two ranks begin at once, and the one that holds the run clears what a killed process has left."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    living, left = (tmp_path / f"run.json.{HOST}-{pid}.tmp" for pid in (os.getppid(), gone.pid))
+    living.touch()
+    left.touch()
+    with Run(tmp_path).claim():
+        assert living.exists() and not left.exists()
 
 
 def test_a_run_has_one_process_and_lies_in_its_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
