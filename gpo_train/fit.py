@@ -26,6 +26,7 @@ from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
+from gpo_data.lifeline import end_with_launcher
 from gpo_data.recipe import Recipe, Train
 from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, Stopped, newest
@@ -49,6 +50,7 @@ BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
 
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline", runs: Path = RUNS) -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
+    end_with_launcher()
     name = name or f"{recipe.name}-{mode}"
     if trial := trial_options(recipe):
         name = f"{name}-trial"
