@@ -94,7 +94,16 @@ def _fit(
     callbacks: list[Callback] = [c for c in (average, online, checkpoints) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1
-    module = kind(policy, settings, seed, run.folder, dtype, interval, lambda: checkpoints.stopped)
+    module = kind(
+        policy,
+        settings,
+        seed,
+        run.folder,
+        dtype,
+        interval,
+        stopping=lambda: checkpoints.stopped,
+        base=lambda: load_for_training(recipe, settings, model_folder).denoiser,
+    )
     hardware.take_threads(processes_of(settings))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
     resume = newest(checkpoints.folder, console)

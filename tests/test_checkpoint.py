@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.durable import HOST
@@ -116,13 +117,29 @@ def test_damaged_reference_errors_are_asked_again_at_the_beginning_of_their_epoc
     assert equal(weights_of(train(here, *follows)), expected)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_of_a_reference_that_never_moves_they_are_asked_again_at_any_time(here: Path, tuning: str) -> None:
+    options = ["--train.tuning", tuning, "--train.reference", "stored", "--train.reference_update", "never"]
+    expected = weights_of(train(here, *options, name="never"))
+    asked = [load_file(path) for path in sorted(Path("runs/never/reference").glob("*"))]
+    with killed_at(1):
+        train(here, *options)
+    first, second = sorted(Path("runs/a/reference").glob("*.safetensors"))
+    flip(first)
+    second.unlink()
+    assert equal(weights_of(train(here, *options)), expected)
+    again = [load_file(path) for path in sorted(Path("runs/a/reference").glob("*"))]
+    assert all(equal(one, other) for one, other in zip(again, asked, strict=True))
+
+
 @pytest.mark.parametrize("damage", [flip, Path.unlink], ids=lambda f: f.__name__)
 def test_in_the_middle_of_an_epoch_they_are_an_error(here: Path, damage: Any) -> None:
+    follows = ["--train.reference_update", "iteration"]
     with killed_at(1):
-        train(here)
+        train(here, *follows)
     damage(next(Path("runs/a/reference").glob("epoch-0000*")))
     with pytest.raises(RunError, match="no stored reference errors of small/text-.* gone or damaged"):
-        train(here)
+        train(here, *follows)
 
 
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(
