@@ -31,6 +31,7 @@ from gpo_data.recipe import Recipe, Train
 from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, Stopped, newest
 from gpo_train.data import GroupDataModule, Prepare
+from gpo_train.evaluation import rollback
 from gpo_train.export import save_policy
 from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
@@ -65,7 +66,8 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     with run.claim(_rank() == 0):
         iterations = recipe.online.iterations if mode == "online" else 0
         if len(history(run.folder)) < iterations and run.manifest().stopped_by is None:
-            run.note(state="training", recipe=dataclasses.asdict(recipe))  # also where it had finished with fewer
+            # Also where it had finished with fewer.
+            run.note(state="training", recipe=dataclasses.asdict(recipe), rollback=None)
         if run.manifest().state == "finished":
             console.print(f"run {run.folder} is finished; another with --run NAME", soft_wrap=True)
             return run
@@ -86,6 +88,8 @@ def _fit(
     dtype = getattr(torch, recipe.sampler.dtype)
     online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest().mode == "online" else None
     prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
+    if online and recipe.online.rollback:
+        rollback.check(recipe, run, console if _rank() == 0 else Console(quiet=True))
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     data = GroupDataModule(prepare, settings, seed)
     checkpoints = Checkpoints(run.folder / "checkpoints", settings.checkpoint_steps, data)
@@ -149,14 +153,21 @@ def _fit(
             f"run {run.folder}: training ended in epoch {data.position.epoch} of {settings.epochs}, at step "
             f"{trainer.global_step}; the same command goes on from the last checkpoint"
         )
-    save_policy(average.policy if average else policy, run.policy, write=trainer.is_global_zero)
+    rolls_back = online is not None and recipe.online.rollback is not None
+    trained = average.policy if average else policy
+    save_policy(trained, run.last if rolls_back else run.policy, write=trainer.is_global_zero)
     if trainer.is_global_zero:
+        try:
+            chosen = rollback.to_best(recipe, run, console) if rolls_back else None
+        except Interrupted:
+            raise Stopped from None
         run.note(
             state="finished",
             steps=trainer.global_step,
             train_seconds=round(checkpoints.seconds, 1),
             ranks=trainer.world_size,
             stopped_by=stopped_by,
+            rollback=chosen,
         )
         console.print(
             f"trained {trainer.global_step} steps in {checkpoints.seconds:.0f} s; policy: {run.policy}", soft_wrap=True

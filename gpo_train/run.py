@@ -7,6 +7,7 @@
     runs/<run>/reference/        stored errors of the reference
     runs/<run>/logs/             csv, tensorboard
     runs/<run>/policy/           the trained weights: LoRA safetensors, or the denoiser's own diffusers sub-folder
+    runs/<run>/last/             with online.rollback: those at the end, of which policy/ may be an earlier state
     runs/<run>/eval.json|html|png
 
 A run is named `<recipe>-<mode>` unless it has a name. The same name with another recipe is an error that says what
@@ -33,6 +34,7 @@ from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import drawn_in, with_dtype
 from gpo_data.recipe import RENAMED, Recipe
+from gpo_train.evaluation.result import Rollback
 
 RUNS = Path("runs")
 # Where and how fast a run goes, and what only later verbs read: changing it does not make another run.
@@ -66,6 +68,7 @@ class RunManifest:
         snapshot: digest, checksum and counts of snapshot.parquet.
         stopped_by: the rule that ended it.
         averaged: of what run and iterations it is the mean; see online/average.py.
+        rollback: which iteration's policy it ended with; see evaluation/rollback.py.
     """
 
     run: str | None = None
@@ -82,6 +85,7 @@ class RunManifest:
     train_seconds: float | None = None
     ranks: int | None = None
     averaged: dict[str, Any] | None = None
+    rollback: Rollback | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ class Run:
     @property
     def policy(self) -> Path:
         return self.folder / "policy"
+
+    @property
+    def last(self) -> Path:
+        """The weights at the end of an online run that may have been rolled back."""
+        return self.folder / "last"
 
     def manifest(self) -> RunManifest:
         """Raises UsageError."""

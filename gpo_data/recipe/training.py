@@ -107,10 +107,11 @@ class Train:
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
         lora_alpha: of LoRA, whose scale is lora_alpha / lora_rank; null is the rank, a scale of 1.
-        reference: `frozen` copy, `adapters` switched off (LoRA only), or `stored` errors (computed once an epoch by the
+        reference: `frozen` copy, `adapters` switched off (LoRA only; where the reference follows the policy, exchanged for
+            a second set of them), or `stored` errors (computed once an epoch by the
             policy itself, before it moves: no second copy of the model on any device).
         reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
-            or `ema`; null is `iteration` online and `never` offline.
+            or `ema`; null is `iteration` online and `never` offline; with `adapters` it is `never`.
         reference_decay: of `ema`, an optimiser step.
         reference_offload: a `frozen` copy waits on the CPU and comes to the device to be asked; `stored` needs no copy.
         ema_decay: decay of an average of the policy's weights, which evaluation and export use; null is off.
@@ -193,12 +194,6 @@ class Train:
                 "`frozen` or `stored` (adapters needs train.tuning: lora)",
                 self.reference,
             )
-            expect(
-                self.reference_update in (None, "never"),
-                "train.reference_update",
-                "never (a reference of disabled adapters cannot follow the policy; or use train.reference: stored)",
-                self.reference_update,
-            )
         if self.reference == "stored":
             expect(
                 self.reference_update != "ema",
@@ -217,7 +212,7 @@ class Train:
             expect(
                 self.reference_update in (None, "never"),
                 "train.reference_update",
-                "never (a frozen copy follows full fine-tuning only; use train.reference: stored)",
+                "never (a frozen copy follows full fine-tuning only; use train.reference: adapters or stored)",
                 self.reference_update,
             )
         self._check_loss()
@@ -296,6 +291,9 @@ class Online:
         stop_drift: stop when an image statistic moves by more than this share of the first iteration's value.
         stop_distance: stop when policy and reference are further apart than this: an epoch's mean of s over all
             members, which estimates the divergence of the reference from the policy on the reference's own pictures.
+        rollback: `validation`: at the end, also one by a stop rule, the policy of every iteration draws prompts of that
+            part of the split, and the best one is what the run ends with (needs task.split: train). null: the last one.
+        rollback_prompts: how many prompts, each with `eval.group_size` images.
     """
 
     iterations: Count = 5
@@ -312,6 +310,8 @@ class Online:
     stop_diversity: NotNegative | None = None
     stop_drift: NotNegative | None = None
     stop_distance: NotNegative | None = None
+    rollback: Literal["validation"] | None = None
+    rollback_prompts: Count = 64
 
     def __post_init__(self) -> None:
         check(self, "online.")

@@ -122,14 +122,14 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
     """From the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
-    weights = [(one.number, one.name, one.policy) for one in iterations]
-    if run.policy.is_dir():
-        weights.append((len(summaries), run.name, run.policy))
+    weights = [(one.number, one.policy) for one in iterations if one.has_weights]  # else pruned by online.keep_last
+    end = run.last if run.last.is_dir() else run.policy
+    if end.is_dir():
+        weights.append((len(summaries), end))
     made: list[Point] = []
-    for number, name, folder in weights:
-        if not folder.is_dir():  # pruned by online.keep_last
-            continue
-        base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
+    for number, folder in weights:
+        # Named after the run: a glob over its iterations, to train on them, shall not find evaluations.
+        base, policy = evaluate.eval_recipes(recipe, chosen.task, run.name, folder)
         for recipe_of_side in (base, policy):
             draw(recipe_of_side, console, workers=workers)
         found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen)

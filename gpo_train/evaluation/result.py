@@ -170,6 +170,38 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """The share exactly as asked of a policy after some iterations."""
+
+    iteration: int
+    exact: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """Which policy an online run ends with, and why: figures on prompts of the part for validation (rollback.py).
+
+    Args:
+        iteration: iterations that it was trained on.
+        iterations: of the run.
+        base: the base's share exactly as asked.
+        candidates: what it was chosen from.
+        pruned: iterations whose weights were gone.
+    """
+
+    iteration: int
+    iterations: int
+    exact: float
+    difference: float
+    ci95: list[float]
+    base: float
+    candidates: list[Candidate]
+    pruned: list[int]
+    prompts: int
+    targets: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line(Prompts):
     """A run's entry of compare.json; `line`: the settings in which it differs from the others, without seeds."""
 

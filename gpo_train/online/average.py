@@ -30,10 +30,13 @@ def average(run: Run, last: int, name: str | None = None) -> Run:
     drawn = len(history(run.folder))
     if not 2 <= last <= drawn:
         raise UsageError(f"--last: expected 2 to {drawn}, the iterations of run {run.name}, found {last}")
-    folders = [Iteration(run.folder, i).policy for i in range(drawn - last, drawn)]
-    missing = [folder for folder in folders if not folder.is_dir()]
+    iterations = [Iteration(run.folder, i) for i in range(drawn - last, drawn)]
+    folders = [one.policy for one in iterations]
+    missing = [one for one in iterations if not one.has_weights]
     if missing:
-        raise UsageError(f"{missing[0]}: pruned by online.keep_last; expected the weights of all {last} iterations")
+        raise UsageError(
+            f"{missing[0].policy}: pruned by online.keep_last; expected the weights of all {last} iterations"
+        )
     made = Run(run.folder.parent / (name or f"{run.name}-mean{last}"))
     if made.folder.exists():
         raise UsageError(f"run {made.folder} is there already; choose another --out NAME, or remove the folder")
@@ -47,7 +50,7 @@ def average(run: Run, last: int, name: str | None = None) -> Run:
         shutil.copy2(run.folder / "run.json", out.folder)
         # A mode of its own, so that `newest` goes on finding the run that trained.
         span = {"run": run.name, "iterations": [drawn - last, drawn - 1]}
-        out.note(run=made.name, mode="average", state="finished", averaged=span)
+        out.note(run=made.name, mode="average", state="finished", averaged=span, rollback=None)
         made.folder.parent.mkdir(parents=True, exist_ok=True)
         out.folder.rename(made.folder)
     return made

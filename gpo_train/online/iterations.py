@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,11 @@ class Iteration:
     @property
     def policy(self) -> Path:
         return self.folder / "policy"
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its policy is still there; `prune` of earlier states left an empty folder."""
+        return self.policy.is_dir() and any(self.policy.iterdir())
 
     def recipe(self, base: Recipe, writer: str) -> Recipe:
         """What `gpo-data` needs to draw it, verify it or draw it again."""
@@ -243,5 +249,5 @@ def prune(recipe: Recipe, iteration: Iteration) -> None:
     """Remove the tars and the policy of an iteration; its rows stay for SQL."""
     for tar in dataset_folder(recipe.lake, iteration.name).glob("shard-*.tar"):
         tar.unlink()
-    for file in sorted(iteration.policy.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
+    if iteration.policy.is_dir():
+        shutil.rmtree(iteration.policy)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpo_data.recipe import Recipe
+from gpo_train.evaluation.rollback import line
 from gpo_train.online.iterations import Summary, history
 from gpo_train.run import Run
 
@@ -31,6 +32,8 @@ def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> N
             seen = news
         if why := run.manifest().stopped_by:
             console.print(f"stopped: {why}", soft_wrap=True)
+        if chosen := run.manifest().rollback:
+            console.print(line(chosen), soft_wrap=True)
         if not follow or run.manifest().state == "finished":
             if not found:
                 console.print(f"run {run.name}: the first iteration is being drawn")
