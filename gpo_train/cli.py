@@ -4,6 +4,7 @@
     gpo-train fit    text-tiny --mode online     train on what the policy draws, iteration by iteration
     gpo-train watch  text-tiny --mode online     its iterations: a table, curves as a picture
     gpo-train eval   text-tiny                   its newest run against the base, held-out prompts
+    gpo-train report text-tiny-offline other     their evaluations and benchmarks side by side, one page
     gpo-train compare text-tiny --run a b        held-out accuracy of runs, iteration by iteration
     gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes
     gpo-train average text-tiny --last 8         the mean of an online run's last iterations, as a run
@@ -23,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from gpo_data.command import Argument, Command, Options, argument, at_least, never
+from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe
 
 console = Console(highlight=False)
@@ -89,6 +91,26 @@ def compare(recipe: Recipe, options: Options) -> None:
 
     runs = [named(options.runs, name) for name in options.run]
     compare(recipe, runs, options.out or options.runs / "compare", options.every, console)
+
+
+def _first_run(name: str, overrides: Sequence[str], trust: bool) -> str:
+    if overrides:
+        raise UsageError(f"report: expected runs alone, since it reads what `eval` wrote; found {overrides[0]:.200}")
+    return name
+
+
+@command.verb(
+    argument("more", nargs="*", metavar="run", help="further ones"),
+    RUNS,
+    argument("--out", type=Path, metavar="FOLDER", help="of the page; default: report in that of all runs"),
+    runs=never,
+    reads=("run", "a run, or <recipe>-base of a model alone: a name, or a folder", _first_run),
+)
+def report(run: str, options: Options) -> None:
+    """evaluations and benchmarks of several runs side by side: a table, one HTML page, Markdown; draws nothing"""
+    from gpo_train.evaluation.side_by_side import side_by_side
+
+    side_by_side([run, *options.more], options.runs, options.out or options.runs / "report", console)
 
 
 @command.verb(

@@ -26,6 +26,7 @@ from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
+from gpo_data.lifeline import end_with_launcher
 from gpo_data.recipe import Recipe, Train
 from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, Stopped, newest
@@ -50,6 +51,7 @@ BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
 
 def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline", runs: Path = RUNS) -> Run:
     """Train, or go on training. Raises UsageError, RunError and Stopped."""
+    end_with_launcher()
     name = name or f"{recipe.name}-{mode}"
     if trial := trial_options(recipe):
         name = f"{name}-trial"
@@ -96,7 +98,16 @@ def _fit(
     callbacks: list[Callback] = [c for c in (average, online, checkpoints) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1
-    module = kind(policy, settings, seed, run.folder, dtype, interval, lambda: checkpoints.stopped)
+    module = kind(
+        policy,
+        settings,
+        seed,
+        run.folder,
+        dtype,
+        interval,
+        stopping=lambda: checkpoints.stopped,
+        base=lambda: load_for_training(recipe, settings, model_folder).denoiser,
+    )
     hardware.take_threads(processes_of(settings))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
     resume = newest(checkpoints.folder, console)

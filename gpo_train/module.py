@@ -7,6 +7,7 @@ Optimisation is manual, because a step is many backward passes, a micro-batch ea
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.reader import TrainGroup
@@ -43,15 +44,18 @@ class GPOModule(L.LightningModule):
         drawn_in: torch.dtype = torch.float32,
         interval: int = 1,
         stopping: Callable[[], bool] = lambda: False,
+        base: Callable[[], nn.Module] | None = None,
     ) -> None:
         """Args:
         folder: of the run.
         drawn_in: precision of the sampler that drew the groups.
         interval: epochs that read the same groups and compare with the same reference.
         stopping: whether the user asked for it.
+        base: opens the denoiser that full fine-tuning began with.
         """
         super().__init__()
-        self.drawn_in, self.interval, self.stopping = drawn_in, interval, stopping
+        self._resumed = True  # perhaps: no epoch has begun in this process
+        self.drawn_in, self.interval, self.stopping, self.base = drawn_in, interval, stopping, base
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.objective = objective_of(settings.loss)
@@ -77,8 +81,33 @@ class GPOModule(L.LightningModule):
         return epoch_noise(self.policy.model, self.settings, self.seed, epoch, group, self.drawn_in)
 
     def on_train_epoch_start(self) -> None:
-        if self.data.position.step == 0 and not self.trainer.should_stop:  # not where it is resumed in the middle
+        if self.trainer.should_stop:
+            return
+        if self._resumed and (self.current_epoch, self.data.position.step) != (0, 0):
+            self._restore()
+        self._resumed = False
+        if self.data.position.step == 0:  # not where it is resumed in the middle
             self._begin_epoch()
+
+    def _restore(self) -> None:
+        """Ask for what files have lost of a reference that never moves: it is the base, which is there at any time."""
+        if self.stored is None or self._follows or not (self.base or self.settings.tuning == "lora"):
+            return
+
+        @functools.cache
+        def base() -> nn.Module:
+            assert self.base is not None
+            return self.base().to(self.device).eval()
+
+        def errors(group: TrainGroup, noise: NoiseSamples) -> Tensor:
+            return self.policy.present_errors(group, noise, base())
+
+        lora = self.settings.tuning == "lora"
+        self._store(
+            self.stored,
+            range(self.current_epoch, self.trainer.max_epochs or 1),
+            self.policy.reference_errors if lora else errors,
+        )
 
     def _begin_epoch(self) -> None:
         """Settle the reference: all that an epoch's steps compare with is decided, and on disk, before the first."""
@@ -86,18 +115,16 @@ class GPOModule(L.LightningModule):
         if self.policy.reference_moves and self._follows and epoch % self.interval == 0:
             self.policy.follow(0.0)
         # The policy still is the reference: for the iteration, or, if that never moves, for all epochs.
-        if self.stored is not None:
-            self._store(self.stored, self.interval if self._follows else last, self.policy.reference_errors)
+        together = range(epoch, min(epoch + self.interval, last)) if epoch % self.interval == 0 else range(0)
+        if self.stored is not None and (self._follows or epoch == 0):
+            self._store(self.stored, together if self._follows else range(last), self.policy.reference_errors)
         if self.old is not None:
-            self._store(self.old, self.interval, self.policy.present_errors)
+            self._store(self.old, together, self.policy.present_errors)
 
-    def _store(self, store: StoredErrors, together: int, errors: Callable[[TrainGroup, NoiseSamples], Tensor]) -> None:
-        """Ask for the errors of the next `together` epochs, at the beginning of the first of them."""
-        epoch, last = self.current_epoch, self.trainer.max_epochs or 1
-        if epoch % together:
-            return
+    def _store(self, store: StoredErrors, epochs: range, errors: Callable[[TrainGroup, NoiseSamples], Tensor]) -> None:
+        """Ask for what the files of some epochs lack."""
         self.policy.denoiser.eval()
-        for asked in range(epoch, min(epoch + together, last)):
+        for asked in epochs:
             reader = self.data.prepare(asked)
             assert reader is not None
             store.compute(

@@ -226,7 +226,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
-        """The reference network. With `stored` it is the policy itself, asked before it moves."""
+        """The reference network. With `stored` it is the policy itself, asked before it moves, or an adapter's base."""
         if self.frozen is not None and self.settings.reference_offload:
             try:
                 yield self.frozen.to(next(self.denoiser.parameters()).device)
@@ -241,7 +241,9 @@ class Policy(nn.Module):
                 yield self.denoiser
             finally:
                 denoiser.set_adapter(POLICY)
-        elif self.settings.reference == "adapters":
+        elif self.settings.reference == "adapters" or (
+            self.settings.tuning == "lora" and self.settings.reference_update == "never"
+        ):
             self.denoiser.disable_adapters()
             try:
                 yield self.denoiser

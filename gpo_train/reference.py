@@ -5,8 +5,9 @@
 
 What always holds: an epoch's errors are computed before the policy takes its first step away from the reference and
 read from the files ever after, so a resumed run sees the same ones. Each rank asks its share of the groups. A file that
-is damaged, or of another epoch or snapshot, is no file: at an epoch's beginning what it lacks is asked again, which
-is exact, because the policy that begins an epoch is in the checkpoint; later it is an error.
+is damaged, or of another epoch or snapshot, is no file: what it lacks is asked again where that is exact. At the
+beginning of an epoch that settles them it is, because the policy that begins it is in the checkpoint; later it is of a
+reference that never moves, which is the base (module.py). Else it is an error.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class StoredErrors:
         have = self._read(epoch, reader.digest)
         lacking = [i for i in range(len(reader)) if reader.places[i].key not in have]
         barrier()  # before anybody writes: all ranks have seen the same
-        mine, found = lacking[rank::world], Errors()
+        # Each rank asks as many, the last ones some twice: what is sharded is gathered by all of them together.
+        mine = [lacking[i % len(lacking)] for i in range(rank, -(-len(lacking) // world) * world, world)]
+        found = Errors()
         quiet = rank > 0 or not os.isatty(2)
         groups = reader.ahead(mine)
         for group in track(groups, "reference errors", len(mine), disable=quiet, transient=True):
@@ -72,9 +75,9 @@ class StoredErrors:
         if group.key not in self._errors:
             raise RunError(
                 f"{self.folder}: no stored reference errors of {group.key} in epoch {epoch}: their file is gone or "
-                f"damaged, and they can only be computed before the policy moves. The checkpoint before this epoch, if "
-                f"it is there, computes them again when the later one is removed; else start another run with "
-                f"--run NAME"
+                f"damaged, and of this reference they can only be computed before the policy moves. The checkpoint "
+                f"before this epoch, if it is there, computes them again when the later one is removed; else start "
+                f"another run with --run NAME"
             )
         return self._errors[group.key]
 

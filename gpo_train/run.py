@@ -31,7 +31,7 @@ import gpo_data
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document, write_document
-from gpo_data.lake.durable import TEMPORARY
+from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import drawn_in, with_dtype
 from gpo_data.recipe import RENAMED, Recipe
 from gpo_train.evaluation.result import Rollback
@@ -130,8 +130,9 @@ class Run:
                 raise UsageError(
                     f"run {self.folder}: another process trains it; wait for it, or train under another --run NAME"
                 ) from None
-            for left in list(self.folder.rglob(f"*{TEMPORARY}")):  # by a process that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            for left in list(self.folder.rglob(f"*{TEMPORARY}")):
+                if is_stale(left):  # by a process that was killed, not by a rank that begins beside this one
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
             yield
 
     def expect_online(self, otherwise: str) -> None:

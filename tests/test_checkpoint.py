@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gpo_data.errors import RunError, UsageError
+from gpo_data.lake.durable import HOST
 from gpo_train import cli
 from gpo_train.module import GPOModule
 from gpo_train.run import Run, newest
@@ -114,13 +117,29 @@ def test_damaged_reference_errors_are_asked_again_at_the_beginning_of_their_epoc
     assert equal(weights_of(train(here, *follows)), expected)
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_of_a_reference_that_never_moves_they_are_asked_again_at_any_time(here: Path, tuning: str) -> None:
+    options = ["--train.tuning", tuning, "--train.reference", "stored", "--train.reference_update", "never"]
+    expected = weights_of(train(here, *options, name="never"))
+    asked = [load_file(path) for path in sorted(Path("runs/never/reference").glob("*"))]
+    with killed_at(1):
+        train(here, *options)
+    first, second = sorted(Path("runs/a/reference").glob("*.safetensors"))
+    flip(first)
+    second.unlink()
+    assert equal(weights_of(train(here, *options)), expected)
+    again = [load_file(path) for path in sorted(Path("runs/a/reference").glob("*"))]
+    assert all(equal(one, other) for one, other in zip(again, asked, strict=True))
+
+
 @pytest.mark.parametrize("damage", [flip, Path.unlink], ids=lambda f: f.__name__)
 def test_in_the_middle_of_an_epoch_they_are_an_error(here: Path, damage: Any) -> None:
+    follows = ["--train.reference_update", "iteration"]
     with killed_at(1):
-        train(here)
+        train(here, *follows)
     damage(next(Path("runs/a/reference").glob("epoch-0000*")))
     with pytest.raises(RunError, match="no stored reference errors of small/text-.* gone or damaged"):
-        train(here)
+        train(here, *follows)
 
 
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(
@@ -133,6 +152,17 @@ def test_a_damaged_run_json_is_named_and_hides_no_other_run(
         said = capsys.readouterr().err
         assert said.startswith("error: ") and "runs/bad/run.json" in said and said.count("\n") == 1
         assert newest("small", "offline").name == "whole"
+
+
+def test_a_run_keeps_the_temporaries_of_ranks_that_live(tmp_path: Path) -> None:
+    """Two ranks begin at once, and the one that holds the run clears what a killed process has left."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    living, left = (tmp_path / f"run.json.{HOST}-{pid}.tmp" for pid in (os.getppid(), gone.pid))
+    living.touch()
+    left.touch()
+    with Run(tmp_path).claim():
+        assert living.exists() and not left.exists()
 
 
 def test_a_run_has_one_process_and_lies_in_its_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureF
 def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     """Beside a side where every picture is right, what one lacks to 100% is what failed."""
     from gpo_train.evaluation.evaluate import compare, members
+    from gpo_train.evaluation.prompts import EvalPrompts
 
     Path("flaky.py").write_text(FLAKY)
     options = ["--name", "flaky", "--evaluators", "[ocr, 'flaky:flaky']"]
@@ -127,7 +128,8 @@ def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     perfect, own = members(made, made, made)
     for one in (*perfect.values(), *(one for one in own.values() if not one["failed"])):
         one["exact"] = 1.0
-    found = compare(made, made, made, (perfect, own), list("AABBCC"))
+    chosen = EvalPrompts(made.task, keys=list("AABBCC"), left_out=0, part="train")
+    found = compare(made, made, made, (perfect, own), chosen)
     assert found.difference.exact == -found.policy.failed / 24 < 0
     assert found.difference.ci95[0] < 0
 
@@ -141,7 +143,7 @@ def alone(here: Path) -> dict[str, Any]:
     rows = [text_caption(color, word).replace('"', '""') + f'",{tag}' for color, word, tag in BENCH]
     Path("bench.csv").write_text("prompt,length\n" + "".join(f'"{row}\n' for row in rows))
     assert cli.main(["eval", str(here), "--base-only", *SMALL]) == 0
-    return json.loads(next(Path("runs").glob("*-base/eval.json")).read_text())
+    return json.loads(next(Path("runs").glob("*-base/eval-bench.json")).read_text())
 
 
 def test_a_benchmark_is_drawn_whole_and_reported_by_its_tags(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +157,7 @@ def test_a_benchmark_is_drawn_whole_and_reported_by_its_tags(here: Path, capsys:
         "SELECT length, avg(exact::int) FROM members WHERE dataset = ? GROUP BY 1", [found["dataset"]]
     )
     assert dict(rows.fetchall()) == pytest.approx({value: one["exact"] for value, one in tags.items()})
+    assert found["all"]["reward95"][0] <= found["all"]["reward"] <= found["all"]["reward95"][1]
     assert "all 6 prompts of bench.csv" in " ".join(capsys.readouterr().out.split())
 
 
@@ -164,7 +167,7 @@ def test_a_run_is_compared_on_a_benchmark_with_the_base_that_was_drawn(here: Pat
     assert gpo_data.cli.main(["shards", str(here)]) == 0
     train(here, name="run")
     assert cli.main(["eval", str(here), "--run", "run", *SMALL]) == 0
-    found = json.loads(Path("runs/run/eval.json").read_text())
+    found = json.loads(Path("runs/run/eval-bench.json").read_text())
     assert found["datasets"]["base"] == base["dataset"] and found["base"]["exact"] == base["all"]["exact"]
     assert {value: one["n"] for value, one in found["by_tag"]["length"].items()} == {"short": 6, "long": 6}
-    assert "exact of length short (n=6)" in Path("runs/run/eval.html").read_text()
+    assert "exact of length short (n=6)" in Path("runs/run/eval-bench.html").read_text()

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
+from gpo_data.audit import audit
 from gpo_data.errors import UsageError
 from gpo_data.group import Group
 from gpo_data.lake import catalog
@@ -22,6 +22,7 @@ from gpo_data.lake.shard import commit
 from gpo_data.lake.stage import stage
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Train
+from gpo_data.tasks import align
 from gpo_train.data import GroupLoader
 from gpo_train.snapshot import dataset_names
 from tests.parts.lake import rows_of, write_shard
@@ -56,11 +57,13 @@ def test_questions_to_one_of_two_thousand_datasets_take_less_than_a_second(lake:
     shutil.copy(lake / "dataset=a/shard-000000.parquet", lake / "dataset=a/shard-000002.parquet")
     for number in range(2000):
         shutil.copytree(lake / "dataset=a", lake / f"dataset=d{number:04d}")
+    written(lake, 150, 4, (4, 8, 8))
     recipe = Recipe(lake=str(lake), evaluators=["color"], reward="1")
     name, query = "d0007", "SELECT count(*) FROM members"
     questions = {
         "sql": lambda: catalog.ask(str(lake), query, dataset=[name]),
         "members": lambda: Lake(str(lake))[name].members(),
+        "audit": lambda: audit.run(str(lake), "many"),  # of 3 shards, whose tars are there for its pictures
         "connect": lambda: catalog.connect(str(lake), name).execute(query).fetchall(),
         "no such dataset": lambda: catalog.snapshot(catalog.connect(str(lake), "d"), "d"),
         "no such name": lambda: Lake(str(lake))["d"],
@@ -71,8 +74,10 @@ def test_questions_to_one_of_two_thousand_datasets_take_less_than_a_second(lake:
         try:
             question()
         except UsageError as error:
-            assert len(str(error)) < 400 and "and 1,991 more" in str(error)
-        assert time.process_time() - began < 1, what
+            assert len(str(error)) < 400 and "and 1,992 more" in str(error)
+        taken = time.process_time() - began
+        print(f"{what}: {taken:.2f} s of CPU")
+        assert taken < 1, what
 
 
 def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Reader:
@@ -80,13 +85,14 @@ def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Re
     folder = lake / "dataset=many"
     (folder / ".stage").mkdir(parents=True)
     facts = {"name": "many", "fingerprint": "f00d", "fields": {}, "measured": {}, "recipe": {}, "versions": {}}
+    facts["recipe"] = {"task": {"kind": "align"}, "reward": "reward"}
     (folder / "dataset.json").write_text(json.dumps(facts))
     for first in range(0, groups, 50):
-        keys = [f"text-{number:08d}" for number in range(first, min(first + 50, groups))]
+        keys = [f"align-{number:08d}" for number in range(first, min(first + 50, groups))]
         for key in keys:
             group = Group(
                 key,
-                Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
+                Prompt(key[6:], f"prompt {key}", {"target": "AB", "color": "red"}),
                 list(range(members)),
                 torch.randn(members, *shape),
                 {"prompt_embeds": torch.randn(64, 256)},
@@ -96,7 +102,7 @@ def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Re
                 rewards=[float(member % 2) for member in range(members)],
             )
             stage(folder, group, "f00d")
-        commit(folder, first // 50, keys, {"target": pa.string(), "color": pa.string()}, "f00d")
+        commit(folder, first // 50, keys, align.COLUMNS, "f00d")
     return Reader(str(lake), catalog.snapshot(catalog.connect(str(lake), "many"), "many"))
 
 
@@ -136,7 +142,7 @@ def test_memory_over_two_thousand_groups(tmp_path: Path, capsys: pytest.CaptureF
     (out / "memory.csv").write_text("groups,megabytes\n" + "\n".join(rows) + "\n")
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     axes.plot(held)
-    axes.set(xlabel="groups read", ylabel="resident memory, MB", ylim=(0, None))
+    axes.set(xlabel="groups read", ylabel="resident memory, MB", ylim=(0, 1.2 * max(held)))
     figure.savefig(out / "memory.png")
     pyplot.close(figure)
     with capsys.disabled():

@@ -123,14 +123,17 @@ def test_a_rank_that_dies_ends_the_other_with_a_word(here: Path, victim: int) ->
     assert "Traceback" not in said.partition("another rank")[0], said
 
 
-def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path) -> None:
+@pytest.mark.parametrize("every", [100, 1], ids=["before the first step", "later"])
+def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path, every: int) -> None:
     alone, run = weights_of(train(here, name="one")), Run(here.parent / "runs" / "two")
-    options = ("--train.trainer.strategy", "ddp", "--train.checkpoint_steps", "100")
+    options = ("--train.trainer.strategy", "ddp", "--train.checkpoint_steps", str(every))
     stored = run.folder / "reference"
     with two_nodes(here, *options) as launchers:
         until = time.monotonic() + 200
         while len(list(stored.glob("epoch-0000.*"))) < 2 and time.monotonic() < until:
             time.sleep(0.01)
+        if every == 1:
+            until_first_checkpoint(run, launchers)
         for one in launchers:
             _kill(one)
     (stored / "epoch-0000.rank-1-of-2.safetensors").unlink()

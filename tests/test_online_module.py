@@ -61,4 +61,4 @@ def test_it_works_in_a_trainer_with_a_module_of_ones_own(
     other = Mine(policy)
     other.policy = None  # type: ignore[assignment]
     with pytest.raises(UsageError, match="expected Mine.policy to be a gpo_train Policy, found NoneType"):
-        L.Trainer(callbacks=[regeneration], **options).fit(other)
+        L.Trainer(callbacks=[OnlineRegeneration(made)], **options).fit(other)

@@ -6,9 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +25,12 @@ from rich.console import Console
 from gpo_data import cli, recipe
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
+from gpo_data.lake.locks import held
 from gpo_data.lake.verify import verify
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
 QUIET = Console(quiet=True)
+LOCK = "driver.lock"
 JUDGE = """
 import os
 import time
@@ -74,6 +79,15 @@ def drawn(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_workers_draw_the_bytes_of_one_process(bright: Path, own_ray: None) -> None:
+    left, another = (Path(tempfile.mkdtemp(prefix="gpo-ray-", dir="/tmp")) for _ in range(2))
+    (left / LOCK).touch()
+    with held(another / LOCK):
+        drawn_by_two(bright)
+        assert another.exists() and not left.exists()
+    shutil.rmtree(another)
+
+
+def drawn_by_two(bright: Path) -> None:
     one = draw(recipe.load(bright, ["--name", "one"], trust=True), QUIET)
     two = draw(recipe.load(bright, ["--name", "two", "--workers", "2"], trust=True), QUIET)
     assert len(drawn(two)) == 6 and drawn(two) == drawn(one)
@@ -205,9 +219,9 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [one for one in psutil.Process(pid).children(recursive=True) if "ray::Worker" in " ".join(one.cmdline())]
 
 
-def ended(processes: list[psutil.Process]) -> bool:
+def ended(processes: list[psutil.Process], seconds: float = 60) -> bool:
     assert processes
-    return not psutil.wait_procs(processes, timeout=60)[1]
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 @pytest.mark.slow
@@ -252,19 +266,24 @@ def test_a_node_is_slow(bright: Path, one: dict[str, bytes], cluster: Callable[.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_what_is_begun_here_ends_with_the_command(bright: Path, one: dict[str, bytes], number: int) -> None:
     with begun(bright, *MANY, "--workers", "2") as process:
-        assert len(workers_of(process.pid)) == 2
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
         all_of_it = psutil.Process(process.pid).children(recursive=True)
+        (folder,) = {
+            found[0] for one in all_of_it if (found := re.search(r"/tmp/gpo-ray-\w+", " ".join(one.cmdline())))
+        }
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
             output, _ = process.communicate(timeout=60)
             assert process.returncode == 130 and "the same command goes on from here" in output
         else:
             process.kill()
-        assert ended(all_of_it)
-    assert not same(bright, one)
+        assert ended(workers, 30)
+        assert ended(all_of_it, 120)  # Ray's agents try for a minute to tell what has ended why they go
+    assert not same(bright, one) and Path(folder).exists() == (number == signal.SIGKILL)
     again = run(bright, *MANY, "--workers", "2")
     assert again.returncode == 0 and "resuming" in again.stdout, again.stderr
-    assert same(bright, one)
+    assert same(bright, one) and not Path(folder).exists()
 
 
 @pytest.mark.slow
@@ -297,8 +316,6 @@ def test_a_policy_travels(bright: Path, random_sd3: Path, cluster: Callable[...,
 
 @pytest.mark.slow
 def test_what_only_the_driver_has_travels(bright: Path, random_sd3: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    import shutil
-
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpo[ray]'")
     from gpo_data.generation import travel
     from gpo_data.models import weights_digest
@@ -366,7 +383,7 @@ def test_online_with_workers_is_online(here: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_shard_that_kills_is_an_error_and_not_an_endless_run(bright: Path) -> None:
-    Path("words.txt").write_text("KITE\nMOON\nFATAL\nSTAR\n")
+    Path("words.txt").write_text("".join(f'a sign that reads "{word}"\n' for word in ("KITE", "MOON", "FATAL", "STAR")))
     settings = ["--task.prompts", "words.txt", "--task.split", "all", "--task.num_prompts", "null"]
     done = run(bright, *settings, "--evaluators", "['judge_of_ray:deadly']", "--workers", "1", "--reward", "brightness")
     assert done.returncode == 1, done.stdout + done.stderr

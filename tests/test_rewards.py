@@ -42,6 +42,11 @@ def same_class(reward: str, wanted: str | None, seen: str | None) -> float | Non
     return rewards.score([row], f"{reward}(target_class, class_seen)", columns)[0]
 
 
+def held(reward: str, asked: int | None, right: int | None) -> float | None:
+    columns = {"clauses": pa.int32(), "clauses_right": pa.int32()}
+    return rewards.score([{"clauses": asked, "clauses_right": right}], f"{reward}(clauses, clauses_right)", columns)[0]
+
+
 def distance(a: str, b: str) -> int:
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -150,6 +155,8 @@ def test_what_was_not_measured_has_no_reward(reward):
         "count": (count, (1, 2)),
         "color": (color, ("red", "teal")),
         "class": (same_class, ("circle", "square")),
+        "geneval": (held, (2, 1)),
+        "clauses": (held, (2, 1)),
     }
     call, values = kinds[reward.split("_")[0]]
     assert call(reward, None, values[1]) is None

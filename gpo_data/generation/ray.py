@@ -17,17 +17,11 @@ being a function of the job it is the same. A job that three actors died of is a
 from __future__ import annotations
 
 import atexit
-import logging
-import os
-import shutil
-import signal
-import socket
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -39,6 +33,8 @@ from rich.console import Console
 import gpo_data
 from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generation import cluster
+from gpo_data.generation.actors import Work, Worker
 from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Ray
 
@@ -46,8 +42,6 @@ LOST = (RayActorError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)
 DEATHS = 3  # of actors at one job, or of one actor after another before they are open
 AHEAD = 2  # calls of `next` that wait at an actor
 PATIENCE = 30.0  # seconds without any actor before a word is said
-LONGEST_FOLDER = 40  # characters; the path of a socket below it has at most 107
-Work = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 class Job(Protocol):
@@ -58,32 +52,6 @@ class Job(Protocol):
 
     def hand_out(self) -> tuple[int, Any] | None:
         """(how many results, what the actor gets) of what is left of it; None: nothing, or not for this process."""
-
-
-class Worker:
-    """An actor's side."""
-
-    def open(self, version: str, threads: int, work: Callable[..., Work], *arguments: Any) -> None:
-        if version != gpo_data.__version__:
-            where = f"gpo is {gpo_data.__version__} on {socket.gethostname()} and {version} where the command runs"
-            raise UsageError(f"ray: {where}; install one version on all machines")
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        hardware.take_threads()
-        self._jobs: deque[Any] = deque()
-        self._results: Iterator[Any] = iter(())
-        self._work = work(*arguments)
-
-    def next(self, *jobs: Any) -> Any:
-        """The next result, after some more jobs were taken on."""
-        self._jobs.extend(jobs)
-        for result in self._results:
-            return result
-        self._results = self._work(self._taken())
-        return next(self._results)
-
-    def _taken(self) -> Iterator[Any]:
-        while self._jobs:
-            yield self._jobs.popleft()
 
 
 @dataclass
@@ -136,26 +104,24 @@ class Workers:
         self._pending: dict[Any, Hand] = {}
         self._opening: tuple[Any, ...] = ()
         self._failures = 0
-        self._folder: str | None = None
-        self._owned = not ray.is_initialized()
+        self._deaths: dict[int, int] = {}
+        self._ray = ExitStack()
         number = settings.workers or 0
+        self.threads = settings.num_cpus or (1 if settings.address else hardware.threads(number))
         atexit.register(self.close)
         try:
-            if self._owned and settings.address is None:
-                self.threads = settings.num_cpus or hardware.threads(number)
-                self._begin(number * self.threads + sum(actors for actors, _ in beside))
-            else:
-                self.threads = settings.num_cpus or (1 if settings.address else hardware.threads(number))
-                if self._owned:
-                    join(str(settings.address))
+            if not ray.is_initialized():
+                cores = number * self.threads + sum(actors for actors, _ in beside)
+                address = settings.address
+                self._ray.enter_context(cluster.own(cores) if address is None else cluster.joined(address))
             there = ray.cluster_resources()
             gpus = settings.num_gpus if settings.num_gpus is not None else float(on_gpu and there.get("GPU", 0) > 0)
             taken = sum(actors * each for actors, each in beside)
             if settings.workers is None:
                 free = there.get("GPU", 0) - taken
                 number = int(free / gpus) if gpus else len([node for node in ray.nodes() if node["Alive"]])
-            self._expect("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
-            self._expect("core", "ray.num_cpus", number, self.threads, sum(n for n, _ in beside), there.get("CPU", 0))
+            _expect("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
+            _expect("core", "ray.num_cpus", number, self.threads, sum(n for n, _ in beside), there.get("CPU", 0))
         except BaseException:
             self.close()
             raise
@@ -164,6 +130,7 @@ class Workers:
     def open(self, work: Callable[..., Work], *arguments: Any) -> None:
         """Have every actor call `work(*arguments)`; returns when the first one has. Raises what it raises."""
         self._opening, self._pending, self._failures = (gpo_data.__version__, self.threads, work, *arguments), {}, 0
+        self._deaths = {}
         self._hands = [Hand(hand.actor) for hand in self._hands] or [Hand(None) for _ in range(self.number)]
         for hand in self._hands:
             self._open(hand)
@@ -173,20 +140,22 @@ class Workers:
                 pass
             if time.monotonic() - waited > PATIENCE:
                 waited += 10 * PATIENCE
+                free = ray.available_resources()
                 self.console.print(
                     f"waiting for Ray to start the first of {self.number} workers of {self.threads} cores and "
-                    f"{self.gpus:g} GPUs; the machines have {_listed(ray.available_resources())} free",
+                    f"{self.gpus:g} GPUs; the machines have {free.get('CPU', 0):g} cores and {free.get('GPU', 0):g} "
+                    f"GPUs free",
                     soft_wrap=True,
                 )
 
     def run(self, jobs: list[Any], stop: threading.Event | None = None) -> Iterator[tuple[Any, Any]]:
         """(job, result) as they arrive, until all jobs are done. Raises Interrupted and what actors raise."""
         todo, stop, seconds = deque(jobs), stop or threading.Event(), list[float]()
-        deaths: dict[int, int] = {}
+        self._deaths = {}
         while todo or any(not held.job.done for hand in self._hands for held in hand.held):
             for hand in self._hands:
                 self._hand_out(hand, todo, seconds)
-            for hand, result in self._settled(stop, todo, deaths):
+            for hand, result in self._settled(stop, todo):
                 held = hand.held[0]
                 held.owed -= 1
                 if not held.owed:
@@ -211,36 +180,14 @@ class Workers:
         for actor in chain((hand.actor for hand in self._hands), *self.beside.values()):
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
-        if self._owned:
-            ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._hands, self.beside, self._owned, self._folder = [], {}, False, None
+        self._ray.close()
+        self._hands, self.beside = [], {}
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _begin(self, cores: int) -> None:
-        """A Ray of this process's own, without dashboard and statistics."""
-        os.environ.setdefault("RAY_worker_niceness", "0")  # not 15: these processes are the command
-        parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_FOLDER else "/tmp"
-        self._folder = tempfile.mkdtemp(prefix="gpo-ray-", dir=parent)
-        try:
-            with _quietly():
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, _temp_dir=self._folder, **QUIET)
-        except (RuntimeError, OSError, TimeoutError) as error:
-            raise RunError(f"ray: it does not start here: {' '.join(str(error).split())[:300]}") from None
-
-    def _expect(self, what: str, key: str, number: int, each: float, beside: float, there: float) -> None:
-        if number < 1 or number * each + beside > there + 1e-6:
-            more = f", and {beside:g} for evaluators" if beside else ""
-            raise UsageError(
-                f"ray.workers: {number} of {each:g} {what}s each asked for{more}, and there are {there:g}; take fewer "
-                f"with --workers, or lower {key}"
-            )
 
     def _open(self, hand: Hand) -> None:
         if hand.actor is None:
@@ -273,9 +220,7 @@ class Workers:
         late = [one for one in held if time.monotonic() - one.since > 2 * usual]
         return next((one.job for one in late if sum(other.job is one.job for other in held) == 1), None)
 
-    def _settled(
-        self, stop: threading.Event, todo: deque[Any], deaths: dict[int, int] | None = None
-    ) -> Iterator[tuple[Hand, Any]]:
+    def _settled(self, stop: threading.Event, todo: deque[Any]) -> Iterator[tuple[Hand, Any]]:
         """(actor, result) of the calls that have ended; those that died are replaced, their jobs are to do again."""
         done, _ = ray.wait(list(self._pending), num_returns=1, timeout=0.5)
         self.tick()
@@ -288,7 +233,7 @@ class Workers:
             try:
                 result = ray.get(call)
             except LOST as error:
-                self._replace(hand, todo, deaths if deaths is not None else {}, error)
+                self._replace(hand, todo, error)
                 continue
             except RayTaskError as error:
                 raise _cause(error) from None
@@ -297,7 +242,7 @@ class Workers:
                 yield hand, result
             hand.ready = True
 
-    def _replace(self, hand: Hand, todo: deque[Job], deaths: dict[int, int], error: Exception) -> None:
+    def _replace(self, hand: Hand, todo: deque[Job], error: Exception) -> None:
         """Another actor in the place of one that died; Ray starts it where there is room."""
         reason = " ".join(str(error).split())[:300]
         first = next((held.job for held in hand.held if not held.job.done), None)
@@ -305,8 +250,8 @@ class Workers:
         if self._failures >= DEATHS * self.number:
             raise RunError(f"ray: workers die before they have opened the model: {reason}")
         if first is not None:
-            deaths[id(first)] = deaths.get(id(first), 0) + 1
-            if deaths[id(first)] >= DEATHS:
+            self._deaths[id(first)] = self._deaths.get(id(first), 0) + 1
+            if self._deaths[id(first)] >= DEATHS:
                 raise RunError(
                     f"{first.name}: {DEATHS} workers died of it; what is finished is kept. If it is memory, lower "
                     f"sampler.batch_size or take fewer --workers. The last: {reason}"
@@ -322,35 +267,13 @@ class Workers:
         self._open(new)
 
 
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-
-
-def join(address: str) -> None:
-    """Connect to a cluster. Raises UsageError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if host:  # Ray itself would try for half a minute
-            socket.create_connection((host, int(port)), 5).close()
-        with _quietly():
-            ray.init(address=address, **QUIET)
-    except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-        reason = " ".join(str(error).split())[:200]
+def _expect(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:
+    if number < 1 or number * each + beside > there + 1e-6:
+        more = f", and {beside:g} for evaluators" if beside else ""
         raise UsageError(
-            f"ray.address: no Ray at {address} ({reason}); start one with `ray start --head` and `ray start "
-            f"--address HOST:6379` on the other machines, or leave --ray out for one on this machine"
-        ) from None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Ray says nothing, tells nobody, and leaves SIGTERM to its caller."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of all workers but the first that failed
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+            f"ray.workers: {number} of {each:g} {what}s each asked for{more}, and there are {there:g}; take fewer "
+            f"with --workers, or lower {key}"
+        )
 
 
 def _cause(error: RayTaskError) -> BaseException:
@@ -361,7 +284,3 @@ def _cause(error: RayTaskError) -> BaseException:
     if type(cause).__name__ == "OutOfMemoryError":
         return RunError(f"a worker is out of memory: {str(cause).splitlines()[0]} Lower sampler.batch_size")
     return error
-
-
-def _listed(resources: dict[str, float]) -> str:
-    return f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs"

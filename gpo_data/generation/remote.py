@@ -4,9 +4,8 @@
         draw(base, console, workers=workers)
         draw(policy, console, workers=workers)
 
-A worker opens model and evaluators once and keeps them while it is told of other prompts or another policy. It gets
-planned groups and gives their samples, as bytes; or gets samples and gives measurements. An evaluator with `actors`
-measures in those, for all workers.
+A worker gets planned groups and gives their samples, as bytes; or gets samples and gives measurements (actors.py). An
+evaluator with `actors` measures in those, for all workers.
 """
 
 from __future__ import annotations
@@ -16,29 +15,25 @@ import functools
 import os
 import secrets
 import sys
-import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from gpo_data import evaluators, hardware, models
+from gpo_data import hardware
 from gpo_data.errors import UsageError
+from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedShard
-from gpo_data.generation.worker import GROUPS_WAITING, Drawer, clear_temporaries, not_staged
-from gpo_data.group import Group, from_sample, to_sample
+from gpo_data.generation.worker import clear_temporaries, not_staged
+from gpo_data.group import Group, from_sample
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import with_dtype
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
-from gpo_data.lake.stage import END, pack_sample, stage_blocks
+from gpo_data.lake.stage import END, stage_blocks
 from gpo_data.parts import open_archive
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import EVALUATORS, Recipe
@@ -90,9 +85,9 @@ def actors_of(recipe: Recipe) -> dict[str, tuple[int, float]]:
     for name in [*recipe.evaluators, *recipe.watchers]:
         section = _section(recipe, name)
         own = (recipe.ray.function_actors, recipe.ray.function_num_gpus) if ":" in name else (0, 0.0)
-        actors, gpus = own if section is None else (section.actors, section.num_gpus)
-        if actors:
-            found[name] = (actors, gpus)
+        number, gpus = own if section is None else (section.actors, section.num_gpus)
+        if number:
+            found[name] = (number, gpus)
     return found
 
 
@@ -106,119 +101,15 @@ def _on_gpu(recipe: Recipe, name: str) -> bool:
     return getattr(_section(recipe, name), "device", "cpu") != "cpu"
 
 
-class Remote:
-    """An evaluator that measures in actors of its own, as fast as they are free."""
-
-    def __init__(self, evaluator: Any, actors: list[Any]) -> None:
-        self.name, self.version, self.columns = evaluator.name, evaluator.version, evaluator.columns
-        self.actors = actors
-        self._next = id(self) // 64 % len(actors)  # so that workers do not all begin with the same one
-
-    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        import ray
-
-        calls, size = [], -(-len(images) // len(self.actors))
-        for start in range(0, len(images), size):
-            actor = self.actors[self._next % len(self.actors)]
-            self._next += 1
-            calls.append(actor.measure.remote(images[start : start + size], targets[start : start + size]))
-        try:
-            return [row for rows in ray.get(calls) for row in rows]
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
-
-
-class EvaluatorActor:
-    """The actor's side of Remote."""
-
-    def __init__(self, recipe: Recipe, name: str, files: dict[str, Files]) -> None:
-        from gpo_data.generation.travel import arrived
-
-        self._scratch = tempfile.TemporaryDirectory(prefix="gpo-")
-        (self._evaluator,) = evaluators.chosen(arrived(recipe, files, Path(self._scratch.name)), [name])
-
-    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._evaluator.measure(
-            [np.array(image) for image in images], targets
-        )  # writable
-        return found
-
-
 def _beside(workers: Workers, recipe: Recipe, files: dict[str, Files]) -> dict[str, list[Any]]:
     """The actors of evaluators that have their own. One that dies is begun again by Ray, and its call repeated."""
     import ray
 
-    kind = ray.remote(EvaluatorActor)
-    for name, (actors, gpus) in actors_of(recipe).items() if not workers.beside else ():
+    kind = ray.remote(actors.EvaluatorActor)
+    for name, (number, gpus) in actors_of(recipe).items() if not workers.beside else ():
         options = kind.options(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=2)
-        workers.beside[name] = [options.remote(recipe, name, files) for _ in range(actors)]
+        workers.beside[name] = [options.remote(recipe, name, files) for _ in range(number)]
     return workers.beside
-
-
-class Opened:
-    """In a worker: what stays open from one dataset to the next."""
-
-    model: tuple[Any, models.Model] | None = None
-    evaluators: tuple[Any, list[Any]] | None = None
-
-
-def open_parts(
-    recipe: Recipe,
-    files: dict[str, Files],
-    actors: dict[str, list[Any]],
-    drawing: bool = True,
-    blank: Prompt | None = None,
-) -> tuple[Recipe, Any, list[Any]]:
-    """In a worker: (recipe, model, evaluators), those that it has already where the settings are the same.
-
-    Args:
-        blank: the prompt to try the evaluators with on a blank picture.
-    """
-    from gpo_data.generation.travel import arrived
-
-    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
-        recipe = arrived(recipe, files, Path(scratch))
-        plain = dataclasses.replace(recipe, name=None, policy=None, seed=0, lake="lake", reward="1", where=None)
-        key = (dataclasses.replace(plain, task=dataclasses.replace(recipe.task, prompts=None, num_prompts=1)), drawing)
-        if Opened.evaluators is None or Opened.evaluators[0] != key:
-            Opened.evaluators = key, evaluators.build(recipe, alone=not drawing)
-        measuring = [
-            Remote(one, actors[name]) if (name := _named(recipe, i)) in actors else one
-            for i, one in enumerate(Opened.evaluators[1])
-        ]
-        if blank:
-            evaluators.try_out(measuring, blank, recipe.sampler)
-        if not drawing:
-            return recipe, None, measuring
-        wanted = (recipe.model, recipe.revision, recipe.sampler)
-        if Opened.model is None or Opened.model[0] != wanted or not recipe.policy:  # without: a policy leaves no trace
-            Opened.model = wanted, models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
-        if recipe.policy:
-            models.load_policy_weights(Opened.model[1], models.policy_folder(recipe.policy), recipe.seed)
-        return recipe, Opened.model[1], measuring
-
-
-def _named(recipe: Recipe, number: int) -> str:
-    """The recipe's name of the evaluator that `build` gives at that place."""
-    return ["image_stats", *recipe.evaluators, *recipe.watchers][number]
-
-
-def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Any:
-    """In a worker: (shard, numbers of groups) ... -> each group's blocks."""
-    recipe, model, measuring = open_parts(recipe, files, actors, blank=blank)
-    drawer = Drawer(recipe, model, measuring, lambda group: pack_sample(group.key, to_sample(group)))
-
-    def results(jobs: Iterator[tuple[PlannedShard, list[int]]]) -> Iterator[bytes]:
-        waiting: deque[Future[bytes]] = deque()
-        for shard, missing in jobs:
-            for group in drawer.groups(shard, missing):
-                waiting.append(group)
-                while waiting and (len(waiting) > GROUPS_WAITING or waiting[0].done()):
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    return results
 
 
 @dataclasses.dataclass
@@ -287,7 +178,7 @@ def _dtype(setting: str, device: str) -> hardware.Dtype:
 
 def open_drawing(workers: Workers, recipe: Recipe, blank: Prompt | None) -> None:
     """Have the workers open the model. Raises what they raise."""
-    _open(workers, recipe, drawing, blank)
+    _open(workers, recipe, actors.drawing, blank)
 
 
 def _open(workers: Workers, recipe: Recipe, work: Any, *arguments: Any) -> None:
@@ -319,28 +210,6 @@ def draw_shards(
     return sum(job.elsewhere for job in jobs)
 
 
-def measuring(
-    recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], names: Sequence[str] | None
-) -> Any:
-    """In a worker: (number of an evaluator, a shard's samples) ... -> (rows, reasons)."""
-    from gpo_data.generation.measure import evaluators_of, measure_groups
-
-    recipe, _, _ = open_parts(recipe, files, actors, drawing=False)
-    own = {name.replace(":", "."): those for name, those in actors.items()}
-    chosen = [Remote(one, own[one.name]) if one.name in own else one for one in evaluators_of(recipe, names)]
-
-    def results(jobs: Iterator[tuple[int, list[bytes]]]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-        for number, samples in jobs:
-            groups = (from_sample(open_archive(blocks + END)[1]) for blocks in samples)
-            rows, reasons = [], []
-            for group_rows, group_reasons in measure_groups(chosen[number], groups):
-                rows += group_rows
-                reasons += group_reasons
-            yield rows, reasons
-
-    return results
-
-
 @dataclasses.dataclass
 class Once:
     """A job of one result. `make` gives what the worker gets, or None where there is nothing to do."""
@@ -354,23 +223,9 @@ class Once:
         return None if made is None else (1, made)
 
 
-def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]]) -> Any:
-    """In a worker: members with their groups ... -> what drawing them again gives."""
-    from gpo_data.generation.redraw import Part, redraw_members
-
-    recipe, model, measuring = open_parts(recipe, files, actors)
-
-    def results(jobs: Iterator[Part]) -> Iterator[Any]:
-        for rows, samples, columns in jobs:
-            groups = [from_sample(open_archive(blocks + END)[1], images=False) for blocks in samples]
-            yield redraw_members(recipe, model, measuring, columns, rows, groups)
-
-    return results
-
-
 def open_measuring(workers: Workers, recipe: Recipe, names: Sequence[str] | None) -> None:
-    _open(workers, recipe, measuring, names)
+    _open(workers, recipe, actors.measuring, names)
 
 
 def open_redrawing(workers: Workers, recipe: Recipe) -> None:
-    _open(workers, recipe, redrawing)
+    _open(workers, recipe, actors.redrawing)

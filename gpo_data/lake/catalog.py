@@ -55,9 +55,9 @@ def connect(
     """
     con = duckdb.connect(config=locked.CONFIG)
     rewards.add_macros(con)
-    files = views.create(con, lake, [dataset] if isinstance(dataset, str) else dataset, whole)
+    readable = views.create(con, lake, [dataset] if isinstance(dataset, str) else dataset, whole)
     if not unsafe:
-        locked.lock(con, files.readable)
+        locked.lock(con, readable)
     return con
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import duckdb
@@ -14,9 +16,14 @@ import fsspec
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake.mirror import Mirror
-from gpo_data.lake.remote import place
+from gpo_data.lake.remote import place, version_of
 
 SHARDS = "shard-*.parquet"
+
+
+class Stamp(NamedTuple):
+    size: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,29 @@ class Files:
         return list(self.store.glob(pattern))
 
     def patterns(self, name: str) -> list[str]:
-        """The same as DuckDB's patterns, which each fit some file."""
-        if isinstance(self.store, Mirror):
-            self.store.fetch(self.found(name))
+        """The same as DuckDB's patterns, which each fit some file and are about to be read."""
+        self.fetch(self.found(name))
         if self.names is None:
-            return [f"{glob.escape(self.prefix)}/dataset=*/{name}"]
+            return [self.everywhere(name)]
         have = {dataset_of(path) for path in self.found(name)}
         return [f"{glob.escape(self.prefix)}/dataset={glob.escape(one)}/{name}" for one in self.names if one in have]
+
+    def fetch(self, paths: Sequence[str]) -> None:
+        """Have these files of an object store on this machine."""
+        if isinstance(self.store, Mirror):
+            self.store.fetch(paths)
+
+    def stamp(self, path: str) -> Stamp:
+        """Changes with a file of `found`. Raises OSError."""
+        if isinstance(self.store, Mirror):
+            info = self.store.info(path)
+            return Stamp(info["size"], version_of(info))
+        told = os.stat(path)  # noqa: PTH116 - thousands at a time
+        return Stamp(told.st_size, f"{told.st_mtime_ns} {told.st_ino}")
+
+    def everywhere(self, name: str) -> str:
+        """DuckDB's pattern of the files of that name in all datasets."""
+        return f"{glob.escape(self.prefix)}/dataset=*/{name}"
 
     def exact(self, paths: Sequence[str]) -> list[str]:
         """DuckDB's patterns that fit these paths of `found` alone."""

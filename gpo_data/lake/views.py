@@ -20,6 +20,7 @@ from gpo_data.lake import locked
 from gpo_data.lake.advantage import DEAD_SQL
 from gpo_data.lake.damaged import leave_out
 from gpo_data.lake.files import SHARDS, Files, open_lake
+from gpo_data.lake.gathered import Gathered, gather
 from gpo_data.lake.measures import PROTECTED, TARGETS, sources_of
 from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
 from gpo_data.lake.sql import identifier, listed, quote, read_parquet
@@ -50,43 +51,47 @@ MANIFEST_JSON = ("fields", "recipe", "versions")
 
 def create(
     con: duckdb.DuckDBPyConnection, lake: str, datasets: Sequence[str] | None = None, whole: bool = False
-) -> Files:
+) -> list[str]:
     """Make the views on a connection; arguments as of `catalog.connect`. Says on stderr what is left out and why.
 
+    Gives the folders that the views read.
     Raises UsageError: no dataset that is asked for can be read.
     """
     files = open_lake(con, lake)
     if "://" not in files.prefix:  # footers are read once; a change is noticed by the file's time
         con.execute("SET parquet_metadata_cache = true")
     asked = files.of(datasets) if datasets is not None else files
+    gathered = None if whole else gather(con, asked)
     con.execute(f"""
         CREATE OR REPLACE VIEW present AS
-        SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.patterns(SHARDS)[0])})""")
+        SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.everywhere(SHARDS))})""")
     try:
         if whole:
             asked = leave_out(asked, whole)
         else:
             try:
-                _create(con, asked, whole)
-                return asked
-            except duckdb.Error:
+                _create(con, asked, whole, gathered)
+                return [*asked.readable, *([f"{gathered.folder}/"] if gathered else [])]
+            except duckdb.Error as error:
+                if gathered and isinstance(error, duckdb.IOException | duckdb.InvalidInputException):
+                    gathered.remove()
                 asked = leave_out(asked)
         _create(con, asked, whole)
     except duckdb.Error as error:
         raise UsageError(f"lake: cannot read the sidecars of {lake}: {locked.one_line(error)}; {REPAIR}") from None
-    return asked
+    return asked.readable
 
 
-def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> None:
+def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered: Gathered | None = None) -> None:
     # DuckDB opens every footer again for each view and each DESCRIBE: few of them, where there are thousands of files.
-    columns = _stored_view(con, files, whole)
+    columns = _stored_view(con, files, whole, gathered)
     con.execute(f"CREATE OR REPLACE VIEW members AS {with_task_columns('SELECT * FROM drawn_members', columns)}")
     con.execute(f"CREATE OR REPLACE VIEW groups AS {GROUPS}")
-    _shards_view(con, files)
+    _shards_view(con, files, gathered)
     _datasets_view(con, files)
 
 
-def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> list[str]:
+def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered: Gathered | None) -> list[str]:
     """Makes drawn_members; its columns."""
     shard = "parse_filename(filename, true, 'both_slash') AS shard"
     if not files.found(SHARDS):
@@ -95,7 +100,7 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> l
         con.unregister("arrow_empty")
         con.execute(f"CREATE OR REPLACE VIEW drawn_members AS SELECT *, {shard} FROM no_members")
         return list(_empty().names)
-    read = read_parquet(files, files.patterns(SHARDS))
+    read = gathered.members if gathered else read_parquet(files, files.patterns(SHARDS))
     names = _columns(con, f"SELECT * FROM {read}")
     _check_types(con, names)
     selected, joins = {name: f"s.{identifier(name)}" for name in names}, ""
@@ -171,9 +176,11 @@ def with_task_columns(query: str, columns: Iterable[str]) -> str:
     )
 
 
-def _shards_view(con: duckdb.DuckDBPyConnection, files: Files) -> None:
+def _shards_view(con: duckdb.DuckDBPyConnection, files: Files, gathered: Gathered | None) -> None:
     footer = "(SELECT ''::VARCHAR AS file_name, ''::BLOB AS key, ''::BLOB AS value WHERE false)"
-    if files.found(SHARDS):
+    if gathered:
+        footer = gathered.footers
+    elif files.found(SHARDS):
         footer = f"parquet_kv_metadata({listed(files.patterns(SHARDS))})"
     facts = ("tar_bytes", "tar_sha256", "fingerprint")
     values = ", ".join(f"max(decode(value)) FILTER (decode(key) = '{fact}') AS {fact}" for fact in facts)

@@ -38,7 +38,12 @@ def known_names() -> dict[str, Path]:
     """{name: file} of the recipes here and in the package; one here hides one of the same name in the package."""
     inside = PACKAGE / "recipes"  # in a wheel; a checkout has them beside the packages
     shipped = inside if inside.is_dir() else PACKAGE.parent / "recipes"
-    files = [*shipped.glob("*-*.yaml"), *Path("recipes").glob("*.yaml")]
+    files = [
+        *shipped.glob("*-*.yaml"),
+        *shipped.glob("benchmarks/*.yaml"),
+        *Path("recipes").glob("*.yaml"),
+        *Path("recipes").glob("benchmarks/*.yaml"),
+    ]
     return {path.stem: path for path in files}
 
 

@@ -7,11 +7,11 @@ tags (tags.py), with 95% intervals over targets (interval.py). The dataset is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gpo_data.generation.generate import draw
@@ -19,39 +19,14 @@ from gpo_data.lake.document import write_document
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation import evaluate, report
-from gpo_train.evaluation.interval import interval
+from gpo_train.evaluation.interval import open_interval, share_interval
 from gpo_train.evaluation.prompts import choose
-from gpo_train.evaluation.result import Prompts
+from gpo_train.evaluation.result import Alone, Figures
 from gpo_train.evaluation.tags import by_tag
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Of n pictures: shares and means, with the 95% interval of `exact` and of a reward that is a share."""
-
-    n: int
-    exact: float
-    exact95: list[float]
-    lenient: float
-    reward: float
-    reward95: list[float] | None
-    failed: int
-    scores: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alone(Prompts):
-    """The content of eval.json of a model alone."""
-
-    model: str
-    reward: str
-    all: Figures
-    by_tag: dict[str, dict[str, Figures]]
-    dataset: str
-
-
 def evaluate_alone(recipe: Recipe, folder: Path, console: Console) -> Alone:
-    """Draw what is missing, print the table, write eval.json into `folder`. Raises UsageError."""
+    """Draw what is missing, print the table, write eval.json or a benchmark's into `folder`. Raises UsageError."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = choose(recipe, set(), folder)
     base, _ = evaluate.eval_recipes(recipe, chosen.task, str(recipe.name), Path(), alone=True)
@@ -68,14 +43,13 @@ def evaluate_alone(recipe: Recipe, folder: Path, console: Console) -> Alone:
         of = clusters[chosen_ones]
         exact = np.array([float(row["exact"]) for row in rows])
         rewards = np.array([row["reward"] if row["reward"] is not None else 0.0 for row in rows], dtype=float)
-        share = bool(len(rewards)) and rewards.min() >= 0 and rewards.max() <= 1
         return Figures(
             n=len(rows),
             exact=float(exact.mean()),
-            exact95=_within(interval(exact, of)),
+            exact95=share_interval(exact, of),
             lenient=float(np.mean([float(row["lenient"]) for row in rows])),
             reward=float(rewards.mean()),
-            reward95=_within(interval(rewards, of)) if share else None,
+            reward95=open_interval(rewards, of),
             failed=sum(bool(row["failed"]) for row in rows),
             scores={name: float(np.mean([row[name] for row in rows])) for name in scores},
         )
@@ -88,9 +62,10 @@ def evaluate_alone(recipe: Recipe, folder: Path, console: Console) -> Alone:
         by_tag=by_tag(chosen.tags, prompt_of, figures),
         dataset=str(base.name),
     )
-    write_document(found, folder / "eval.json")
+    path = folder / f"{found.stem}.json"
+    write_document(found, path)
     console.print(table(found))
-    console.print(f"figures: {folder / 'eval.json'}", soft_wrap=True)
+    console.print(f"figures: {path}", soft_wrap=True)
     return found
 
 
@@ -104,7 +79,7 @@ def table(found: Alone) -> Table:
     for what, one in rows:
         low, high = one.exact95
         made.add_row(
-            what,
+            escape(what),
             str(one.n),
             f"{100 * one.exact:.1f}%",
             f"[{100 * low:.1f}, {100 * high:.1f}]",
@@ -114,7 +89,3 @@ def table(found: Alone) -> Table:
             str(one.failed),
         )
     return made
-
-
-def _within(bounds: list[float]) -> list[float]:
-    return [max(0.0, bounds[0]), min(1.0, bounds[1])]

@@ -36,7 +36,7 @@ from gpo_data.lake.reader import diversity
 from gpo_data.lake.sql import identifier
 from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
-from gpo_train.evaluation.interval import interval
+from gpo_train.evaluation.interval import interval, open_interval, share_interval
 from gpo_train.evaluation.prompts import EvalPrompts, choose
 from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side, Target
 from gpo_train.evaluation.tags import by_tag
@@ -46,7 +46,7 @@ from gpo_train.run import Run, settle
 
 
 def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
-    """Draw both sides, compare them, write eval.json, eval.html and eval.png into the run's folder."""
+    """Draw both sides, compare them, write eval.json, .html and .png into the run's folder (result.py: names)."""
     from gpo_train.evaluation import report
 
     manifest = run.manifest()
@@ -67,14 +67,16 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
         run=run.name,
         mode=manifest.mode,
         train_seconds=manifest.train_seconds,
+        model=recipe.model,
+        reward=recipe.reward,
         **vars(chosen.described()),
         **vars(compared),
     )
-    write_document(found, run.folder / "eval.json")
+    write_document(found, run.folder / f"{found.stem}.json")
     report.terminal(found, console)
     right = [{key for key, one in side.items() if one["exact"]} for side in sides]
-    grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / "eval.png")
-    page = report.page(found, grid, run.folder / "eval.html")
+    grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / f"{found.stem}.png")
+    page = report.page(found, grid, run.folder / f"{found.stem}.html")
     console.print(f"page: {page}", soft_wrap=True)
     return found
 
@@ -168,6 +170,7 @@ def compare(
     prompts = prompt_of(base, [group for group, _ in pairs])
     clusters = np.array([chosen.keys[index] for index in prompts])
     difference = column(1, "exact") - column(0, "exact")
+    rewards = column(1, "reward") - column(0, "reward")
     levels = column(0, "level").astype(int)
     scores = list(TASKS[recipe.task.kind].scores)
 
@@ -175,6 +178,8 @@ def compare(
         means = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
         return Side(
             failed=int(column(number, "failed").sum()),
+            exact95=share_interval(column(number, "exact"), clusters),
+            reward95=open_interval(column(number, "reward"), clusters),
             diversity=diversity(recipe.lake, str((base, policy)[number].name)),
             scores={name: means.pop(name) for name in scores},
             **{name: means.pop(name) for name in ("exact", "lenient", "reward")},
@@ -186,6 +191,9 @@ def compare(
             n=int(these.sum()),
             base=_mean(column(0, "exact")[these]),
             policy=_mean(column(1, "exact")[these]),
+            base95=share_interval(column(0, "exact")[these], clusters[these]),
+            policy95=share_interval(column(1, "exact")[these], clusters[these]),
+            ci95=interval(difference[these], clusters[these]),
         )
 
     before, after = side(0), side(1)
@@ -197,6 +205,8 @@ def compare(
             exact=float(difference.mean()),
             ci95=interval(difference, clusters),
             lenient=_mean(column(1, "lenient") - column(0, "lenient")),
+            reward=_mean(rewards),
+            reward95=open_interval(rewards, clusters),
         ),
         diversity_ratio=after.diversity / before.diversity,
         by_level={str(number): level(levels == number) for number in np.unique(levels)},

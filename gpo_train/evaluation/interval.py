@@ -32,20 +32,40 @@ def interval(values: np.ndarray, clusters: np.ndarray) -> list[float]:
         values: [n] differences of fractions, each within -1 and 1.
         clusters: [n], which values belong together.
     """
-    names, of = np.unique(clusters, return_inverse=True)
-    low, high = interval_of_sums(np.bincount(of, values, len(names)), np.bincount(of, minlength=len(names)))
+    low, high = interval_of_sums(*_sums(values, clusters))
     return [low, high]
 
 
-def interval_of_sums(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """The same of s_c and n_c [C]."""
+def share_interval(values: np.ndarray, clusters: np.ndarray) -> list[float]:
+    """Of fractions [n], each within 0 and 1."""
+    return [max(0.0, bound) for bound in interval(values, clusters)]
+
+
+def open_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] | None:
+    """Of rewards [n] or their differences, which have no bounds; None where fewer than two targets have one.
+
+    Args:
+        values: NaN where there is none.
+    """
+    there = np.isfinite(values)
+    sums, sizes = _sums(values[there], clusters[there])
+    return None if len(sums) < 2 else list(interval_of_sums(sums, sizes, np.inf))
+
+
+def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    names, of = np.unique(clusters, return_inverse=True)
+    return np.bincount(of, values, len(names)), np.bincount(of, minlength=len(names))
+
+
+def interval_of_sums(sums: np.ndarray, sizes: np.ndarray, bound: float = 1.0) -> tuple[float, float]:
+    """The same of s_c and n_c [C]; `bound`: how far from 0 a mean can be."""
     count = len(sums)
     if count < 2:
-        return -1.0, 1.0
+        return -bound, bound
     without = (sums.sum() - sums) / (sizes.sum() - sizes)
     deviation = float(np.sqrt((count - 1) * without.var()))
     middle, reach = float(sums.sum() / sizes.sum()), student_t(0.975, count - 1) * deviation
-    return max(-1.0, middle - reach), min(1.0, middle + reach)
+    return max(-bound, middle - reach), min(bound, middle + reach)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gpo_data.audit.show import load_groups
@@ -24,22 +25,23 @@ PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
 def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
     """(what, base, policy, difference) as text."""
     base, policy, difference = found.base, found.policy, found.difference
-    low, high = difference.ci95
-    interval = f", 95% [{100 * low:+.1f}, {100 * high:+.1f}]"
     rows = [
-        _share("exact", base.exact, policy.exact, interval),
+        _share("exact", base.exact, policy.exact, _interval(difference.ci95)),
         ("lenient", _percent(base.lenient), _percent(policy.lenient), f"{100 * difference.lenient:+.1f} points"),
     ]
     for level, one in found.by_level.items():
-        rows.append(_share(f"  exact at {level} (n={one.n})", one.base, one.policy))
+        rows.append(_share(f"  exact at {level} (n={one.n})", one.base, one.policy, _interval(one.ci95)))
     for column, tags in found.by_tag.items():
         for tag, one in tags.items():
-            rows.append(_share(f"  exact of {column} {tag} (n={one.n})", one.base, one.policy))
+            rows.append(_share(f"  exact of {column} {tag} (n={one.n})", one.base, one.policy, _interval(one.ci95)))
     for name, score in base.scores.items():
         rows.append(_share(LABELS.get(name, name), score, policy.scores[name]))
     failed = policy.failed - base.failed
     rows.append(("failed pictures, wrong", str(base.failed), str(policy.failed), f"{failed:+d}"))
-    before, after = ({"reward": side.reward, "diversity": side.diversity} | side.statistics for side in (base, policy))
+    change = difference.reward if difference.reward is not None else policy.reward - base.reward
+    paid = f"{change:+.3f}{_interval(difference.reward95, 1, 3)}"
+    rows.append(("reward", f"{base.reward:.3f}", f"{policy.reward:.3f}", paid))
+    before, after = ({"diversity": side.diversity} | side.statistics for side in (base, policy))
     if "color_exact" in before:
         rows.append(_share("colour as asked", before.pop("color_exact"), after["color_exact"]))
     for name, value in before.items():
@@ -47,6 +49,13 @@ def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
         what = name.replace("_", " ").replace("watched/", "only watched: ")
         rows.append((what, f"{value:.3f}", f"{after[name]:.3f}", f"x {change:.2f}"))
     return rows
+
+
+def _interval(bounds: list[float] | None, scale: float = 100, digits: int = 1) -> str:
+    if bounds is None:
+        return ""
+    low, high = (f"{scale * one:+.{digits}f}" for one in bounds)
+    return f", 95% [{low}, {high}]"
 
 
 def _percent(value: float) -> str:
@@ -79,7 +88,7 @@ def prompts_of(found: Prompts) -> str:
 def terminal(found: Evaluation, console: Console) -> None:
     table = Table("", "base", "policy", "difference", title=headline(found), title_justify="left")
     for row in rows_of(found):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # a file's tags may have brackets
     console.print(table)
 
 

@@ -1,8 +1,17 @@
-"""What `eval` and `compare` find, as eval.json and compare.json hold it. Shares are fractions and not percents."""
+"""What `eval` and `compare` find, as eval.json and compare.json hold it.
+
+    eval.json               prompts of a part of the split
+    eval-<folder>-<file>.json        a benchmark's file, one for each (`Prompts.stem`)
+
+Shares are fractions and not percents. An interval is the 95% one of a mean, over targets (interval.py); None where it
+is not known: of a file of an older version, and of rewards of one target.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,14 @@ class Prompts:
     file: str | None = None
     trained_on: int = 0
 
+    @property
+    def stem(self) -> str:
+        """Of the files in the run's folder: of two benchmarks' `test.txt` the folders' names differ."""
+        if self.file is None:
+            return "eval"
+        path = Path(self.file)
+        return "-".join(["eval", *re.findall(r"[\w.]+", f"{path.parent.name} {path.stem}")])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -32,6 +49,7 @@ class Side:
 
     Args:
         exact: share exactly as asked; a picture that failed is not.
+        exact95, reward95: intervals of these two.
         lenient: share nearly as asked.
         scores: the task's own further scores, such as `ocr_accuracy`.
         failed: pictures.
@@ -44,26 +62,38 @@ class Side:
     reward: float
     failed: int
     diversity: float
+    exact95: list[float] | None = None
+    reward95: list[float] | None = None
     scores: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Policy less base, paired by prompt and seed; the interval is over targets."""
+    """Policy less base, paired by prompt and seed.
+
+    Args:
+        ci95: of `exact`.
+        reward: of the pairs where both pictures have one.
+    """
 
     exact: float
     ci95: list[float]
     lenient: float
+    reward: float | None = None
+    reward95: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Share exactly as asked among n pictures a side of one difficulty or tag."""
+    """Share exactly as asked among n pictures a side of one difficulty or tag; `ci95` is of policy less base."""
 
     n: int
     base: float
     policy: float
+    base95: list[float] | None = None
+    policy95: list[float] | None = None
+    ci95: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +121,38 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Comparison, Prompts):
-    """The content of eval.json."""
+    """The content of a run's eval.json."""
 
     run: str
     mode: str
     train_seconds: float | None = None
+    model: str | None = None
+    reward: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Of n pictures of a model alone: shares and means. A picture that failed has the reward 0."""
+
+    n: int
+    exact: float
+    exact95: list[float]
+    lenient: float
+    reward: float
+    reward95: list[float] | None
+    failed: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone(Prompts):
+    """The content of a model's eval.json, without any run."""
+
+    model: str
+    reward: str
+    all: Figures
+    by_tag: dict[str, dict[str, Figures]]
+    dataset: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class OnlineRegeneration(Callback):
         self.trained = Trained()
         self._prepared: tuple[int, Reader | None] = (-1, None)
         self._clock = 0.0
+        self._open = ExitStack()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         module: Any = pl_module
@@ -90,16 +92,17 @@ class OnlineRegeneration(Callback):
         if not self.ranks.first:
             self.console = Console(quiet=True)
         self.rollout = Rollout(self.recipe, self.online, self.console, lambda: trainer.loggers)
+        self._open.callback(self.rollout.close)
         if trainer.datamodule is None:  # type: ignore[attr-defined]
             module.train_dataloader = self.train_dataloader
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             trainer.fit_loop.max_epochs = self.online.iterations * self.online.epochs_per_iteration
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.rollout.close()
+        self._open.close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.rollout.close()
+        self._open.close()  # also before `setup`, where another rank is lost
 
     def prepare(self, epoch: int) -> Reader | None:
         """Draw what the epoch's iteration lacks; its groups, or None where a rule says that the run is to end.

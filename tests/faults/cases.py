@@ -33,13 +33,17 @@ ALIVE = "entropy"
 
 @dataclass(frozen=True)
 class Case:
-    """`verb` with `options`; `before`: verbs run once in the folder, before it is copied for each series."""
+    """`verb` with `options`; `before`: verbs run once in the folder, before it is copied for each series.
+
+    Of two `ranks`, half of the kills are of one alone: the other is to end by itself, with one line and exit code 1.
+    """
 
     name: str
     verb: str
     options: tuple[str, ...] = ()
     reward: str = DEAD
     before: tuple[tuple[str, ...], ...] = ()
+    ranks: int = 1
 
     def command(self) -> Callable[[], int]:
         return lambda: main([self.verb, "r.yaml", *self.options])
@@ -54,6 +58,10 @@ def main(arguments: list[str]) -> int:
 
 ONLINE = ("--mode", "online", "--run", "a")
 EMA = ("--train.ema_decay", "0.5", "--online.rollout_policy", "ema")
+TWO = (
+    *("--train.trainer.devices", "2", "--train.trainer.accelerator", "cpu", "--train.trainer.strategy", "ddp"),
+    *("--train.groups_per_step", "2"),
+)
 PARTS = (
     ("shards", "r.yaml", "--name", "p0"),
     ("shards", "r.yaml", "--name", "p1", "--seed", "1", "--task.num_prompts", "6"),
@@ -93,6 +101,8 @@ CASES = [
         ),
         before=PARTS,
     ),
+    Case("two ranks, offline", "fit", ("--name", "p1", "--run", "a", *TWO), ALIVE, PARTS, ranks=2),
+    Case("two ranks, online", "fit", (*ONLINE, *TWO, "--task.num_prompts", "8"), ranks=2),
 ]
 
 

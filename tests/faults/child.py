@@ -2,6 +2,8 @@
 the file system.
 
 The process is forked from one that has imported everything, so that a try costs what the command does and no more.
+Two ranks are two such processes, as torchrun starts them, that find each other by gloo on loopback. One is killed alone
+when they have met: before that it is the launcher, torchrun or Lightning, that ends the other.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
 CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")
 EVERY = 200  # torch writes a checkpoint in hundreds of pieces
+WITHIN = 120  # seconds until a rank ends that has lost the other
 FREEING = ("unlink", "rmdir", "replace", "rename")  # what a full disk still does
 
 
@@ -37,39 +45,110 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ended:
-    """`code`: of the command, None where it was killed. `calls`: changes of the file system, if counted."""
+    """`code`: of the command (of its worst rank), None where it was killed. `calls`: changes of the file system, if
+    counted.
+
+    `alone`: where one rank was killed, what the other ended with; HUNG if it did not.
+    """
 
     code: int | None
     seconds: float
     output: str
     calls: int = 0
+    alone: int | None = None
 
 
-def run(command: Callable[[], int], log: Path, after: float | None = None, fault: Fault | None = None) -> Ended:
-    """Run `command`; SIGKILL it `after` seconds, or have `fault` happen."""
+HUNG = 124
+
+
+def run(
+    command: Callable[[], int],
+    log: Path,
+    after: float | None = None,
+    fault: Fault | None = None,
+    ranks: int = 1,
+    victim: int | None = None,
+) -> Ended:
+    """Run `command`; SIGKILL it, or its rank `victim` alone, `after` seconds, or have `fault` happen."""
     started = time.monotonic()
     counted = log.with_suffix(".calls")
     counted.unlink(missing_ok=True)
+    logs = [log.with_name(f"{log.stem}-{rank}.txt") if rank else log for rank in range(ranks)]
     sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        _child(command, log, counted, fault)
-    code = _wait(pid, after)
+    environments = _environments(ranks)
+    met = [log.with_name(f"met-{rank}") for rank in range(ranks)]
+    for path in met:
+        path.unlink(missing_ok=True)
+    pids: list[int] = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= environments[rank]
+            _meeting(rank, met[rank])
+            _child(command, logs[rank], counted, fault if rank == 0 else None)
+        pids.append(pid)
+    codes = _wait(pids, after, victim, met if victim is not None else [])
     calls = int(counted.read_text()) if counted.is_file() else 0
-    return Ended(code, time.monotonic() - started, log.read_text(errors="replace") if log.is_file() else "", calls)
+    output = "".join(path.read_text(errors="replace") for path in logs if path.is_file())
+    code = None if None in codes else max(code for code in codes if code is not None)
+    alone = next((code for code in codes if code is not None), None) if code is None else None
+    return Ended(HUNG if HUNG in codes else code, time.monotonic() - started, output, calls, alone)
 
 
-def _wait(pid: int, after: float | None) -> int | None:
-    until = None if after is None else time.monotonic() + after
-    while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-        if until is not None and time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return None
+def _environments(ranks: int) -> list[dict[str, str]]:
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(ranks), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [shared | {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} for rank in range(ranks)]
+
+
+def _meeting(rank: int, met: Path) -> None:
+    """Have this process be the rank, and make the file `met` when it is connected to the others."""
+    rank_zero_only.rank = rank  # read from the environment when it was imported
+    join = torch.distributed.init_process_group
+
+    def joined(*arguments: Any, **named: Any) -> None:
+        join(*arguments, **named)
+        met.touch()
+
+    torch.distributed.init_process_group = joined
+
+
+def _wait(pids: list[int], after: float | None, victim: int | None, met: list[Path]) -> list[int | None]:
+    """The code of each; None: killed as was wanted; HUNG: killed since it did not end when the other had.
+
+    No kill before the files `met` are there.
+    """
+    codes: dict[int, int | None] = {}
+    kill_at, give_up = math.inf if after is None else time.monotonic() + after, math.inf
+    while len(codes) < len(pids):
+        for rank, pid in enumerate(pids):
+            found, status = os.waitpid(pid, os.WNOHANG) if rank not in codes else (0, 0)
+            if found:
+                code = os.waitstatus_to_exitcode(status)
+                codes[rank] = None if code == -signal.SIGKILL else abs(code)
+        now = time.monotonic()
+        if now > kill_at and all(path.exists() for path in met):
+            kill_at = math.inf
+            _kill([pid for rank, pid in enumerate(pids) if rank not in codes and victim in (None, rank)])
+        elif codes and give_up == math.inf:
+            give_up = now + WITHIN
+        elif now > give_up and len(codes) < len(pids):
+            left = [rank for rank in range(len(pids)) if rank not in codes]
+            _kill([pids[rank] for rank in left])
+            for rank in left:
+                os.waitpid(pids[rank], 0)
+                codes[rank] = HUNG
         time.sleep(0.002)
+    return [codes[rank] for rank in range(len(pids))]
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 def _child(command: Callable[[], int], log: Path, counted: Path, fault: Fault | None) -> None:

@@ -1,0 +1,199 @@
+"""What runs in an actor (ray.py): a worker, that draws, measures or draws again; or an evaluator for all workers.
+
+A worker opens model and evaluators once and keeps them while it is told of other prompts or another policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import gpo_data
+from gpo_data import evaluators, hardware, models
+from gpo_data.errors import UsageError
+from gpo_data.generation.plan import PlannedShard
+from gpo_data.generation.worker import GROUPS_WAITING, Drawer
+from gpo_data.group import from_sample, to_sample
+from gpo_data.lake.stage import END, pack_sample
+from gpo_data.parts import open_archive
+from gpo_data.prompt import Prompt
+from gpo_data.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gpo_data.generation.travel import Files
+
+Work = Callable[[Iterator[Any]], Iterator[Any]]
+
+
+class Worker:
+    """An actor's side."""
+
+    def open(self, version: str, threads: int, work: Callable[..., Work], *arguments: Any) -> None:
+        if version != gpo_data.__version__:
+            where = f"gpo is {gpo_data.__version__} on {socket.gethostname()} and {version} where the command runs"
+            raise UsageError(f"ray: {where}; install one version on all machines")
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        hardware.take_threads()
+        self._jobs: deque[Any] = deque()
+        self._results: Iterator[Any] = iter(())
+        self._work = work(*arguments)
+
+    def next(self, *jobs: Any) -> Any:
+        """The next result, after some more jobs were taken on."""
+        self._jobs.extend(jobs)
+        for result in self._results:
+            return result
+        self._results = self._work(self._taken())
+        return next(self._results)
+
+    def _taken(self) -> Iterator[Any]:
+        while self._jobs:
+            yield self._jobs.popleft()
+
+
+class Remote:
+    """An evaluator that measures in actors of its own, as fast as they are free."""
+
+    def __init__(self, evaluator: Any, actors: list[Any]) -> None:
+        self.name, self.version, self.columns = evaluator.name, evaluator.version, evaluator.columns
+        self.actors = actors
+        self._next = id(self) // 64 % len(actors)  # so that workers do not all begin with the same one
+
+    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        import ray
+
+        calls, size = [], -(-len(images) // len(self.actors))
+        for start in range(0, len(images), size):
+            actor = self.actors[self._next % len(self.actors)]
+            self._next += 1
+            calls.append(actor.measure.remote(images[start : start + size], targets[start : start + size]))
+        try:
+            return [row for rows in ray.get(calls) for row in rows]
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+
+
+class EvaluatorActor:
+    """The actor's side of Remote."""
+
+    def __init__(self, recipe: Recipe, name: str, files: dict[str, Files]) -> None:
+        from gpo_data.generation.travel import arrived
+
+        with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:  # of a policy, which no evaluator reads
+            (self._evaluator,) = evaluators.chosen(arrived(recipe, files, Path(scratch)), [name])
+
+    def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        writable = [np.array(image) for image in images]
+        found: list[dict[str, Any]] = self._evaluator.measure(writable, targets)
+        return found
+
+
+class Opened:
+    """In a worker: what stays open from one dataset to the next."""
+
+    model: tuple[Any, models.Model] | None = None
+    evaluators: tuple[Any, list[Any]] | None = None
+
+
+def open_parts(
+    recipe: Recipe,
+    files: dict[str, Files],
+    actors: dict[str, list[Any]],
+    drawing: bool = True,
+    blank: Prompt | None = None,
+) -> tuple[Recipe, Any, list[Any]]:
+    """In a worker: (recipe, model, evaluators), those that it has already where the settings are the same.
+
+    Args:
+        blank: the prompt to try the evaluators with on a blank picture.
+    """
+    from gpo_data.generation.travel import arrived
+
+    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
+        recipe = arrived(recipe, files, Path(scratch))
+        plain = dataclasses.replace(recipe, name=None, policy=None, seed=0, lake="lake", reward="1", where=None)
+        key = (dataclasses.replace(plain, task=dataclasses.replace(recipe.task, prompts=None, num_prompts=1)), drawing)
+        if Opened.evaluators is None or Opened.evaluators[0] != key:
+            Opened.evaluators = key, evaluators.build(recipe, alone=not drawing)
+        measuring = [
+            Remote(one, actors[name]) if (name := _named(recipe, i)) in actors else one
+            for i, one in enumerate(Opened.evaluators[1])
+        ]
+        if blank:
+            evaluators.try_out(measuring, blank, recipe.sampler)
+        if not drawing:
+            return recipe, None, measuring
+        wanted = (recipe.model, recipe.revision, recipe.sampler)
+        if Opened.model is None or Opened.model[0] != wanted or not recipe.policy:  # without: a policy leaves no trace
+            Opened.model = wanted, models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
+        if recipe.policy:
+            models.load_policy_weights(Opened.model[1], models.policy_folder(recipe.policy), recipe.seed)
+        return recipe, Opened.model[1], measuring
+
+
+def _named(recipe: Recipe, number: int) -> str:
+    """The recipe's name of the evaluator that `build` gives at that place."""
+    return ["image_stats", *recipe.evaluators, *recipe.watchers][number]
+
+
+def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Any:
+    """In a worker: (shard, numbers of groups) ... -> each group's blocks."""
+    recipe, model, measuring = open_parts(recipe, files, actors, blank=blank)
+    drawer = Drawer(recipe, model, measuring, lambda group: pack_sample(group.key, to_sample(group)))
+
+    def results(jobs: Iterator[tuple[PlannedShard, list[int]]]) -> Iterator[bytes]:
+        waiting: deque[Future[bytes]] = deque()
+        for shard, missing in jobs:
+            for group in drawer.groups(shard, missing):
+                waiting.append(group)
+                while waiting and (len(waiting) > GROUPS_WAITING or waiting[0].done()):
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    return results
+
+
+def measuring(
+    recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], names: Sequence[str] | None
+) -> Any:
+    """In a worker: (number of an evaluator, a shard's samples) ... -> (rows, reasons)."""
+    from gpo_data.generation.measure import evaluators_of, measure_groups
+
+    recipe, _, _ = open_parts(recipe, files, actors, drawing=False)
+    own = {name.replace(":", "."): those for name, those in actors.items()}
+    chosen = [Remote(one, own[one.name]) if one.name in own else one for one in evaluators_of(recipe, names)]
+
+    def results(jobs: Iterator[tuple[int, list[bytes]]]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+        for number, samples in jobs:
+            groups = (from_sample(open_archive(blocks + END)[1]) for blocks in samples)
+            rows, reasons = [], []
+            for group_rows, group_reasons in measure_groups(chosen[number], groups):
+                rows += group_rows
+                reasons += group_reasons
+            yield rows, reasons
+
+    return results
+
+
+def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]]) -> Any:
+    """In a worker: members with their groups ... -> what drawing them again gives."""
+    from gpo_data.generation.redraw import Part, redraw_members
+
+    recipe, model, measuring = open_parts(recipe, files, actors)
+
+    def results(jobs: Iterator[Part]) -> Iterator[Any]:
+        for rows, samples, columns in jobs:
+            groups = [from_sample(open_archive(blocks + END)[1], images=False) for blocks in samples]
+            yield redraw_members(recipe, model, measuring, columns, rows, groups)
+
+    return results
