@@ -40,7 +40,9 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
     """
     here = dataset_folder(recipe.lake, dataset)
     manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
-    refuse_watched(recipe.reward, watched_columns(here, manifest, recipe.watchers))
+    for paid in (recipe.reward, recipe.train.diversity_bonus):
+        if paid is not None:
+            refuse_watched(paid, watched_columns(here, manifest, recipe.watchers))
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
@@ -52,6 +54,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         recipe.train.members_per_group,
         Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
         recipe.weighted_rewards(),
+        recipe.train.diversity_bonus,
     )
 
 

@@ -15,6 +15,7 @@ value (NULL), the older one stands. A question changes nothing: another reward i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import Scale, extremes, standardise, together
 from gpo_data.lake.damaged import conflicting
 from gpo_data.lake.files import open_lake, require
+from gpo_data.lake.novelty import bonus
 from gpo_data.lake.relabel import relabelled
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
@@ -173,6 +175,7 @@ def snapshot(
     members: int | None = None,
     scale: Scale | None = None,
     rewards_of: Sequence[tuple[str, str, float]] = (),
+    features: str | None = None,
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -185,6 +188,8 @@ def snapshot(
         scale: of advantages; None divides by the group's std.
         rewards_of: (name, expression, weight) of the rewards whose weighted sum `reward` is. Each is a column
             `reward_<name>`, and is standardised by itself before they are summed for the advantages.
+        features: expression for a list of numbers, by which members are alike (novelty.py); the table then has a column
+            `bonus`, what the advantage was multiplied with before it was clipped.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -206,6 +211,8 @@ def snapshot(
     for name, expression, _ in rewards_of:
         locked.check_expression(f"rewards.{name}", expression)
     terms = "".join(f", CAST(({sql}\n) AS DOUBLE) AS {identifier(f'reward_{name}')}" for name, sql, _ in rewards_of)
+    if features is not None:
+        terms += f", {_as_features(own, features)} AS features"
     table = locked.answer(
         own,
         f"""SELECT {", ".join(map(identifier, names))}{terms} {chosen} AND status = '{OK}' AND reward IS NOT NULL
@@ -222,6 +229,14 @@ def snapshot(
         each = [table[f"reward_{name}"].to_numpy().astype(np.float64) for name, _, _ in rewards_of]
         values = together(group, each, [weight for _, _, weight in rewards_of], len(keys.dictionary), scale)
     advantages, alive = standardise(group, values, len(keys.dictionary), scale)
+    if features is not None:
+        unclipped, _ = standardise(
+            group, values, len(keys.dictionary), dataclasses.replace(scale or Scale(), clip=None)
+        )
+        factor = bonus(group, unclipped, _feature_rows(table["features"], features))
+        clip = np.inf if scale is None or scale.clip is None else scale.clip
+        advantages = (unclipped * factor).clip(-clip, clip)
+        table = table.drop_columns("features").append_column("bonus", pa.array(factor))
     table = table.append_column("advantage", pa.array(advantages))
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:
@@ -240,6 +255,36 @@ def snapshot(
         "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
+
+
+def _as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
+    """SQL of the expression as a list of numbers. Raises UsageError where it is none."""
+    locked.check_expression("train.diversity_bonus", features)
+    try:
+        kind = str(own.sql(f"SELECT ({features}\n) FROM members LIMIT 0").types[0])
+        found = f"the type {kind}"
+    except duckdb.Error as error:
+        kind, found = "", locked.one_line(error)
+    if not kind.endswith("]") or kind.split("[")[0].split("(")[0] not in NUMBERS:
+        raise UsageError(
+            f"train.diversity_bonus: {features!r}: expected SQL for a list of numbers, such as a column of an "
+            f"evaluator, found {found}"
+        )
+    return f"CAST(({features}\n) AS DOUBLE[])"
+
+
+def _feature_rows(column: pa.ChunkedArray, features: str) -> np.ndarray:
+    """[N, D]. Raises UsageError where a member has none, or of another length, or they are 0."""
+    rows = [np.array(row or [], dtype=np.float64) for row in column.to_pylist()]
+    lengths = [str(length) for length in sorted({len(row) for row in rows})]
+    if len(lengths) > 1 or "0" in lengths:
+        raise UsageError(
+            f"train.diversity_bonus: {features!r}: expected as many numbers of every member, found {few(lengths)}"
+        )
+    found = np.array(rows).reshape(len(rows), -1)
+    if not (np.isfinite(found).all() and np.linalg.norm(found, axis=1).all()):
+        raise UsageError(f"train.diversity_bonus: {features!r}: expected finite numbers, not all 0, of every member")
+    return found
 
 
 def _refuse_twins(table: pa.Table, dataset: str) -> None:
@@ -275,6 +320,6 @@ def digest(table: pa.Table) -> str:
     state.update("\0".join(table["group_key"].to_pylist()).encode())
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
         state.update(table[name].to_numpy().astype(kind).tobytes())
-    for name in (name for name in table.column_names if name.startswith("reward_")):
+    for name in (name for name in table.column_names if name == "bonus" or name.startswith("reward_")):
         state.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
     return state.hexdigest()

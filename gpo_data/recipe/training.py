@@ -67,6 +67,9 @@ class Train:
         advantage_epsilon: added to that std; with learned rewards 1e-4 keeps groups of next to no spread from counting
             as much as others.
         advantage_clip: largest advantage; null is none (of `nft` 5).
+        diversity_bonus: GARDO's: SQL for a list of numbers, features of the picture such as an evaluator's column; the
+            advantage of a member above the mean is multiplied by its distance to the nearest other member over the
+            group's mean of those, before `advantage_clip`. null: off.
         clip_range: PPO's clip, on errors: no gradient of a better member once exp(err_old - err) is above 1 +
             clip_range, nor of a worse one below 1 - clip_range; old is the policy as it began the iteration (a `stored`
             reference is the old one). Of any loss; DGPO's is 0.001; 0 is off.
@@ -139,6 +142,7 @@ class Train:
     advantage: Literal["group", "global", "none"] = "group"
     advantage_epsilon: NotNegative = 0.0
     advantage_clip: Positive | None = None
+    diversity_bonus: str | None = None
     clip_range: NotNegative = 0.0
     temperature: Positive = 0.2
     interpolation: Positive = 1.0
