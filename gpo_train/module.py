@@ -112,7 +112,7 @@ class GPOModule(L.LightningModule):
     def _begin_epoch(self) -> None:
         """Settle the reference: all that an epoch's steps compare with is decided, and on disk, before the first."""
         epoch, last = self.current_epoch, self.trainer.max_epochs or 1
-        if self.policy.frozen is not None and self._follows and epoch % self.interval == 0:
+        if self.policy.reference_moves and self._follows and epoch % self.interval == 0:
             self.policy.follow(0.0)
         # The policy still is the reference: for the iteration, or, if that never moves, for all epochs.
         together = range(epoch, min(epoch + self.interval, last)) if epoch % self.interval == 0 else range(0)
@@ -172,7 +172,7 @@ class GPOModule(L.LightningModule):
         optimizer.step()
         schedule: Any = self.lr_schedulers()
         schedule.step()
-        if self.policy.frozen is not None and self.settings.reference_update == "ema":
+        if self.policy.reference_moves and self.settings.reference_update == "ema":
             self.policy.follow(self.settings.reference_decay)
         samples = (
             sum(len(group.members) for group in batch) * self.settings.timesteps_per_image * self.trainer.world_size

@@ -4,13 +4,16 @@ For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the er
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
-The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step.
+The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step. If
+it is to follow the policy under LoRA, it is the same network with a second set of adapters, whose matrices are those of
+the policy at an iteration's start, or their average over steps: A and B each by itself, not their product.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Conditioning, Model
 from gpo_data.recipe import Sampler, Train
 from gpo_train.noise import NoiseSamples
+
+POLICY, REFERENCE = "default", "reference"  # sets of adapters; PEFT's files know the first
 
 
 def open_for_training(folder: Path, sampler: Sampler, settings: Train) -> Model:
@@ -88,25 +93,32 @@ class Policy(nn.Module):
         denoiser.requires_grad_(False)
         # A frozen copy is made before adapters are added: it is the model as it came.
         self.frozen = copy.deepcopy(denoiser).eval() if settings.reference == "frozen" else None
+        self.second = settings.reference == "adapters" and settings.reference_update in ("iteration", "ema")
         if settings.tuning == "lora":
-            denoiser.add_adapter(
-                LoraConfig(
-                    r=settings.lora_rank,
-                    lora_alpha=settings.lora_alpha or settings.lora_rank,
-                    target_modules=list(model.lora_targets),
-                    init_lora_weights="gaussian",
-                )
+            lora = LoraConfig(
+                r=settings.lora_rank,
+                lora_alpha=settings.lora_alpha or settings.lora_rank,
+                target_modules=list(model.lora_targets),
+                init_lora_weights="gaussian",
             )
+            denoiser.add_adapter(lora, POLICY)
+            if self.second:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # PEFT: two are wanted here
+                    denoiser.add_adapter(lora, REFERENCE)
+                denoiser.set_adapter(POLICY)  # and what trains
         else:
             denoiser.requires_grad_(True)
-        for parameter in denoiser.parameters():
-            if parameter.requires_grad:
+        for name, parameter in denoiser.named_parameters():
+            if parameter.requires_grad or of_reference(name):
                 parameter.data = parameter.data.float()  # half-precision weights cannot take steps of 1e-5
         if settings.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         if settings.compile:
             denoiser.compile(dynamic=False)
         self.denoiser = denoiser.train()
+        if self.second:
+            self.follow(0.0)
         nn.Module.register_state_dict_post_hook(self, _drop_what_never_changes)
         nn.Module.register_load_state_dict_post_hook(self, _allow_what_was_dropped)
 
@@ -143,7 +155,9 @@ class Policy(nn.Module):
         """Names of the parameters that a checkpoint holds."""
         follows = self.settings.reference_update != "never"
         return {
-            name for name, p in self.named_parameters() if p.requires_grad or (follows and name.startswith("frozen."))
+            name
+            for name, p in self.named_parameters()
+            if p.requires_grad or (follows and name.startswith("frozen.")) or of_reference(name)
         }
 
     def trainable(self) -> list[nn.Parameter]:
@@ -220,6 +234,13 @@ class Policy(nn.Module):
                 self.frozen.to("cpu")
         elif self.frozen is not None:
             yield self.frozen
+        elif self.second:
+            denoiser: Any = self.denoiser
+            denoiser.set_adapter(REFERENCE)
+            try:
+                yield self.denoiser
+            finally:
+                denoiser.set_adapter(POLICY)
         elif self.settings.reference == "adapters" or (
             self.settings.tuning == "lora" and self.settings.reference_update == "never"
         ):
@@ -233,10 +254,29 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """reference <- decay reference + (1 - decay) policy, of a frozen copy of a fully tuned policy."""
-        assert self.frozen is not None
-        for ours, theirs in zip(self.frozen.parameters(), self.denoiser.parameters(), strict=True):
+        """reference <- decay reference + (1 - decay) policy, of a frozen copy or of the second set of adapters."""
+        for ours, theirs in self._followed():
             ours.lerp_(theirs.to(ours), 1 - decay)
+
+    def _followed(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(parameter of the reference, of the policy)."""
+        if self.frozen is not None:
+            yield from zip(self.frozen.parameters(), self.denoiser.parameters(), strict=True)
+            return
+        named = dict(self.denoiser.named_parameters())
+        for name, ours in named.items():
+            if of_reference(name):
+                yield ours, named[name.replace(f".{REFERENCE}.", f".{POLICY}.")]
+
+    @property
+    def reference_moves(self) -> bool:
+        """Whether there is a reference beside the policy, that `follow` moves."""
+        return self.second or (self.frozen is not None and self.settings.reference_update in ("iteration", "ema"))
+
+
+def of_reference(name: str) -> bool:
+    """Whether a parameter of the denoiser is of the second set of adapters."""
+    return "lora_" in name and f".{REFERENCE}." in name
 
 
 def _mean_square(difference: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
         ["fsdp2"],
         ["fsdp2", "--train.tuning", "lora"],
         ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"],
+        ["ddp", "--train.tuning", "lora", "--train.reference", "adapters", "--train.reference_update", "ema"],
+        ["fsdp2", "--train.tuning", "lora", "--train.reference", "adapters", "--train.reference_update", "ema"],
     ],
     ids=" ".join,
 )

@@ -107,9 +107,9 @@ class Train:
         tuning: `full` or `lora`.
         lora_rank: of LoRA.
         lora_alpha: of LoRA, whose scale is lora_alpha / lora_rank; null is the rank, a scale of 1.
-        reference: `frozen` copy, `adapters` switched off (LoRA only; where the reference follows the policy, exchanged for
-            a second set of them), or `stored` errors (computed once an epoch by the
-            policy itself, before it moves: no second copy of the model on any device).
+        reference: `frozen` copy, `adapters` switched off (LoRA only; where the reference follows the policy, a second
+            set of them), or `stored` errors (computed once an epoch by the policy itself, before it moves: no second
+            copy of the model on any device).
         reference_update: `never`, `iteration` (reference <- policy at the start of an iteration: offline, of an epoch)
             or `ema`; null is `iteration` online and `never` offline; with `adapters` it is `never`.
         reference_decay: of `ema`, an optimiser step.
