@@ -41,9 +41,10 @@ def test_the_best_is_the_last_of_the_best() -> None:
     assert rollback.best(found[:1]).iteration == 1
 
 
-# Right is a picture with edges, which a rate this large wears away: nearly all of them at the second iteration.
+# Right is a picture with edges (0.35 of a random one). A rate this large wears them away at the second iteration, on
+# every processor: to 0.07 in float32 with AVX2 alone, 0.10 with AMX; after the first more than 0.28 are left.
 WORN = [
-    *("--train.learning_rate", "3e-2", "--task.kind", "align", "--online.iterations", "2"),
+    *("--train.learning_rate", "3.5e-2", "--task.kind", "align", "--online.iterations", "2"),
     *("--reward", "CASE WHEN edge_density > 0.2 THEN 1 + entropy ELSE entropy / 10 END"),
 ]
 
@@ -53,11 +54,9 @@ def test_a_run_ends_with_its_best_iteration(here: Path, capsys: pytest.CaptureFi
     found = run.manifest().rollback
     assert found is not None and not found.pruned
     exact = {one.iteration: one.exact for one in found.candidates}
-    best = 1 if exact[1] > exact[2] else 2  # which it is depends on the processor's arithmetic
-    assert found.iteration == best and found.exact == exact[best]
-    if best == 1:
-        assert equal(file_of(run.policy), file_of(Iteration(run.folder, 1).policy))
-        assert not equal(file_of(run.last), file_of(run.policy))
+    assert found.iteration == 1 and exact[1] > exact[2] and found.exact == exact[1]
+    assert equal(file_of(run.policy), file_of(Iteration(run.folder, 1).policy))
+    assert not equal(file_of(run.last), file_of(run.policy))
     # The figures are the lake's, of prompts none of which was trained on.
     con = catalog.connect("lake")
     shares = con.execute(
@@ -75,9 +74,7 @@ def test_a_run_ends_with_its_best_iteration(here: Path, capsys: pytest.CaptureFi
     }
 
     assert cli.main(["watch", str(here), "--run", "whole"]) == 0
-    told = capsys.readouterr().out
-    if best == 1:
-        assert "rollback: the policy after iteration 1, of 2" in told
+    assert "rollback: the policy after iteration 1, of 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow
