@@ -28,21 +28,17 @@ from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Recipe, Yolo
 from gpo_data.tasks.classes import canonical
 
+THINGS = pa.list_(
+    pa.struct(
+        {"class": pa.string(), "color": pa.string(), "confidence": pa.float64(), "box": pa.list_(pa.float64())}.items()
+    )
+)
 COLUMNS: dict[str, pa.DataType] = {
     "class_seen": pa.string(),
     "color_seen": pa.string(),
     "n_seen": pa.int32(),
     "n_right": pa.int32(),
-    "things": pa.list_(
-        pa.struct(
-            {
-                "class": pa.string(),
-                "color": pa.string(),
-                "confidence": pa.float64(),
-                "box": pa.list_(pa.float64()),
-            }.items()
-        )
-    ),
+    "things": THINGS,
 }
 
 

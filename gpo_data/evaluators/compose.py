@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
-from gpo_data.evaluators.boxes import cut
+from gpo_data.evaluators.boxes import THINGS, cut
 from gpo_data.evaluators.ocr import BORDER_TOLERANCE, border_color
 from gpo_data.evaluators.yolo import YoloEvaluator
 from gpo_data.recipe import Recipe, Yolo
@@ -38,16 +38,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "clauses": pa.int32(),
     "clauses_right": pa.int32(),
     "clauses_wrong": pa.string(),
-    "found": pa.list_(
-        pa.struct(
-            {
-                "class": pa.string(),
-                "color": pa.string(),
-                "confidence": pa.float64(),
-                "box": pa.list_(pa.float64()),
-            }.items()
-        )
-    ),
+    "found": THINGS,
 }
 # sRGB of the ten names that GenEval's prompts have, and the tiny world's teal.
 PALETTE = {

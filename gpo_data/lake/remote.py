@@ -161,7 +161,7 @@ class RemotePath:
 AnyPath = Path | RemotePath
 
 
-def found(folder: AnyPath, pattern: str) -> list[AnyPath]:
+def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
     """The files of a folder that fit, sorted; `**/` before the pattern looks in those below too."""
     paths: list[AnyPath] = [*folder.glob(pattern)]
     return sorted(paths, key=str)

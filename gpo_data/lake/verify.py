@@ -19,7 +19,7 @@ from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.measures import problem_of_measures
 from gpo_data.lake.record import PLACE, Record
-from gpo_data.lake.remote import AnyPath, found
+from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.shard import member_rows, sidecars
 from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, parquet_of, problem_of, read_rows
 from gpo_data.lake.stage import END
@@ -52,13 +52,13 @@ def verify(folder: AnyPath) -> Report:
             raise
         except RunError as error:
             _note(report, sidecar, str(error), stamp)
-    for tar in found(folder, "shard-*.tar"):
+    for tar in files_in(folder, "shard-*.tar"):
         if not tar.with_suffix(".parquet").exists():
             _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
-    for path in found(folder, "measures/*@*/shard-*.parquet"):
+    for path in files_in(folder, "measures/*@*/shard-*.parquet"):
         if wrong := problem_of_measures(path, folder / path.name):
             _note(report, path, wrong)
-    for temporary in found(folder, f"**/*{TEMPORARY}"):
+    for temporary in files_in(folder, f"**/*{TEMPORARY}"):
         if is_stale(temporary):
             _note(report, temporary, "stale temporary of a process that is gone")
     return report

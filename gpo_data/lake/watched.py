@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 from gpo_data.errors import UsageError
 from gpo_data.lake import locked
 from gpo_data.lake.manifest import Manifest
-from gpo_data.lake.remote import AnyPath
-from gpo_data.lake.remote import found as found_in
+from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.sidecar import parquet_of
 from gpo_data.recipe import EVALUATORS
 
@@ -37,7 +36,7 @@ def watched_columns(folder: AnyPath, manifest: Manifest | None, watchers: Sequen
     found = [name for names in stored.values() for name in names]
     for watcher in watchers:
         found += declared(watcher)
-        for path in found_in(folder, f"measures/{watcher.replace(':', '.')}@*/*.parquet"):
+        for path in files_in(folder, f"measures/{watcher.replace(':', '.')}@*/*.parquet"):
             try:
                 names = pq.read_schema(parquet_of(path)).names
             except (OSError, pa.ArrowException):

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import Manifest
-from gpo_data.lake.remote import AnyPath, found, place
+from gpo_data.lake.remote import AnyPath, files_in, place
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import parquet_of
 
@@ -58,7 +58,7 @@ def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str) -> str:
     drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
     columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
     rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
-    tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in found(folder, "tags/*.json")) or "none"
+    tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in files_in(folder, "tags/*.json")) or "none"
     return f"""# {name}
 
 {facts["groups"]} prompts, each drawn {fields.get("group_size")} times from different noise by `{fields.get("model")}`,

@@ -19,7 +19,7 @@ from gpo_data.errors import UsageError, few
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.locks import held
 from gpo_data.lake.manifest import read_manifest
-from gpo_data.lake.remote import AnyPath, below, found, stage_folder
+from gpo_data.lake.remote import AnyPath, below, files_in, stage_folder
 from gpo_data.lake.shard import sidecars
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -59,7 +59,7 @@ def read_tag(folder: AnyPath, name: str) -> Tag:
     try:
         made = read_document(Tag, path, "restore it, or take another tag")
     except FileNotFoundError:
-        known = [one.name.removesuffix(".json") for one in found(folder, "tags/*.json")]
+        known = [one.name.removesuffix(".json") for one in files_in(folder, "tags/*.json")]
         raise UsageError(f"{folder}: no tag {name!r}; there are: {few(known)}") from None
     if made.digest != digest_of(made.files):
         raise UsageError(f"{path}: its files are not those of its digest {made.digest}; restore it")
@@ -81,5 +81,5 @@ def digest_of(files: dict[str, str]) -> str:
 
 
 def _hashes(folder: AnyPath) -> dict[str, str]:
-    paths = [*sidecars(folder), *found(folder, "measures/*@*/shard-*.parquet")]
+    paths = [*sidecars(folder), *files_in(folder, "measures/*@*/shard-*.parquet")]
     return {below(path, folder): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from tests.parts.serving import Served
 
 LARGE = (".tar", ".parquet", ".safetensors", ".png")
 DATE = "2026-01-01T00:00:00.000Z"
@@ -27,7 +28,7 @@ def blob_id(content: bytes) -> str:
 
 
 @dataclass
-class Hub:
+class Hub(Served):
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by repository: of the newest commit
     commits: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -35,34 +36,7 @@ class Hub:
     puts: int = 0
     fail: Callable[[str, str], bool] = lambda method, path: False
 
-    def __enter__(self) -> Hub:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def __getattr__(self, name: str) -> Any:
-                if name.startswith("do_"):
-                    return lambda: hub._answer(self)
-                raise AttributeError(name)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def _answer(self, asked: BaseHTTPRequestHandler) -> None:
+    def answer(self, asked: BaseHTTPRequestHandler) -> None:
         body = asked.rfile.read(int(asked.headers.get("Content-Length") or 0))
         url = urlsplit(asked.path)
         path, query = unquote(url.path).strip("/"), parse_qs(url.query)

@@ -15,15 +15,16 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.parts.serving import Served
 
 Fault = str | float | None
 ANSWERS = {
@@ -121,7 +122,7 @@ def make_bucket(url: str, name: str) -> None:
 
 
 @dataclass
-class Proxy:
+class Proxy(Served):
     """Passes requests on to `port`, and counts them. `fault` says what goes wrong with one, or None."""
 
     to: int
@@ -130,43 +131,10 @@ class Proxy:
     seen: list[Request] = field(default_factory=list)
     latency: float = 0.0  # seconds, of every request
 
-    def __enter__(self) -> Proxy:
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-            def __getattr__(self, name: str) -> Any:
-                if name.startswith("do_"):
-                    return lambda: proxy._pass_on(self)
-                raise AttributeError(name)
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 256
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # the client was killed
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
     def count(self, method: str, part: str = "") -> int:
         return sum(one.method == method and part in one.path for one in self.seen)
 
-    def _pass_on(self, asked: BaseHTTPRequestHandler) -> None:
+    def answer(self, asked: BaseHTTPRequestHandler) -> None:
         body = asked.rfile.read(int(asked.headers.get("Content-Length") or 0))
         request = Request(asked.command, asked.path, len(body))
         self.seen.append(request)
