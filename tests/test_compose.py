@@ -13,8 +13,9 @@ from PIL import Image
 
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.compose import ComposeEvaluator, relations
+from gpo_data.generation.remote import actors_of
 from gpo_data.lake.rewards import score
-from gpo_data.recipe import Task, Yolo
+from gpo_data.recipe import Recipe, Task, Yolo
 from gpo_data.tasks import TASKS, compose
 from gpo_data.tiny import render
 from gpo_data.tiny.words import COLORS, SHAPES
@@ -132,3 +133,9 @@ def test_scenes_of_two_classes_are_judged_right() -> None:
     assert np.mean(agree) >= 0.95 and np.mean(share) >= 0.95
     wrong = next(row for row, (*_, right) in zip(found, scenes, strict=True) if not right and row["clauses_wrong"])
     assert "expected" in wrong["clauses_wrong"]
+
+
+@pytest.mark.parametrize("name", ["yolo", "boxes", "compose"])
+def test_whatever_detects_has_the_actors_of_the_detector(name: str) -> None:
+    made = Recipe(evaluators=[name], reward="1", yolo=Yolo(actors=2, num_gpus=0.5))
+    assert actors_of(made) == {name: (2, 0.5)}

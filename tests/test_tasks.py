@@ -352,3 +352,11 @@ def test_a_list_of_texts_is_a_target(tmp_path):
     path.write_text(json.dumps({"prompt": "a shop", "text": ["Open", "All day"], "length": 2}))
     (one,) = prompts(kind="text", prompts=str(path), num_prompts=None, split="all", target_column="text")
     assert one.target == {"target": "Open\nAll day", "length": 2}
+
+
+def test_a_folder_of_text_files_may_have_any_names(tmp_path):
+    names = ("9.txt", "10.txt", "a.txt", "²1.txt")  # a superscript is a digit, and no number
+    for name in names:
+        (tmp_path / name).write_text(f"a picture called {name}")
+    found = TASKS["align"].prompts(Task("align", prompts=str(tmp_path), num_prompts=None, split="all"), 0)
+    assert [p.text.split()[-1] for p in found] == list(names)

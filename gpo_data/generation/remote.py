@@ -36,7 +36,7 @@ from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import END, stage_blocks
 from gpo_data.parts import open_archive
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import EVALUATORS, Recipe
+from gpo_data.recipe import EVALUATORS, Recipe, section_of
 
 if TYPE_CHECKING:
     from gpo_data.generation.ray import Workers
@@ -93,7 +93,7 @@ def actors_of(recipe: Recipe) -> dict[str, tuple[int, float]]:
 
 def _section(recipe: Recipe, name: str) -> Any:
     """The settings of an evaluator that computes here; None of a function and of what asks a server."""
-    section = getattr(recipe, "yolo" if name == "boxes" else name, None) if name in EVALUATORS else None
+    section = getattr(recipe, section_of(name), None) if name in EVALUATORS else None
     return section if hasattr(section, "actors") else None
 
 

@@ -25,7 +25,7 @@ from gpo_data.lake.durable import clear_stale, expect_new
 from gpo_data.lake.locks import held
 from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.shard import dataset_folder
-from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of
+from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of, section_of
 
 RESTORE = "restore it, or draw under another --name"
 # Settings that change where and how fast an evaluator runs, never what it sees.
@@ -121,7 +121,7 @@ def measured(recipe: Recipe) -> dict[str, Any]:
     if recipe.watchers:
         fields["watchers"] = list(recipe.watchers)
     for name in (*recipe.evaluators, *recipe.watchers):
-        section = "yolo" if name in ("boxes", "compose") else name
+        section = section_of(name)
         if section in SECTIONS:  # `color` has no settings
             settings = dataclasses.asdict(getattr(recipe, section))
             fields |= {f"{name}.{k}": v for k, v in settings.items() if k not in NOT_MEASURED}

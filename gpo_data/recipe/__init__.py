@@ -10,6 +10,7 @@ from gpo_data.recipe.recipe import (
     SECTIONS,
     Recipe,
     fingerprint_of,
+    section_of,
 )
 from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
 from gpo_data.recipe.training import Eval, Online, Train
@@ -39,5 +40,6 @@ __all__ = [
     "key_names",
     "load",
     "nearest",
+    "section_of",
     "split_overrides",
 ]

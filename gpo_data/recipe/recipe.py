@@ -157,6 +157,14 @@ class Recipe:
         return fingerprint_of(self.fingerprint_fields())
 
 
+DETECTING = ("yolo", "boxes", "compose")  # evaluators that the section `yolo` is for
+
+
+def section_of(evaluator: str) -> str:
+    """The section that the evaluator reads, if there is one of that name."""
+    return "yolo" if evaluator in DETECTING else evaluator
+
+
 # Name in a recipe: the module and the class that measure (evaluators/build.py says what such a class has).
 EVALUATORS = {
     "ocr": ("gpo_data.evaluators.ocr", "OcrEvaluator"),

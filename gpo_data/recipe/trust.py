@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe.recipe import OWN_EVALUATOR, Recipe
+from gpo_data.recipe.recipe import DETECTING, OWN_EVALUATOR, Recipe
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -37,7 +37,7 @@ def code_of(recipe: Recipe) -> list[str]:
     own = sorted(name for name in named if OWN_EVALUATOR.fullmatch(name))
     found = [f"evaluators: {name} imports and runs the Python module {name.partition(':')[0]}" for name in own]
     weights = recipe.yolo.weights
-    if {"yolo", "boxes", "compose"} & named and weights != "tiny" and _is_path(weights):
+    if named & {*DETECTING} and weights != "tiny" and _is_path(weights):
         found.append(f"yolo.weights: {weights} is opened as pickled objects, which may run any code")
     backend = recipe.sampler.attention_backend
     if backend is not None and backend.endswith("_hub"):

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, words
 from gpo_data.recipe import Task
 
 Values = dict[str, Any]
@@ -105,7 +105,7 @@ def _text_files(folder: Path) -> list[Path]:
         return []
     found = [file for file in files if file.suffix.lower() == ".txt" and file.is_file()]
     return sorted(
-        found, key=lambda file: [(not p.isdigit(), int(p or 0) if p.isdigit() else 0, p) for p in _parts(file)]
+        found, key=lambda file: [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in _parts(file)]
     )
 
 
@@ -259,7 +259,7 @@ def _opened(spec: Task, path: Path) -> Any:
     except UsageError:
         raise
     except Exception as error:  # whatever the loader raises, the user needs the same thing: a source that opens
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = words(error)
         raise UsageError(
             f"task.prompts: {spec.prompts}: neither a local file ({', '.join(SUFFIXES)}) or folder, nor a data set "
             f"that opens here (split {spec.dataset_split!r}): {reason}. Without a network, save it where there is one "
