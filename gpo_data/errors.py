@@ -20,6 +20,11 @@ def few(names: Sequence[str], none: str = "none") -> str:
     return ", ".join(names[:MOST]) + more or none
 
 
+def words(error: Exception, most: int = 300) -> str:
+    """Its kind and what it says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+
+
 class UsageError(Exception):
     exit_code = 2
 

@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 
+from gpo_data.errors import words
+
 PIXELS = 8192 * 8192  # 200 MB decoded; models draw up to 4096 x 4096
 HEADER = 2**20  # bytes; the header of a group's tensors has a few hundred
 GROUP_JSON = 2**26  # bytes
@@ -65,7 +67,7 @@ def open_archive(blocks: bytes) -> tuple[str, dict[str, bytes]]:
                 keys.add(name[1])
                 found[name[2]] = stream.read()
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise error if isinstance(error, Damage) else Damage(f"not a tar: {_words(error)}") from None
+        raise error if isinstance(error, Damage) else Damage(f"not a tar: {words(error, 200)}") from None
     if len(keys) != 1:
         raise Damage(f"expected one key in a sample, found {', '.join(sorted(keys)) or 'none'}")
     if missing := [name for name in FILES if name not in found]:
@@ -80,7 +82,7 @@ def open_json(data: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Damage(f"group.json: not JSON: {_words(error)}") from None
+        raise Damage(f"group.json: not JSON: {words(error, 200)}") from None
     if not isinstance(meta, dict):
         raise Damage(f"group.json: expected an object, found {type(meta).__name__}")
     for name, kinds in FIELDS.items():
@@ -104,7 +106,7 @@ def open_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
     try:
         return load_safetensors(data)
     except Exception as error:  # the library raises many kinds on damaged bytes
-        raise Damage(f"{name}: not safetensors: {_words(error)}") from None
+        raise Damage(f"{name}: not safetensors: {words(error, 200)}") from None
 
 
 def open_picture(data: bytes, name: str) -> Image.Image:
@@ -120,8 +122,4 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     except Damage:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged bytes
-        raise Damage(f"{name}: not a {kind} picture: {_words(error)}") from None
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Damage(f"{name}: not a {kind} picture: {words(error, 200)}") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.console import Console
 from gpo_data import recipe
 from gpo_train.fit import fit
 from gpo_train.run import Run
+from tests.parts.serving import free_port
 from tests.parts.training import newest_of, train, weights_of
 
 pytestmark = pytest.mark.slow
@@ -29,9 +29,7 @@ FAILED_WITHIN = 60  # seconds after a rank has died until all have ended
 @contextmanager
 def two_nodes(path: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Both launchers, with what they say on their stdout."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
     environment = {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"}
     with ExitStack() as stack:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from gpo_data.evaluators.questions import Question, filled, questions_of, togeth
 from gpo_data.evaluators.vlm import COLUMNS, VlmEvaluator, grade_of, probability_of, reply_of
 from gpo_data.recipe import Vlm
 from gpo_data.tiny.render import render_text
+from tests.parts.serving import free_port
 
 SIGNS = [render_text("KITE", color="red", seed=1), render_text("UP", color="blue", seed=2)]
 TARGETS = [{"prompt": "a red sign", "target": "KITE"}, {"prompt": "a blue sign", "target": "UP"}]
@@ -118,8 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("vlm")
     write_vlm(folder / "model")
     (folder / "hub").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(folder / "hub")}
     line = [str(Path(sys.executable).parent / "transformers"), "serve", str(folder / "model"), "--device", "cpu"]
     with (folder / "log").open("wb") as log:

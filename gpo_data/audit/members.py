@@ -22,7 +22,7 @@ from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import Manifest, read_manifest
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sql import identifier
-from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import declared, refuse_watched, watched_columns
 from gpo_data.recipe import EVALUATORS
 from gpo_data.status import OK
@@ -93,7 +93,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
         raise RunError(f"dataset {dataset} in {lake}: expected committed shards, found none; run `{command(dataset)}`")
     columns = {row[0]: row[1] for row in connection.execute("describe members").fetchall()}
     expect_right(task, columns, f"dataset {dataset}")
-    watched = [name for name in watched if columns.get(name, "").split("(")[0] in NUMBERS]
+    watched = [name for name in watched if is_number(columns.get(name, ""))]
     table = _query(
         connection, dataset, task, reward, where, [*sorted(columns.keys() & set(IMAGE_STATISTICS)), *watched]
     )

@@ -10,6 +10,7 @@ from gpo_data.evaluators.build import (
     paid,
     refuse_same_columns,
     try_out,
+    watching,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "paid",
     "refuse_same_columns",
     "try_out",
+    "watching",
 ]

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data import hardware
-from gpo_data.errors import RunError, UsageError, few
+from gpo_data.errors import RunError, UsageError, few, words
 from gpo_data.lake.sidecar import RESERVED
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import BEHIND_HTTP, EVALUATORS, Recipe, Sampler
@@ -83,7 +83,7 @@ def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> No
         except (UsageError, RunError):
             raise
         except Exception as error:  # whatever a package raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = words(error)
             raise RunError(
                 f"evaluator {evaluator.name} fails on a blank picture: {reason}; nothing was drawn"
             ) from error
@@ -119,6 +119,11 @@ def chosen(recipe: Recipe, names: Sequence[str]) -> list[Evaluator]:
 def paid(recipe: Recipe, evaluators: list[Evaluator]) -> list[Evaluator]:
     """Of what `build` makes those whose columns a reward may read."""
     return evaluators[: len(evaluators) - len(recipe.watchers)]
+
+
+def watching(recipe: Recipe, evaluators: list[Evaluator]) -> list[Evaluator]:
+    """The others: the recipe's watchers."""
+    return evaluators[len(evaluators) - len(recipe.watchers) :]
 
 
 def _named(name: str, recipe: Recipe, threads: int | None) -> Evaluator:

@@ -35,9 +35,10 @@ import torch
 from PIL import Image
 
 from gpo_data import hardware
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, words
 from gpo_data.evaluators.fetch import announce
 from gpo_data.evaluators.pool import Batch, Measure, Pool
+from gpo_data.evaluators.version import as_version
 from gpo_data.recipe import Clip, Recipe
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has
@@ -240,7 +241,7 @@ def _read(path: str, key: str) -> dict[str, torch.Tensor]:
     try:
         state: Any = load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # pickle, zip, torch and safetensors each have their own
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = words(error, 200)
         raise UsageError(f"{key}: {path} does not open as tensors: {reason}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
@@ -258,4 +259,4 @@ def _version(clip: Clip, folder: Path) -> str:
             stream.seek(max(0, size - (1 << 20)))
             digest.update(stream.read())
     version = f"transformers-{importlib.metadata.version('transformers')}-{Path(clip.model).name}-{digest.hexdigest()}"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", version)
+    return as_version(version)

@@ -122,7 +122,7 @@ class FunctionEvaluator:
     def _typed(self, name: str, values: list[Any]) -> list[Any]:
         try:
             found: list[Any] = pa.array(values, self.columns[name]).to_pylist()
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError) as error:
             raise self._error(f"{name}: expected {self.columns[name]}, found {values[:4]!r} ({error})") from None
         for value in found:
             if isinstance(value, float) and not math.isfinite(value):

@@ -14,8 +14,6 @@ the run (service.py) rather than failing members one by one.
 from __future__ import annotations
 
 import hashlib
-import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,8 @@ from gpo_data.errors import UsageError
 from gpo_data.evaluators import protocol
 from gpo_data.evaluators.protocol import Described, Malformed, Score
 from gpo_data.evaluators.remembered import Remembered, key_of
-from gpo_data.evaluators.service import Service
+from gpo_data.evaluators.service import Service, threads
+from gpo_data.evaluators.version import as_version
 from gpo_data.recipe import Http, Recipe
 
 
@@ -44,7 +43,7 @@ class HttpEvaluator:
         self._service = Service(http.urls[name], f"http.urls.{name}", http.timeout, http.retries, http.token_variable)
         said = self._described()
         self.columns: dict[str, pa.DataType] = said.columns
-        self.version = re.sub(r"[^A-Za-z0-9._-]", "-", f"http-{said.version}")[:100]
+        self.version = as_version(f"http-{said.version}")[:100]
         self._remembered = Remembered(None if said.bare else lake, name, self.version)
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,20 +58,16 @@ class HttpEvaluator:
         size = self._http.batch_size
         batches = [places[i : i + size] for i in range(0, len(places), size)]
         errors: list[str] = []
-        with ThreadPoolExecutor(max(1, min(self._http.workers, len(batches)))) as pool:
-            waiting = [
-                pool.submit(self._ask, [images[i] for _, i in batch], [targets[i] for _, i in batch])
-                for batch in batches
-            ]
-            try:
-                for batch, one in zip(batches, waiting, strict=True):
-                    found = {key: score for (key, _), score in zip(batch, one.result(), strict=True)}
-                    rows = {key: score.row for key, score in found.items() if score.row is not None}
-                    self._remembered.put(rows)
-                    known |= rows
-                    errors += [score.error for score in found.values() if score.error is not None]
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        with threads(self._http.workers, len(batches)) as pool:
+            answers = pool.map(
+                lambda batch: self._ask([images[i] for _, i in batch], [targets[i] for _, i in batch]), batches
+            )
+            for batch, scores in zip(batches, answers, strict=True):
+                found = {key: score for (key, _), score in zip(batch, scores, strict=True)}
+                rows = {key: score.row for key, score in found.items() if score.row is not None}
+                self._remembered.put(rows)
+                known |= rows
+                errors += [score.error for score in found.values() if score.error is not None]
         if errors:
             raise RuntimeError(errors[0])
         return [{name: known[key][name] for name in self.columns} for key in keys]
@@ -89,10 +84,11 @@ class HttpEvaluator:
             raise UsageError(f"{self._service.key}: {self._service.url}{protocol.SCORE}: {error}") from None
 
     def _described(self) -> Described:
-        if not self._service.has("/"):
+        answer = self._service.get_if_there("/")
+        if answer is None:
             return Described(_digest(self._service.url), {self.name: pa.float64()}, bare=True)
         try:
-            return protocol.described(self._service.get("/"))
+            return protocol.described(answer)
         except Malformed as error:
             raise UsageError(f"{self._service.key}: {self._service.url}/: {error}") from None
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import ocr_models
 from gpo_data.evaluators.pool import Measure, Pool
+from gpo_data.evaluators.version import as_version
 from gpo_data.recipe import Ocr, Recipe
 
 LINE_HEIGHT = 48  # pixels; what recognition models are built for
@@ -208,4 +209,4 @@ def _version(ocr: Ocr, folders: list[Path]) -> str:
             digest.update((folder / name).read_bytes())
     models = "-".join(ocr_models.model_name(folder) for folder in folders)
     version = f"paddleocr-{importlib.metadata.version('paddleocr')}-{models}-{digest.hexdigest()}"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", version)
+    return as_version(version)

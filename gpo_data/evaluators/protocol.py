@@ -26,6 +26,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from gpo_data.errors import words
+
 PROTOCOL = 1
 SCORE = "/score"
 TOKEN_VARIABLE = "GPO_JUDGE_TOKEN"  # the environment's, of asker and scorer
@@ -89,7 +91,7 @@ def picture(data: bytes, where: str) -> np.ndarray:
     except Malformed:
         raise
     except Exception as error:  # Pillow raises many kinds on damaged bytes
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = words(error, 200)
         raise Malformed(f"{where}: expected a picture, {', '.join(FORMATS)}: {reason}") from None
 
 
@@ -177,7 +179,7 @@ def _score(one: Any, name: str, columns: dict[str, pa.DataType]) -> Score:
         raise Malformed(f"expected the columns {', '.join(columns)}, found {', '.join(map(str, row)) or 'none'}")
     try:
         typed = {key: pa.array([row[key]], columns[key])[0].as_py() for key in columns}
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise Malformed(f"expected {columns}, found {row!r:.200} ({' '.join(str(error).split())[:100]})") from None
     for key, value in typed.items():
         if isinstance(value, float) and not math.isfinite(value):

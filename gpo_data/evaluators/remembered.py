@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sqlite3
 import threading
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gpo_data.evaluators.version import as_version
 from gpo_data.lake.remote import place
 
 FOLDER = ".judges"
@@ -39,7 +39,7 @@ class Remembered:
         self._rows: dict[str, Any] = {}
         self._lock = threading.Lock()
         here = None if lake is None else place(lake)
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", f"{name}@{version}")[:200]
+        stem = as_version(f"{name}@{version}")[:200]
         self._path = here / FOLDER / f"{stem}.sqlite" if isinstance(here, Path) else None
         self._file: sqlite3.Connection | None = None
 

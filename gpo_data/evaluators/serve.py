@@ -29,7 +29,6 @@ from gpo_data.evaluators.build import Evaluator, columns_of
 from gpo_data.evaluators.protocol import Malformed, Request
 
 LARGEST = 2**28  # bytes of a request
-PORT = 8190
 
 
 def serve(evaluators: list[Evaluator], host: str, port: int, console: Console) -> None:
@@ -70,9 +69,7 @@ def application(evaluators: list[Evaluator], token: str = "") -> web.Application
         try:
             response: web.StreamResponse = await handler(request)
             return response
-        except Malformed as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except UsageError as error:  # what an evaluator cannot work with, such as a class that it does not know
+        except (Malformed, UsageError) as error:  # UsageError: of a class that the evaluator does not know, or the like
             return web.json_response({"error": str(error)}, status=400)
         except RunError as error:  # a scorer that this one asks is gone
             return web.json_response({"error": str(error)}, status=503)

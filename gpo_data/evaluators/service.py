@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,12 +61,15 @@ class Service:
             return self._ask("POST", path, fields=fields)
         return self._ask("POST", path, body=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
 
-    def has(self, path: str) -> bool:
-        """Whether there is something at `path` to GET."""
-        return self._response("GET", path).status not in (404, 405, 501)
+    def get_if_there(self, path: str) -> Any:
+        """None where there is nothing at `path` to GET."""
+        response = self._response("GET", path)
+        return None if response.status in (404, 405, 501) else self._read(path, response)
 
     def _ask(self, method: str, path: str, headers: dict[str, str] | None = None, **how: Any) -> Any:
-        response = self._response(method, path, headers, **how)
+        return self._read(path, self._response(method, path, headers, **how))
+
+    def _read(self, path: str, response: Any) -> Any:
         said = _words(response.data)
         if response.status in AGAIN:
             raise self.gone(f"status {response.status}: {said}")
@@ -91,6 +97,16 @@ class Service:
         return RunError(
             f"{self.key}: no answer from {self.url} in {tries}: {why}; start it, and the same command goes on"
         )
+
+
+@contextmanager
+def threads(most: int, jobs: int) -> Iterator[ThreadPoolExecutor]:
+    """As many as there are jobs, at most so many; where one fails, those that have not begun are not."""
+    with ThreadPoolExecutor(max(1, min(most, jobs))) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _words(data: bytes) -> str:

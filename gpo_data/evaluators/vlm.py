@@ -24,7 +24,6 @@ import base64
 import hashlib
 import math
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,8 @@ from gpo_data.errors import UsageError
 from gpo_data.evaluators.protocol import png
 from gpo_data.evaluators.questions import Question, questions_of, together
 from gpo_data.evaluators.remembered import Remembered, key_of
-from gpo_data.evaluators.service import Service
+from gpo_data.evaluators.service import Service, threads
+from gpo_data.evaluators.version import as_version
 from gpo_data.recipe import Recipe, Vlm
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -67,7 +67,7 @@ class VlmEvaluator:
         self.model = vlm.model or self._only_model()
         asked = f"{vlm.questions} {vlm.questions_column} {vlm.answer} {vlm.grades} {vlm.mean} {vlm.api} {vlm.system}"
         digest = hashlib.blake2b(f"{self.model} {asked}".encode(), digest_size=4).hexdigest()
-        self.version = f"{re.sub(r'[^A-Za-z0-9._-]', '-', self.model.rstrip('/').split('/')[-1])[:60]}-{digest}"
+        self.version = f"{as_version(self.model.rstrip('/').split('/')[-1])[:60]}-{digest}"
         self._remembered = Remembered(lake, self.name, self.version)
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -79,14 +79,11 @@ class VlmEvaluator:
         ]
         known = self._remembered.get(keys)
         todo = {key: i for i, key in enumerate(keys) if key not in known and asked[i]}
-        with ThreadPoolExecutor(max(1, min(self._vlm.batch_size, len(todo)))) as pool:
+        with threads(self._vlm.batch_size, len(todo)) as pool:
             rows = pool.map(lambda i: self._picture(images[i], asked[i]), todo.values())
-            try:
-                for key, row in zip(todo, rows, strict=True):
-                    self._remembered.put({key: row})
-                    known[key] = row
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            for key, row in zip(todo, rows, strict=True):
+                self._remembered.put({key: row})
+                known[key] = row
         nothing = dict.fromkeys(COLUMNS)
         return [known.get(key, nothing) for key in keys]
 

@@ -11,10 +11,10 @@ What always holds: nothing is downloaded; a missing weights file is an error tha
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from gpo_data import hardware
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, words
 from gpo_data.evaluators.ocr import import_cv2
 from gpo_data.evaluators.pool import Batch, Measure, Pool
+from gpo_data.evaluators.version import as_version
 from gpo_data.recipe import Recipe, Yolo
 from gpo_data.tasks import TASKS
 from gpo_data.tasks.classes import canonical
@@ -72,7 +73,7 @@ class YoloEvaluator:
 
     def classes(self) -> list[str]:
         """What the detector knows. Raises UsageError."""
-        return list(names_of(opened(self._settings)).values())
+        return list(class_names(self._settings))
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """images: uint8 [H, W, 3] RGB; targets: {"target_class": ...} each, or none.
@@ -151,6 +152,12 @@ def load(settings: Settings, threads: int) -> Measure:
     return measure
 
 
+@functools.cache
+def class_names(settings: Settings) -> tuple[str, ...]:
+    """What a detector knows: to ask, it has to be opened. Raises UsageError."""
+    return tuple(names_of(opened(settings)).values())
+
+
 def opened(settings: Settings) -> Any:
     """ultralytics' model. Raises UsageError."""
     _quiet()
@@ -159,7 +166,7 @@ def opened(settings: Settings) -> Any:
     try:
         return ultralytics.YOLO(str(settings.weights))
     except Exception as error:  # torch, zip and ultralytics each have their own for a file that is not weights
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = words(error, 200)
         raise UsageError(
             f"yolo.weights: {settings.weights} is not a detector that ultralytics opens: {reason}"
         ) from None
@@ -202,4 +209,4 @@ def _version(yolo: Yolo, weights: Path) -> str:
     digest = hashlib.blake2b(f"{yolo.confidence} {yolo.iou} {yolo.image_size}".encode(), digest_size=4)
     digest.update(weights.read_bytes())
     version = f"ultralytics-{importlib.metadata.version('ultralytics')}-{weights.stem}-{digest.hexdigest()}"
-    return re.sub(r"[^A-Za-z0-9._-]", "-", version)
+    return as_version(version)

@@ -61,7 +61,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     columns = evaluators.columns_of(measuring)
     if taken := sorted({*COLUMNS} & {*columns}):
         raise UsageError(f"evaluators: the columns {', '.join(taken)} are those of imported pictures; rename them")
-    watching = measuring[len(measuring) - len(recipe.watchers) :]
+    watching = evaluators.watching(recipe, measuring)
     refuse_watched(recipe.reward, evaluators.columns_of(watching))
     paid = evaluators.columns_of(evaluators.paid(recipe, measuring))
     rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | COLUMNS | paid)

@@ -29,7 +29,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gpo_data.errors import UsageError, few
+from gpo_data.errors import UsageError, few, words
 from gpo_data.recipe import Task
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -201,7 +201,7 @@ def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
         if isinstance(loaded, datasets.DatasetDict):
             loaded = loaded[task.dataset_split]
     except Exception as error:  # whatever the loader raises, the user needs the same thing: a source that opens
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = words(error)
         raise UsageError(
             f"import {source}: neither a folder or file on this machine nor a data set that opens here (split "
             f"{task.dataset_split!r}): {reason}"

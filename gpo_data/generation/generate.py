@@ -81,7 +81,8 @@ def _draw(
     chosen = evaluators.build(recipe)
     evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
     paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
-    refuse_watched(recipe.reward, evaluators.columns_of(chosen[len(chosen) - len(recipe.watchers) :]))
+    watching = evaluators.watching(recipe, chosen)
+    refuse_watched(recipe.reward, evaluators.columns_of(watching))
     rewards.check(recipe.reward, shards[0].columns | paid)
     if recipe.task.prompts is not None:
         prompts = [group.prompt for shard in shards for group in shard.groups]
@@ -94,7 +95,6 @@ def _draw(
     if new:  # what fails for all leaves no dataset behind
         workers = begin()
         model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
-    watching = chosen[len(chosen) - len(recipe.watchers) :]
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching}, shards)
     fingerprint = read_manifest(folder).fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)

@@ -34,7 +34,7 @@ from gpo_data.lake.novelty import bonus
 from gpo_data.lake.relabel import relabelled
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
-from gpo_data.lake.views import NUMBERS, columns_of
+from gpo_data.lake.views import columns_of, is_number
 from gpo_data.status import FAILED_REWARD, OK, REWARD_REASON
 
 VIEWS = ("members", "groups", "shards", "datasets")
@@ -156,7 +156,7 @@ def _rescored(own: duckdb.DuckDBPyConnection, source: str, reward: str, dataset:
     try:
         # Checked by itself first: inside the view an aggregate or a star would give a less clear message.
         kind = own.sql(f"SELECT ({reward}\n) FROM ({source}) LIMIT 0").types[0]
-        if str(kind).split("(")[0] not in NUMBERS:
+        if not is_number(str(kind)):
             raise UsageError(f"reward: {reward!r}: expected one number or boolean a row, found type {kind}")
         own.execute(f"SELECT * FROM ({query}) LIMIT 0")
     except duckdb.Error as error:
@@ -265,7 +265,7 @@ def _as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
         found = f"the type {kind}"
     except duckdb.Error as error:
         kind, found = "", locked.one_line(error)
-    if not kind.endswith("]") or kind.split("[")[0].split("(")[0] not in NUMBERS:
+    if not kind.endswith("]") or not is_number(kind.split("[")[0]):
         raise UsageError(
             f"train.diversity_bonus: {features!r}: expected SQL for a list of numbers, such as a column of an "
             f"evaluator, found {found}"

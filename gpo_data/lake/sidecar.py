@@ -15,7 +15,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gpo_data.errors import RunError
+from gpo_data.errors import RunError, words
 from gpo_data.lake.remote import AnyPath, RemotePath
 
 SCHEMA_VERSION = 1
@@ -56,7 +56,7 @@ def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | Non
                 for _ in file.iter_batches():
                     pass
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
-        return f"the sidecar cannot be read: {_words(error)}"
+        return f"the sidecar cannot be read: {words(error)}"
     return problem
 
 
@@ -81,7 +81,7 @@ def read_rows(sidecar: AnyPath, columns: Sequence[str] | None = None) -> list[di
             rows: list[dict[str, Any]] = file.read(columns=names).to_pylist()
             return rows
     except Exception as error:
-        raise RunError(f"{sidecar}: the sidecar cannot be read: {_words(error)}; {REPAIR}") from None
+        raise RunError(f"{sidecar}: the sidecar cannot be read: {words(error)}; {REPAIR}") from None
 
 
 def measured_columns(sidecar: AnyPath) -> dict[str, pa.DataType]:
@@ -96,7 +96,7 @@ def footer_of(path: AnyPath) -> dict[str, str]:
         metadata = pq.read_schema(source).metadata or {}
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
     except Exception as error:
-        raise RunError(f"{path}: cannot be read: {_words(error)}; {REPAIR}") from None
+        raise RunError(f"{path}: cannot be read: {words(error)}; {REPAIR}") from None
 
 
 def _written_names(file: pq.ParquetFile) -> list[str] | None:
@@ -132,7 +132,3 @@ def kind_of(type: pa.DataType) -> str:
     if pa.types.is_integer(type):
         return "whole number"
     return "number" if pa.types.is_floating(type) else str(type)
-
-
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

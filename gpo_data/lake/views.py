@@ -49,6 +49,11 @@ MANIFEST = ("name", "fingerprint", "created")
 MANIFEST_JSON = ("fields", "recipe", "versions")
 
 
+def is_number(kind: str) -> bool:
+    """Whether DuckDB's type, such as DECIMAL(3,1), is one of numbers."""
+    return kind.split("(")[0] in NUMBERS
+
+
 def create(
     con: duckdb.DuckDBPyConnection, lake: str, datasets: Sequence[str] | None = None, whole: bool = False
 ) -> list[str]:

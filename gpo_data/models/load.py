@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, words
 from gpo_data.models.folder import expect_tensors, expect_whole, read_json
 from gpo_data.models.lora import load_lora
 from gpo_data.models.rounding import drawn_weights
@@ -118,7 +118,7 @@ def load(folder: Path, sampler: Sampler, for_training: bool = False) -> Model:
     except (OSError, ValueError, KeyError, EOFError, SafetensorError, UnpicklingError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = words(error)
         raise UsageError(f"model {folder}: does not open: {reason}") from error
     return model
 

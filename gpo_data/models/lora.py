@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, words
 from gpo_data.models.folder import expect_tensors
 
 TEXT = ("text_encoder", "lora_te")  # of the text encoders', which diffusers knows
@@ -44,7 +44,7 @@ def load_lora(pipe: Any, denoiser_name: str, file: Path) -> None:
     try:
         pipe.load_lora_weights(file.parent if state is None else state, **how)
     except (ValueError, RuntimeError, KeyError, IndexError, AttributeError, TypeError) as error:  # of the converters
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = words(error)
         raise UsageError(f"policy: {file}: diffusers does not take it: {reason}; {_wanted(denoiser_name)}") from None
     if not any("lora" in name for name, _ in denoiser.named_parameters()):
         raise UsageError(

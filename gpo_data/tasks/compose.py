@@ -55,9 +55,7 @@ CLAUSES = TypeAdapter(list[Clause])
 def prompts(spec: Task, seed: int) -> list[Prompt]:
     """The recipe's prompts, distinct and in a fixed order. Raises UsageError."""
     if spec.prompts is not None:
-        found = sources.own_prompts(
-            spec, from_sentence, _from_row, lambda target: content(target), ["include"], ["exclude"]
-        )
+        found = sources.own_prompts(spec, from_sentence, _from_row, content, ["include"], ["exclude"])
         return sources.take(found, spec)
     return sources.take(_signs(spec, seed) if spec.grammar == "signs" else _scenes(spec, seed), spec)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
@@ -171,8 +170,3 @@ def sentence_of(row: dict[str, Any], spec: Task) -> str:
     if not isinstance(sentence, str):
         raise ValueError(f"{spec.prompt_column}: expected a sentence, found {sentence!r:.200}")
     return extras.encodable(sentence.strip(), spec.prompt_column)
-
-
-def name_of(spec: Task) -> str:
-    """The source, for people."""
-    return Path(str(spec.prompts)).name

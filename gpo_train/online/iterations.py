@@ -30,7 +30,7 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import diversity
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.sql import identifier
-from gpo_data.lake.views import NUMBERS
+from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
@@ -236,7 +236,7 @@ def numbers_watched(recipe: Recipe, dataset: str, columns: dict[str, str]) -> li
     here = dataset_folder(recipe.lake, dataset)
     manifest = read_manifest(here)
     found = watched_columns(here, manifest, recipe.watchers)
-    return [name for name in found if columns.get(name, "").split("(")[0] in NUMBERS]
+    return [name for name in found if is_number(columns.get(name, ""))]
 
 
 def _mean(column: pa.ChunkedArray) -> float | None:

@@ -14,7 +14,6 @@ import io
 import math
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+
+from tests.parts.serving import free_port
 
 CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")
 EVERY = 200  # torch writes a checkpoint in hundreds of pieces
@@ -98,9 +99,7 @@ def run(
 def _environments(ranks: int) -> list[dict[str, str]]:
     if ranks == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     shared = {"WORLD_SIZE": str(ranks), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [shared | {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"} for rank in range(ranks)]
 

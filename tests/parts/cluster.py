@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 
 
@@ -16,9 +15,9 @@ def main() -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     from ray.cluster_utils import Cluster
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from tests.parts.serving import free_port
+
+    port = free_port()
     first, *others = [int(cores) for cores in sys.argv[1:]]
     cluster = Cluster(True, head_node_args={"num_cpus": first, "ray_client_server_port": port})
     nodes = [cluster.add_node(num_cpus=cores) for cores in others]

@@ -29,8 +29,7 @@ def blob_id(content: bytes) -> str:
 
 @dataclass
 class Hub(Served):
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by repository: of the newest commit
-    commits: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)
+    commits: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)  # by repository: files of each commit
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
     puts: int = 0
@@ -69,8 +68,7 @@ class Hub(Served):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             key = f"{asked.get('type') or 'model'}s/{name}"
-            new = key not in self.files
-            self.files.setdefault(key, {})
+            new = key not in self.commits
             self.commits.setdefault(key, [{}])
             self.tags.setdefault(key, {})
             prefix = "" if key.startswith("models/") else "datasets/"
