@@ -40,9 +40,10 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
     """
     here = dataset_folder(recipe.lake, dataset)
     manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
+    watched = watched_columns(here, manifest, recipe.watchers)
     for paid in (recipe.reward, recipe.train.diversity_bonus):
         if paid is not None:
-            refuse_watched(paid, watched_columns(here, manifest, recipe.watchers))
+            refuse_watched(paid, watched)
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,

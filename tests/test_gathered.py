@@ -11,8 +11,9 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from gpo_data.lake import catalog, gathered
-from tests.parts.lake import COLUMNS, rows_of, write_shard
+from gpo_data.lake import catalog, gathered, measures
+from gpo_data.lake.sql import listed
+from tests.parts.lake import COLUMNS, rows_of, write_measure, write_shard
 
 QUESTIONS = [
     "SELECT * FROM members ORDER BY ALL",
@@ -146,3 +147,16 @@ def test_an_object_store_is_listed_and_the_parts_are_read(scratch: Path, monkeyp
         monkeypatch.undo()
     finally:
         store.rm(root, recursive=True)
+
+
+def test_measures_join_what_is_gathered_and_no_sidecar_is_opened(
+    lake: Path, scratch: Path, expected: list[list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"group_key": f"text-{group:08d}", "member": i, "bright": 1.0} for group in (0, 7) for i in range(3)]
+    write_measure(lake / "dataset=d03", "bright@1", 0, rows)
+    answers(lake)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(measures, "listed", lambda paths: asked.append(paths) or listed(paths))
+    (found,) = catalog.ask(str(lake), "SELECT count(bright) AS n, any_value(dataset) AS d FROM members").to_pylist()
+    assert found["n"] == 6
+    assert [path for paths in asked for path in paths if "/measures/" not in path] == []

@@ -24,6 +24,7 @@ from typing import Any
 
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.fetch import announce
+from gpo_data.home import user_cache
 
 FILES = ("inference.yml", "inference.onnx")
 # The folder's name says how wide a line is padded to, at a height of 48 pixels. Recognition of small pictures is
@@ -103,7 +104,7 @@ def _from_wheel(kind: str, mode: str) -> Path:
         raise UsageError(
             f"ocr: rapidocr {version} has no {source.name}: expected {source}; pip install 'rapidocr>=3.9'"
         )
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpo" / f"rapidocr-{version}"
+    home = user_cache() / f"rapidocr-{version}"
     width = f"-{WIDTHS[mode]}" if kind == "rec" else ""
     folder = home / f"PP-OCRv6_small_{kind}{width}"
     if all((folder / name).is_file() for name in FILES):

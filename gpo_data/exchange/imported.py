@@ -64,7 +64,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     watching = evaluators.watching(recipe, measuring)
     refuse_watched(recipe.reward, evaluators.columns_of(watching))
     paid = evaluators.columns_of(evaluators.paid(recipe, measuring))
-    rewards.check(recipe.reward, TASKS[recipe.task.kind].columns | COLUMNS | paid)
+    rewards.check(recipe.reward, shards[0].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
@@ -95,8 +95,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                         failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
                         stage(folder, group, fingerprint)
                     progress.update(bar, advance=1, line=planned.key)
-                kinds = TASKS[recipe.task.kind].columns | COLUMNS | columns
-                commit(folder, shard.shard_id, [one.key for one in shard.groups], kinds, fingerprint)
+                commit(folder, shard.shard_id, [one.key for one in shard.groups], shard.columns | columns, fingerprint)
     for one in measuring:
         if hasattr(one, "close"):
             one.close()
@@ -161,7 +160,7 @@ def _plan(
         if planned and (len(planned) == size or len(planned[0].seeds) != len(group)):
             shards.append(PlannedShard(len(shards), planned))
             planned = []
-        planned.append(PlannedGroup(key, prompt, seeds))
+        planned.append(PlannedGroup(key, prompt, seeds, TASKS[task].columns | COLUMNS))
         members[key] = group
     return [*shards, PlannedShard(len(shards), planned)], members
 

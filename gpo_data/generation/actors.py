@@ -108,7 +108,6 @@ def open_parts(
     recipe: Recipe,
     files: dict[str, Files],
     actors: dict[str, list[Any]],
-    drawing: bool = True,
     blank: Prompt | None = None,
 ) -> tuple[Recipe, Any, list[Any]]:
     """In a worker: (recipe, model, evaluators), those that it has already where the settings are the same.
@@ -121,17 +120,15 @@ def open_parts(
     with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
         recipe = arrived(recipe, files, Path(scratch))
         plain = dataclasses.replace(recipe, name=None, policy=None, seed=0, lake="lake", reward="1", where=None)
-        key = (dataclasses.replace(plain, task=dataclasses.replace(recipe.task, prompts=None, num_prompts=1)), drawing)
+        key = dataclasses.replace(plain, task=dataclasses.replace(recipe.task, prompts=None, num_prompts=1))
         if Opened.evaluators is None or Opened.evaluators[0] != key:
-            Opened.evaluators = key, evaluators.build(recipe, alone=not drawing)
+            Opened.evaluators = key, evaluators.build(recipe)
         measuring = [
             Remote(one, actors[name]) if (name := _named(recipe, i)) in actors else one
             for i, one in enumerate(Opened.evaluators[1])
         ]
         if blank:
             evaluators.try_out(measuring, blank, recipe.sampler)
-        if not drawing:
-            return recipe, None, measuring
         wanted = (recipe.model, recipe.revision, recipe.sampler)
         if Opened.model is None or Opened.model[0] != wanted or not recipe.policy:  # without: a policy leaves no trace
             Opened.model = wanted, models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
@@ -168,8 +165,10 @@ def measuring(
 ) -> Any:
     """In a worker: (number of an evaluator, a shard's samples) ... -> (rows, reasons)."""
     from gpo_data.generation.measure import evaluators_of, measure_groups
+    from gpo_data.generation.travel import arrived
 
-    recipe, _, _ = open_parts(recipe, files, actors, drawing=False)
+    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:  # of a policy, which no evaluator reads
+        recipe = arrived(recipe, files, Path(scratch))
     own = {name.replace(":", "."): those for name, those in actors.items()}
     chosen = [Remote(one, own[one.name]) if one.name in own else one for one in evaluators_of(recipe, names)]
 

@@ -23,6 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gpo_data.errors import RunError
+from gpo_data.home import user_cache
 from gpo_data.models.digests import files_digest
 from gpo_data.recipe import SECTIONS, Recipe
 
@@ -65,7 +66,7 @@ def _place(files: Files, scratch: Path) -> Path:
         if has(files.path, files.digest):
             return path
         raise RunError(f"{path}: not on {os.uname().nodename}, which joined the cluster later; run the command again")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpo" / "files"
+    cache = user_cache() / "files"
     place = (cache if files.keep else scratch) / files.digest / path.name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from gpo_data.errors import RunError, UsageError
@@ -233,7 +232,7 @@ def judged(
     rows = [planned.prompt.target | measurements[i] for i in range(size)]
     rewards: list[float | None] = [None] * size
     scored = [i for i in range(size) if statuses[i] == OK]
-    columns = (planned.columns or TASKS[recipe.task.kind].columns) | columns_of(evaluators) | types_of(known)
+    columns = (planned.columns or TASKS[recipe.task.kind].columns) | columns_of(evaluators)
     for i, reward in zip(scored, score([rows[i] for i in scored], recipe.reward, columns), strict=True):
         rewards[i] = reward
         if reward is None:
@@ -250,13 +249,6 @@ def judged(
         measurements=measurements,
         rewards=rewards,
     )
-
-
-def types_of(known: list[dict[str, Any]] | None) -> dict[str, pa.DataType]:
-    """Text where a value is one, else a number."""
-    texts = {name for row in known or [] for name, value in row.items() if isinstance(value, str)}
-    names = dict.fromkeys(name for row in known or [] for name in row)
-    return {name: pa.string() if name in texts else pa.float64() for name in names}
 
 
 def measure_each(

@@ -228,15 +228,14 @@ def snapshot(
     if rewards_of:
         each = [table[f"reward_{name}"].to_numpy().astype(np.float64) for name, _, _ in rewards_of]
         values = together(group, each, [weight for _, _, weight in rewards_of], len(keys.dictionary), scale)
-    advantages, alive = standardise(group, values, len(keys.dictionary), scale)
+    scale = scale or Scale()
+    advantages, alive = standardise(group, values, len(keys.dictionary), dataclasses.replace(scale, clip=None))
     if features is not None:
-        unclipped, _ = standardise(
-            group, values, len(keys.dictionary), dataclasses.replace(scale or Scale(), clip=None)
-        )
-        factor = bonus(group, unclipped, _feature_rows(table["features"], features))
-        clip = np.inf if scale is None or scale.clip is None else scale.clip
-        advantages = (unclipped * factor).clip(-clip, clip)
+        factor = bonus(group, advantages, _feature_rows(table["features"], features))
+        advantages = advantages * factor
         table = table.drop_columns("features").append_column("bonus", pa.array(factor))
+    if scale.clip is not None:
+        advantages = advantages.clip(-scale.clip, scale.clip)
     table = table.append_column("advantage", pa.array(advantages))
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:

@@ -65,14 +65,17 @@ def problem_of_measures(path: AnyPath, sidecar: AnyPath) -> str | None:
     return None
 
 
-def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> dict[str, str]:
-    """{<evaluator>@<version>: SQL of its rows}, the oldest version first; of files that belong to their shard."""
+def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footers: str | None = None) -> dict[str, str]:
+    """{<evaluator>@<version>: SQL of its rows}, the oldest version first; of files that belong to their shard.
+
+    `footers`: SQL of what the sidecars' footers say, where they have been gathered; None opens each.
+    """
     found: dict[str, list[str]] = {}
     for path in files.found(f"measures/*@*/{SHARDS}"):
         found.setdefault(path.rstrip("/").split("/")[-2], []).append(path)
     if not found:
         return {}
-    ours = _hashes(con, files, files.found(SHARDS))
+    ours = _hashes(con, files, files.found(SHARDS), footers)
     sources = {}
     for measure in sorted(found, key=_version_order):
         hashes = _hashes(con, files, found[measure])
@@ -89,24 +92,23 @@ def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool) -> dic
     return sources
 
 
-def _hashes(con: duckdb.DuckDBPyConnection, files: Files, paths: list[str]) -> dict[str, str]:
+def _hashes(
+    con: duckdb.DuckDBPyConnection, files: Files, paths: list[str], footers: str | None = None
+) -> dict[str, str]:
     """{path: the tar_sha256 of its footer}; without those that cannot be read."""
     by_name = dict(zip(files.exact(paths), paths, strict=True))
 
-    def read(patterns: list[str]) -> dict[str, str]:
-        rows = con.execute(
-            f"""SELECT file_name, decode(value) FROM parquet_kv_metadata({listed(patterns)})
-                WHERE decode(key) = 'tar_sha256'"""
-        ).fetchall()
+    def read(source: str) -> dict[str, str]:
+        rows = con.execute(f"SELECT file_name, decode(value) FROM {source} WHERE decode(key) = 'tar_sha256'").fetchall()
         return dict(rows)
 
     try:
-        told = read(list(by_name))
+        told = read(footers or f"parquet_kv_metadata({listed(list(by_name))})")
     except duckdb.Error:
         told = {}
         for pattern in by_name:
             try:
-                told |= read([pattern])
+                told |= read(f"parquet_kv_metadata({listed([pattern])})")
             except duckdb.Error:
                 continue  # damaged
     end = {name.split("dataset=")[-1]: sha for name, sha in told.items()}

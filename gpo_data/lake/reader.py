@@ -189,8 +189,9 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
         records: dict[Record, list[int]] = {}
+        folder = dataset_folder(lake, dataset)
         for row in rows:
-            records.setdefault(Record.of(row, dataset_folder(lake, dataset)), []).append(row["member"])
+            records.setdefault(Record.of(row, folder), []).append(row["member"])
         places.append(
             Place(
                 key=f"{dataset}/{key}",

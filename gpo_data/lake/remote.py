@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 from gpo_data.errors import UsageError
+from gpo_data.home import user_cache
 from gpo_data.lake.store_errors import explaining, is_wordless
 
 
@@ -215,7 +216,7 @@ def scratch() -> Path:
     """The folder of this machine for what is on its way to an object store, or was read from one."""
     if chosen := os.environ.get("GPO_SCRATCH"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpo"
+    return user_cache()
 
 
 def stage_folder(folder: AnyPath) -> Path:

@@ -109,7 +109,9 @@ def _stored_view(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gath
     names = _columns(con, f"SELECT * FROM {read}")
     _check_types(con, names)
     selected, joins = {name: f"s.{identifier(name)}" for name in names}, ""
-    for i, (measure, source) in enumerate(sources_of(con, files, whole).items()):
+    for i, (measure, source) in enumerate(
+        sources_of(con, files, whole, gathered.footers if gathered else None).items()
+    ):
         joins += f"\nLEFT JOIN {source} m{i} USING (dataset, group_key, member)"
         for name, kind in _columns(con, f"SELECT * FROM {source}").items():
             if name in ("dataset", "group_key", "member", "filename"):

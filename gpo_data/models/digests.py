@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from gpo_data.errors import RunError
+from gpo_data.home import user_cache
 from gpo_data.lake.durable import write_atomic
 
 LARGE = 1 << 24  # bytes
@@ -69,7 +69,7 @@ def _hash(file: Path) -> str:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpo" / "digests.json"
+    return user_cache() / "digests.json"
 
 
 def _known() -> dict[str, str]:

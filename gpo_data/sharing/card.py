@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import Manifest
-from gpo_data.lake.remote import AnyPath, files_in, place
+from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import parquet_of
 
@@ -104,7 +104,7 @@ groups = load_dataset("webdataset", data_files=tars, split="train")   # a row a 
 
 def _facts(lake: str, name: str) -> tuple[dict[str, Any], str]:
     """(numbers of the dataset, the rewards as bars)."""
-    con = catalog.connect(str(place(lake)), name)
+    con = catalog.connect(lake, name)
     row = con.execute(
         """SELECT count(*), sum(n + failed), sum(failed), avg(mean), avg(std), count(*) FILTER (dead)
            FROM groups WHERE dataset = ?""",
