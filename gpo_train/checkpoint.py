@@ -20,8 +20,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from gpo_data.generation.generate import SIGNALS
 from gpo_data.lake.durable import TEMPORARY
+from gpo_data.signals import SIGNALS
 from gpo_train.data import GroupDataModule
 from gpo_train.lightning_fixes import DIGEST, begin_at
 

@@ -24,10 +24,10 @@ from rich.console import Console
 
 from gpo_data import hardware, models
 from gpo_data.errors import RunError, UsageError
-from gpo_data.generation.generate import same_signals
 from gpo_data.generation.worker import Interrupted
 from gpo_data.lifeline import end_with_launcher
 from gpo_data.recipe import Recipe, Train
+from gpo_data.signals import same_signals
 from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, Stopped, newest
 from gpo_train.data import GroupDataModule, Prepare

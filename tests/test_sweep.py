@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from gpo_data.errors import UsageError
+from gpo_data.signals import SIGNALS
 from gpo_train import cli
 from gpo_train.evaluation.interval import interval, interval_of_sums
+from gpo_train.sweep import processes
 from gpo_train.sweep.page import front
 from gpo_train.sweep.plan import read_plan
 from gpo_train.sweep.processes import Job, run_all
@@ -144,3 +147,13 @@ def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
     table = (out / "table.md").read_text()
     assert "| awm clip_range 0.01 | 1 |" in table and "1 of 3 rows are missing: none, seed 0" in table
     assert (out / "index.html").read_text().count("<img") == 2
+
+
+def test_whatever_stops_a_drawing_stops_a_sweep() -> None:
+    for number in SIGNALS:
+        inherited = signal.signal(number, signal.SIG_DFL)  # `nohup` ignores SIGHUP, and then it stays ignored
+        before = signal.getsignal(number)
+        with processes._signals() as came:
+            os.kill(os.getpid(), number)
+        assert came == [number] and signal.getsignal(number) is before
+        signal.signal(number, inherited)

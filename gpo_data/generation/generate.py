@@ -33,6 +33,7 @@ from gpo_data.lake.stage import staged, staged_path
 from gpo_data.lake.watched import refuse_watched
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
+from gpo_data.signals import SIGNALS, same_signals
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -261,21 +262,3 @@ def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, handle)
         yield stop
-
-
-# SIGHUP: the terminal is gone; what ends `shards` there keeps what is finished as well.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@contextmanager
-def same_signals() -> Iterator[None]:
-    """Afterwards Ctrl-C and SIGTERM are the caller's again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

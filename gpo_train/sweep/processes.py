@@ -21,6 +21,7 @@ from typing import Any
 
 from gpo_data import hardware
 from gpo_data.lifeline import end_with_parent
+from gpo_data.signals import SIGNALS, same_signals
 
 STOPPED, FAILED = 130, 1
 
@@ -86,13 +87,10 @@ def _threads_of(at_once: int) -> Any:
 
 @contextmanager
 def _signals() -> Any:
-    """A list that has something in it once Ctrl-C or SIGTERM came."""
+    """A list that has something in it once Ctrl-C or SIGTERM came, or the terminal went."""
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
-    try:
+    with same_signals():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda number, frame: came.append(number))
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
