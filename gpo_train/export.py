@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models
 from gpo_data.errors import UsageError
-from gpo_data.lake.durable import TEMPORARY
+from gpo_data.lake.durable import whole_folder
 from gpo_train.policy import Policy
 from gpo_train.run import Run
 from gpo_train.sharded import class_name, whole_state
@@ -40,8 +39,7 @@ def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     model: Any = policy.model
-    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=TEMPORARY) as temporary:
-        out = Path(temporary) / "policy"
+    with whole_folder(folder) as out:
         if policy.settings.tuning == "lora":
             layers = get_peft_model_state_dict(policy.denoiser, state)
             # Into the matrix: whoever reads the file takes alpha to be the rank.
@@ -59,16 +57,12 @@ def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
                 out / model.denoiser_name,
                 filename_pattern=WEIGHTS,
             )
-        if folder.exists():
-            shutil.rmtree(folder)
-        out.rename(folder)
 
 
 def export(run: Run, out: Path) -> Path:
     """The run's policy as a plain diffusers folder or LoRA file in `out`. Raises UsageError."""
     manifest = run.manifest()
-    if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    run.expect_policy()
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
     if (run.policy / models.LORA_FILE).is_file():

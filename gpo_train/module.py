@@ -281,9 +281,8 @@ class GPOModule(L.LightningModule):
 
 def _terms(one: Compared, advantages: Tensor, rewards: Tensor, step: int) -> Terms:
     """What the objective sees of a noise sample."""
-    old = None if one.old is None or one.reference is None else one.s + one.reference - one.old
-    if one.old is not None and one.reference is None:
-        old = one.s - one.old
+    error = one.s if one.reference is None else one.s + one.reference
+    old = None if one.old is None else error - one.old
     spreads = None if one.positive is None or one.negative is None else (one.positive, one.negative)
     return Terms(one.s, advantages, rewards, one.reference, one.distance, old, one.t, spreads, step)
 

@@ -141,6 +141,12 @@ class Run:
         if mode != "online":
             raise UsageError(f"run {self.folder}: expected an online run, found {mode}; {otherwise}")
 
+    def expect_policy(self) -> None:
+        """Raise UsageError before the run has finished."""
+        if not self.policy.is_dir():
+            state = self.manifest().state
+            raise UsageError(f"run {self.folder}: no policy yet ({state}); `gpo-train fit` finishes it")
+
     def note(self, **facts: Any) -> None:
         write_document(dataclasses.replace(self.manifest(), **facts), self.folder / "run.json")
 

@@ -16,10 +16,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCardData
 
 from gpo_data import models
-from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document
 from gpo_data.sharing.hub import explained
-from gpo_train.evaluation.report import headline, rows_of
+from gpo_train.evaluation.report import headline, markdown_row, rows_of
 from gpo_train.evaluation.result import Evaluation
 from gpo_train.run import Run
 
@@ -28,9 +27,7 @@ EVALUATED = ("eval.json", "eval.png")
 
 def push(run: Run, repo: str, license: str, private: bool = False, tag: str | None = None) -> str:
     """Its URL. Raises UsageError, RunError."""
-    manifest = run.manifest()
-    if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
+    run.expect_policy()
     hub = HfApi()
     with explained(repo), tempfile.TemporaryDirectory() as temporary:
         made = hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
@@ -90,6 +87,6 @@ def _evaluation(run: Run) -> str:
         found = read_document(Evaluation, run.folder / "eval.json", "`gpo-train eval` makes it again")
     except FileNotFoundError:
         return "Not evaluated: `gpo-train eval` compares it with its base."
-    rows = "\n".join(f"| {what} | {base} | {policy} | {change} |" for what, base, policy, change in rows_of(found))
+    rows = "".join(map(markdown_row, rows_of(found)))
     picture = "\n![base and policy from the same noise](eval.png)\n" if (run.folder / "eval.png").is_file() else ""
-    return f"{headline(found)}\n\n| | base | policy | difference |\n|---|---|---|---|\n{rows}\n{picture}"
+    return f"{headline(found)}\n\n| | base | policy | difference |\n|---|---|---|---|\n{rows}{picture}"

@@ -14,6 +14,7 @@ import pytest
 from gpo_data.lake.document import write_document
 from gpo_train import cli
 from gpo_train.evaluation.interval import interval, open_interval, share_interval
+from gpo_train.evaluation.report import markdown_row
 from gpo_train.evaluation.result import Alone, Difference, Evaluation, Figures, Level, Prompts, Side
 
 SOURCE = {"split": "file", "prompts": 40, "targets": 20, "left_out": 0}
@@ -143,3 +144,7 @@ def test_intervals_of_shares_and_of_rewards() -> None:
     assert found is not None and 19 < found[0] < np.nanmean(rewards) < found[1] < 21
     assert found == pytest.approx([20 + one for one in open_interval(rewards - 20, of) or []])
     assert open_interval(rewards, np.zeros(80)) is None and open_interval(rewards * np.nan, of) is None
+
+
+def test_a_cell_cannot_break_its_row() -> None:
+    assert markdown_row(["a|b", "c\nd"]) == "| a\\|b | c d |\n"

@@ -11,9 +11,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shutil
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,17 @@ from gpo_data.lake.remote import AnyPath, RemotePath
 
 TEMPORARY = ".tmp"
 HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `target`, whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=target.parent, suffix=TEMPORARY) as temporary:
+        made = Path(temporary) / target.name
+        yield made
+        if target.exists():
+            shutil.rmtree(target)
+        made.rename(target)
 
 
 def write_atomic(path: AnyPath, *chunks: bytes) -> None:

@@ -10,6 +10,7 @@ takes as many steps without any feedback.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from gpo_data.generation.generate import draw
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.reader import diversity
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import evaluate, report
 from gpo_train.evaluation.prompts import EvalPrompts, choose
@@ -73,13 +75,12 @@ def tables(found: dict[str, Line]) -> list[Table]:
     )
     for name, one in found.items():
         for point in one.points:
-            low, high = point.ci95
             colour = point.color_exact
             runs.add_row(
                 name,
                 str(point.iteration),
                 f"{100 * point.exact:.1f}%",
-                f"{100 * point.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+                report.points_text(point.difference, point.ci95),
                 f"x {point.diversity_ratio:.2f}",
                 "" if colour is None else f"{100 * colour:.1f}%",
                 str(point.failed),
@@ -127,17 +128,18 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
     if end.is_dir():
         weights.append((len(summaries), end))
     made: list[Point] = []
+    spread = functools.cache(diversity)  # the base's is asked for every point
     for number, folder in weights:
         # Named after the run: a glob over its iterations, to train on them, shall not find evaluations.
         base, policy = evaluate.eval_recipes(recipe, chosen.task, run.name, folder)
-        for recipe_of_side in (base, policy):
+        for recipe_of_side in (policy,) if made else (base, policy):
             draw(recipe_of_side, console, workers=workers)
-        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen)
+        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen, spread)
         images = sum(one.images for one in summaries[:number])
         sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]
         if not made:
             sides.insert(0, (found.base, 0, 0, Difference(exact=0.0, ci95=[0.0, 0.0], lenient=0.0), 1.0))
-        for side, at, drawn, difference, diversity in sides:
+        for side, at, drawn, difference, ratio in sides:
             made.append(
                 Point(
                     iteration=at,
@@ -147,7 +149,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
                     color_exact=side.statistics.get("color_exact"),
                     difference=difference.exact,
                     ci95=difference.ci95,
-                    diversity_ratio=diversity,
+                    diversity_ratio=ratio,
                 )
             )
     return made

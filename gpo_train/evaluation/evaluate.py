@@ -17,6 +17,7 @@ them, drawing resumes, and a base that was drawn before is not drawn again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from rich.console import Console
 
 from gpo_data import evaluators, models
 from gpo_data.audit.members import IMAGE_STATISTICS, expect_right
-from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.generation.remote import kept_workers
@@ -51,10 +51,8 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
 
     manifest = run.manifest()
     recipe = settle(recipe, run.folder, [])
-    if not run.policy.is_dir():
-        raise UsageError(f"run {run.folder}: no policy yet ({manifest.state}); `gpo-train fit` finishes it")
-    measuring = evaluators.columns_of(evaluators.build(recipe))
-    expect_right(recipe.task.kind, measuring.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
+    run.expect_policy()
+    expect_measured(recipe)
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     with kept_workers(recipe, console) as workers:
@@ -79,6 +77,12 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     page = report.page(found, grid, run.folder / f"{found.stem}.html")
     console.print(f"page: {page}", soft_wrap=True)
     return found
+
+
+def expect_measured(recipe: Recipe) -> None:
+    """Raise UsageError, before anything is drawn, where nothing will tell what is right."""
+    measured = evaluators.columns_of(evaluators.build(recipe))
+    expect_right(recipe.task.kind, measured.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
 
 
 def eval_recipes(recipe: Recipe, task: Task, name: str, weights: Path, alone: bool = False) -> tuple[Recipe, Recipe]:
@@ -153,13 +157,19 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
 
 
 def compare(
-    recipe: Recipe, base: Recipe, policy: Recipe, sides: tuple[Members, Members], chosen: EvalPrompts
+    recipe: Recipe,
+    base: Recipe,
+    policy: Recipe,
+    sides: tuple[Members, Members],
+    chosen: EvalPrompts,
+    spread: Callable[[str, str], float] = diversity,
 ) -> Comparison:
     """The sides against each other.
 
     Args:
         sides: what `members` gives.
         chosen: what was drawn.
+        spread: (lake, dataset) -> its diversity.
     """
     pairs = sorted(sides[0].keys() & sides[1].keys())  # all of them: one that failed has its row too
 
@@ -169,7 +179,8 @@ def compare(
 
     prompts = prompt_of(base, [group for group, _ in pairs])
     clusters = np.array([chosen.keys[index] for index in prompts])
-    difference = column(1, "exact") - column(0, "exact")
+    exact = [column(number, "exact") for number in (0, 1)]
+    difference = exact[1] - exact[0]
     rewards = column(1, "reward") - column(0, "reward")
     levels = column(0, "level").astype(int)
     scores = list(TASKS[recipe.task.kind].scores)
@@ -178,9 +189,9 @@ def compare(
         means = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
         return Side(
             failed=int(column(number, "failed").sum()),
-            exact95=share_interval(column(number, "exact"), clusters),
+            exact95=share_interval(exact[number], clusters),
             reward95=open_interval(column(number, "reward"), clusters),
-            diversity=diversity(recipe.lake, str((base, policy)[number].name)),
+            diversity=spread(recipe.lake, str((base, policy)[number].name)),
             scores={name: means.pop(name) for name in scores},
             **{name: means.pop(name) for name in ("exact", "lenient", "reward")},
             statistics=means,
@@ -189,10 +200,10 @@ def compare(
     def level(these: np.ndarray) -> Level:
         return Level(
             n=int(these.sum()),
-            base=_mean(column(0, "exact")[these]),
-            policy=_mean(column(1, "exact")[these]),
-            base95=share_interval(column(0, "exact")[these], clusters[these]),
-            policy95=share_interval(column(1, "exact")[these], clusters[these]),
+            base=_mean(exact[0][these]),
+            policy=_mean(exact[1][these]),
+            base95=share_interval(exact[0][these], clusters[these]),
+            policy95=share_interval(exact[1][these], clusters[these]),
             ci95=interval(difference[these], clusters[these]),
         )
 

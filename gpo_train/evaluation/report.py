@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -64,6 +65,16 @@ def _percent(value: float) -> str:
 
 def _share(what: str, base: float, policy: float, more: str = "") -> tuple[str, str, str, str]:
     return what, _percent(base), _percent(policy), f"{100 * (policy - base):+.1f} points{more}"
+
+
+def points_text(value: float, bounds: Sequence[float] | None = None) -> str:
+    """A difference of shares in points: `+1.2 [+0.3, +2.1]`."""
+    return f"{100 * value:+.1f}" + ("" if bounds is None else f" [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]")
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a table, whatever stands in the cells."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
 
 
 def headline(found: Evaluation) -> str:

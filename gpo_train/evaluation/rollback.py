@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
-from gpo_data import evaluators
-from gpo_data.audit.members import expect_right
 from gpo_data.errors import UsageError
 from gpo_data.generation.remote import kept_workers
-from gpo_data.lake.durable import TEMPORARY
+from gpo_data.lake.durable import whole_folder
 from gpo_data.recipe import Recipe
-from gpo_data.tasks import TASKS
 from gpo_train.evaluation.compare import points
+from gpo_train.evaluation.evaluate import expect_measured
 from gpo_train.evaluation.prompts import choose
+from gpo_train.evaluation.report import points_text
 from gpo_train.evaluation.result import Candidate, Point, Rollback
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration, history
@@ -48,8 +45,7 @@ def check(recipe: Recipe, run: Run, console: Console) -> None:
             f"online.rollback: validation: expected task.split: train, found {recipe.task.split}: what is trained on "
             f"cannot choose; leave task.split out, or online.rollback"
         )
-    measured = evaluators.columns_of(evaluators.build(recipe))
-    expect_right(recipe.task.kind, measured.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
+    expect_measured(recipe)
     chosen = choose(validated(recipe), set(), run.folder)
     kept = recipe.online.keep_last
     if kept is not None and kept < recipe.online.iterations:
@@ -77,7 +73,8 @@ def to_best(recipe: Recipe, run: Run, console: Console) -> Rollback:
         base, *found = points(judged, run, chosen, 1, console, workers)
     at = best(found)
     folder = run.last if at.iteration == drawn else Iteration(run.folder, at.iteration).policy
-    _copy(folder, run.policy)
+    with whole_folder(run.policy) as out:
+        shutil.copytree(folder, out)
     made = Rollback(
         iteration=at.iteration,
         iterations=drawn,
@@ -101,21 +98,10 @@ def best(found: Sequence[Point]) -> Point:
 
 def line(found: Rollback) -> str:
     """For people and for grep."""
-    low, high = found.ci95
     worse = "" if found.exact > found.base else "; no iteration is better than the base"
     which = "the last one" if found.iteration == found.iterations else f"of {found.iterations}"
     return (
         f"rollback: the policy after iteration {found.iteration}, {which}: exact {100 * found.exact:.1f}% of "
         f"{found.prompts} validation prompts, base {100 * found.base:.1f}%, difference "
-        f"{100 * found.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points{worse}"
+        f"{points_text(found.difference, found.ci95)} points{worse}"
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    """The folder appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=target.parent, suffix=TEMPORARY) as temporary:
-        out = Path(temporary) / target.name
-        shutil.copytree(source, out)
-        if target.exists():
-            shutil.rmtree(target)
-        out.rename(target)

@@ -22,7 +22,7 @@ from rich.table import Table
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document
 from gpo_data.lake.durable import write_atomic
-from gpo_train.evaluation.report import part_of
+from gpo_train.evaluation.report import markdown_row, part_of, points_text
 from gpo_train.evaluation.result import Alone, Evaluation, Figures, Level, Prompts
 from gpo_train.run import Run, all_runs
 
@@ -132,7 +132,7 @@ def _row(name: str, found: Found) -> list[str]:
         str(found.n),
         _share(base.exact, base.exact95),
         _share(policy.exact, policy.exact95),
-        _points(change.exact, change.ci95),
+        points_text(change.exact, change.ci95),
         _value(base.reward, base.reward95),
         _value(policy.reward, policy.reward95),
         _value(policy.reward - base.reward if change.reward is None else change.reward, change.reward95, "+"),
@@ -173,15 +173,11 @@ def _tag(found: Figures | Level | None) -> str:
     if isinstance(found, Figures):
         return f"{_share(found.exact, found.exact95)} of {found.n}"
     before, after = (f"{100 * value:.1f}%" for value in (found.base, found.policy))
-    return f"{before} to {after} of {found.n}: {_points(found.policy - found.base, found.ci95)}"
+    return f"{before} to {after} of {found.n}: {points_text(found.policy - found.base, found.ci95)}"
 
 
 def _share(value: float, bounds: list[float] | None) -> str:
     return f"{100 * value:.1f}%" + ("" if bounds is None else f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]")
-
-
-def _points(value: float, bounds: list[float] | None) -> str:
-    return f"{100 * value:+.1f}" + ("" if bounds is None else f" [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]")
 
 
 def _value(value: float, bounds: list[float] | None, sign: str = "") -> str:
@@ -190,12 +186,9 @@ def _value(value: float, bounds: list[float] | None, sign: str = "") -> str:
 
 
 def markdown(made: list[Section]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
-
     text = f"# Benchmarks\n\n{LEGEND}\n"
     for one in made:
-        rows = "".join(map(line, [one.head, ["---"] * len(one.head), *one.rows]))
+        rows = "".join(map(markdown_row, [one.head, ["---"] * len(one.head), *one.rows]))
         text += f"\n## {one.title}\n\n{rows}" + "".join(f"\n- {note}" for note in one.notes) + "\n"
     return text
 

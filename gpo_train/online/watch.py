@@ -24,17 +24,18 @@ def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> N
     run.expect_online("its curves are in logs/")
     seen = -1.0
     while True:
+        manifest = run.manifest()  # before the summaries: what has finished by now is in them
         news = max((p.stat().st_mtime for p in run.folder.glob("iterations/*/summary.json")), default=0.0)
         found = history(run.folder)
         if news > seen and found:
             console.print(table(found, run.name))
             console.print(f"curves: {curves(found, run.folder / 'watch.png')}", soft_wrap=True)
             seen = news
-        if why := run.manifest().stopped_by:
-            console.print(f"stopped: {why}", soft_wrap=True)
-        if chosen := run.manifest().rollback:
-            console.print(line(chosen), soft_wrap=True)
-        if not follow or run.manifest().state == "finished":
+        if manifest.stopped_by:
+            console.print(f"stopped: {manifest.stopped_by}", soft_wrap=True)
+        if manifest.rollback:
+            console.print(line(manifest.rollback), soft_wrap=True)
+        if not follow or manifest.state == "finished":
             if not found:
                 console.print(f"run {run.name}: the first iteration is being drawn")
             return

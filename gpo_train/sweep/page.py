@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from gpo_data.audit import charts
 from gpo_train.evaluation.interval import interval_of_sums
+from gpo_train.evaluation.report import markdown_row, points_text
 from gpo_train.sweep.plan import Plan
 from gpo_train.sweep.row import Curve, Result
 
@@ -87,12 +88,11 @@ HEAD = ("", "seeds", "exact", "difference, 95% interval", "by seed", "diversity"
 
 
 def cells(line: Line) -> list[str]:
-    low, high = line.ci95
     return [
         line.label,
         str(line.seeds) if line.seeds == line.asked else f"{line.seeds} of {line.asked}",
         f"{100 * line.exact:.1f}%",
-        f"{100 * line.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]",
+        points_text(line.difference, line.ci95),
         ", ".join(f"{100 * value:+.1f}" for value in line.by_seed),
         f"x {line.diversity:.2f}",
         "" if line.colour is None else f"{100 * line.colour:.1f}%",
@@ -104,7 +104,7 @@ def cells(line: Line) -> list[str]:
 
 def markdown(lines: list[Line]) -> str:
     rows = [HEAD, ["---"] * len(HEAD), *map(cells, lines)]
-    return "".join("| " + " | ".join(one.replace("|", "\\|") for one in row) + " |\n" for row in rows)
+    return "".join(map(markdown_row, rows))
 
 
 def note(missing: list[str], rows: int) -> str:

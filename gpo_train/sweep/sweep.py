@@ -16,10 +16,11 @@ from pathlib import Path
 from rich.console import Console
 
 from gpo_data.lake.durable import write_atomic
+from gpo_train.evaluation.report import points_text
 from gpo_train.sweep import page
 from gpo_train.sweep.plan import Plan, Row
 from gpo_train.sweep.processes import STOPPED, Job, run_all
-from gpo_train.sweep.row import draw_dataset, result_of, run_row
+from gpo_train.sweep.row import Result, draw_dataset, result_of, run_row
 
 Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
 
@@ -27,7 +28,8 @@ Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
 def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) -> int:
     """The number of rows that failed. Raises KeyboardInterrupt."""
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [row for row in plan.rows if result_of(folder, row) is None]
+    found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
+    todo = [row for row in plan.rows if row.name not in found]
     console.print(
         f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(plan.rows) - len(todo)} of them done, "
         f"{plan.sweep.jobs} at once; {folder}",
@@ -51,40 +53,41 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
         ended(job, code)
         left = (time.monotonic() - started) / done * (len(todo) - done)
         row = next(row for row in todo if row.name == job.name)
-        if (found := result_of(folder, row)) is not None:
-            told = f"{100 * found.evaluation.difference.exact:+.1f} points"
+        if (result := result_of(folder, row)) is not None:
+            found[row.name] = result
+            told = f"{points_text(result.evaluation.difference.exact)} points"
             console.print(f"{done}/{len(todo)} {row.label}, seed {row.seed}: {told}; about {left / 60:.0f} min left")
-        show(plan, folder, {*failed})
+        show(plan, folder, found, len(failed))
 
     try:
         if todo:
-            runner(_drawings(plan, todo, folder), 1, ended)
+            runner(_drawings(plan, found, folder), 1, ended)
             started, done = time.monotonic(), 0
             runner([_job(row, plan, folder) for row in todo], plan.sweep.jobs, row_ended)
     finally:  # also where it is stopped: what is there can be looked at
-        table = show(plan, folder, {*failed})
+        table = show(plan, folder, found, len(failed))
     console.print(table, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", soft_wrap=True)
     return len(failed)
 
 
-def show(plan: Plan, folder: Path, failed: set[str]) -> str:
+def show(plan: Plan, folder: Path, found: dict[str, Result], failed: int) -> str:
     """Write the page and the table; the table."""
-    found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
     lines = page.lines_of(plan, found)
     table = page.markdown(lines)
     missing = [f"{row.label}, seed {row.seed}" for row in plan.rows if row.name not in found]
     write_atomic(folder / "table.md", (table + page.note(missing, len(plan.rows))).encode())
-    write_atomic(folder / "index.html", page.html(plan, lines, missing, len(failed)).encode())
+    write_atomic(folder / "index.html", page.html(plan, lines, missing, failed).encode())
     return table
 
 
-def _drawings(plan: Plan, rows: list[Row], folder: Path) -> list[Job]:
+def _drawings(plan: Plan, found: dict[str, Result], folder: Path) -> list[Job]:
     """Of every dataset that offline rows read, which is drawn if it is not there; one that a row was trained on is."""
     if plan.sweep.mode == "online":
         return []
-    there = {row.recipe.name for row in plan.rows if result_of(folder, row) is not None}
-    wanted = [row.recipe for row in rows if row.recipe.train.datasets is None and row.recipe.name not in there]
+    there = {row.recipe.name for row in plan.rows if row.name in found}
+    todo = [row.recipe for row in plan.rows if row.name not in found]
+    wanted = [recipe for recipe in todo if recipe.train.datasets is None and recipe.name not in there]
     recipes = {str(recipe.name): recipe for recipe in wanted}
     return [Job(name, draw_dataset, (recipe,), folder / "logs" / f"{name}.log") for name, recipe in recipes.items()]
 
