@@ -165,7 +165,7 @@ def test_a_large_group_is_read_in_twice_its_size(tmp_path: Path) -> None:
 
 @linux
 def test_a_micro_batch_costs_memory_by_its_rows() -> None:
-    """A group of 20,000 members: a copy of the shared noise for each of them would be 1.6 GB, of their latents 328 MB."""
+    """Of a group of 20,000 members: its shared noise copied for each of them is 1.6 GB, its latents 328 MB."""
     policy = Policy.load("tiny", Train(tuning="full", reference="frozen", precision="float32"))
     members, tiny = tuple(range(20_000)), policy.model.denoiser.config
     latents = torch.zeros(1, tiny.in_channels, 16, 16, dtype=torch.bfloat16).expand(len(members), -1, -1, -1)
