@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from rich.console import Console
 
 from gpo_data.generation.progress import EVERY
+from gpo_train.data import GroupDataModule
 
 
 def progress(console: Console) -> ProgressBar:
@@ -27,7 +28,7 @@ class _Left(ProgressBar):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._mark, self._preparing, self._stepping = time.monotonic(), 0.0, 0.0
-        self._steps, self._epochs, self._epoch = 0, 0, -1
+        self._steps, self._epochs, self._epoch, self._before = 0, 0, -1, 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -36,6 +37,7 @@ class _Left(ProgressBar):
             now = time.monotonic()
             self._preparing, self._mark = self._preparing + now - self._mark, now
             self._epochs, self._epoch = self._epochs + 1, trainer.current_epoch
+            self._before = trainer.global_step - self._data.position.step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         now = time.monotonic()
@@ -50,11 +52,17 @@ class _Left(ProgressBar):
         return shown | {"left": str(timedelta(seconds=round(left)))}
 
     def total_steps(self) -> int:
-        """Of the whole run, all epochs taken to be as long as this one."""
+        """Of the whole run, the epochs to come taken to be as long as this one; online they differ by dead groups."""
         epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
         ends = [steps] if steps >= 0 else []
+        whole = self._before + (epochs - self.trainer.current_epoch) * self._data.steps
+        return min([*ends, whole] if epochs >= 0 else ends, default=0)
+
+    @property
+    def _data(self) -> GroupDataModule:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return min([*ends, epochs * int(data.steps)] if epochs >= 0 else ends, default=0)
+        assert isinstance(data, GroupDataModule)
+        return data
 
 
 class TrainBar(_Left, TQDMProgressBar):

@@ -19,6 +19,7 @@ from gpo_data.generation.generate import draw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.tasks import TASKS
 from gpo_train import fit as fit_module
 from gpo_train.fit import Stopped, fit
 from gpo_train.online.iterations import Iteration, history
@@ -229,3 +230,15 @@ def test_progress_is_lines_in_a_log_and_bars_on_a_terminal(
         steps = [line for line in lines if line.startswith("step ")]
         assert {"2/4", "4/4", "6/6"} <= {line.split()[1] for line in steps}
         assert [line for line in steps if "loss" not in line or "left 0:0" not in line] == []
+
+
+def test_progress_counts_the_steps_of_epochs_of_different_length(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of the second iteration's four groups are dead: one step in the place of two."""
+    made = recipe.load(here, ["--task.num_prompts", "6"])
+    dead = ", ".join(f"'{prompt.target['target']}'" for prompt in TASKS["text"].prompts(made.task, made.seed)[4:])
+    more = ["--train.trainer.enable_progress_bar", "true", "--reward", f"entropy * (target NOT IN ({dead}))::int"]
+    fit(recipe.load(here, ["--online.iterations", "2", *more]), "a", Console(highlight=False), "online")
+    steps = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert "2/4" in steps and steps[-1] == "3/3"
