@@ -47,7 +47,8 @@ class Compared:
     s: the policy's error less the reference's; its own where no reference is asked. distance: ||f_theta - f_ref||^2, 0
     where only errors of the reference are known. reference: its error. t: the noise level. positive, negative: mean
     |y - f| of f = b f_theta + (1 - b) f_ref and of f = (1 + b) f_ref - b f_theta, where they are asked for. old: the
-    error of the policy as it began the iteration, where that is not the reference.
+    error of the policy as it began the iteration, where that is not the reference. kl_weight: of the penalty on
+    distance, where members differ in it.
     """
 
     s: Tensor
@@ -57,6 +58,7 @@ class Compared:
     positive: Tensor | None = None
     negative: Tensor | None = None
     old: Tensor | None = None
+    kl_weight: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Compared:
         values = (getattr(self, field.name) for field in dataclasses.fields(self))

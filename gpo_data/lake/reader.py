@@ -52,6 +52,7 @@ class TrainGroup:
     conditioning: dict[str, Tensor]
     rewards: Tensor
     advantages: Tensor
+    kl_weights: Tensor | None = None  # [n] float64: how much of the penalty `train.kl` each has; None: all of it
     lent: tuple[bool, ...] = ()  # of each member whether another group drew it (relabel); empty: none is
 
     @property
@@ -67,6 +68,7 @@ class TrainGroup:
             conditioning={name: value.to(device) for name, value in self.conditioning.items()},
             rewards=self.rewards.to(device),
             advantages=self.advantages.to(device),
+            kl_weights=None if self.kl_weights is None else self.kl_weights.to(device),
         )
 
 
@@ -88,6 +90,7 @@ class Place:
     seeds: tuple[int, ...]
     rewards: tuple[float, ...]
     advantages: tuple[float, ...]
+    kl_weights: tuple[float, ...] | None = None
 
 
 class Reader(torch.utils.data.Dataset[TrainGroup]):
@@ -118,6 +121,7 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
+            kl_weights=None if place.kl_weights is None else torch.tensor(place.kl_weights, dtype=torch.float64),
             # Its own record comes first.
             lent=tuple(at > 0 for at, part in enumerate(place.parts) for _ in part.members),
         )
@@ -184,7 +188,8 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in table.select([*catalog.SNAPSHOT, "advantage"]).to_pylist():
+    weighed = ["kl_weight"] if "kl_weight" in table.column_names else []
+    for row in table.select([*catalog.SNAPSHOT, "advantage", *weighed]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
@@ -200,6 +205,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
                 seeds=tuple(row["seed"] for row in rows),
                 rewards=tuple(row["reward"] for row in rows),
                 advantages=tuple(row["advantage"] for row in rows),
+                kl_weights=tuple(row["kl_weight"] for row in rows) if weighed else None,
             )
         )
     return places
