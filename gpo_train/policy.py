@@ -4,6 +4,13 @@ For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the er
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
+With `train.guidance_scale` w the prediction that is trained, the reference's too, is that of a sampler with guidance,
+
+    f(x_t, t, c) = f(x_t, t, u) + w (f(x_t, t, c) - f(x_t, t, u))        u: the dataset's unconditional embedding
+
+in one call of both halves, with gradients through both (as AWM's code; Flow-GRPO's detaches f(x_t, t, u), DGPO and
+DiffusionNFT train without guidance). A sample whose caption is dropped has c = u, and f(x_t, t, u) is what is trained.
+
 The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step. If
 it is to follow the policy under LoRA, it is the same network with a second set of adapters, whose matrices are those of
 the policy at an iteration's start, or their average over steps: A and B each by itself, not their product.
@@ -72,6 +79,21 @@ class Compared:
         named = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Compared)}
         joined: Any = {name: None if values[0] is None else torch.cat(values) for name, values in named.items()}
         return Compared(**joined)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a denoiser is asked of (noise sample, member) rows, [.] each, on its device.
+
+    unconditional: the conditioning without the prompt, where there is guidance; scale: of the guidance.
+    """
+
+    target: Tensor
+    x_t: Tensor
+    t: Tensor
+    conditioning: Conditioning
+    unconditional: Conditioning | None = None
+    scale: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -169,17 +191,18 @@ class Policy(nn.Module):
         self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
         """err of the flattened (noise sample, member) `rows`: [k * n][rows], float32."""
-        target, x_t, t, conditioning = self._noised(group, noise, rows)
-        return _mean_square(target - self._predict(denoiser or self.denoiser, x_t, t, conditioning))
+        asked = self._asked(group, noise, rows)
+        return _mean_square(asked.target - self._predict(denoiser or self.denoiser, asked))
 
     def compared(
         self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), mix: float | None = None
     ) -> Compared:
         """The numbers of `rows`; the reference is asked now, without gradients. `mix`: b of implicit predictions."""
-        target, x_t, t, conditioning = self._noised(group, noise, rows)
+        asked = self._asked(group, noise, rows)
+        target = asked.target
         with torch.no_grad(), self.as_reference() as reference:
-            theirs = self._predict(reference, x_t, t, conditioning)
-        ours = self._predict(self.denoiser, x_t, t, conditioning)
+            theirs = self._predict(reference, asked)
+        ours = self._predict(self.denoiser, asked)
         error = _mean_square(target - theirs)
         found = Compared(_mean_square(target - ours) - error, _mean_square(ours - theirs), error)
         if mix is None:
@@ -187,12 +210,9 @@ class Policy(nn.Module):
         with torch.no_grad():
             beyond = mix * (ours - theirs)
             spreads = [(target - theirs - side).abs().flatten(1).mean(1) for side in (beyond, -beyond)]
-        return found.replace(t=t.float(), positive=spreads[0], negative=spreads[1])
+        return found.replace(t=asked.t.float(), positive=spreads[0], negative=spreads[1])
 
-    def _noised(
-        self, group: TrainGroup, noise: NoiseSamples, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
-        """(y, x_t, t, c) of `rows`, on the denoiser's device."""
+    def _asked(self, group: TrainGroup, noise: NoiseSamples, rows: slice) -> Asked:
         device = next(self.denoiser.parameters()).device
         k, members = noise.u.shape
         index = torch.arange(k * members)[rows]
@@ -200,16 +220,31 @@ class Policy(nn.Module):
         t = self.model.time(noise.u, self.settings.timestep_shift).flatten()[index].to(device)
         e = noise.e.flatten(0, 1)[index].to(device)
         x_0 = group.latents.float()[which].to(device)
-        conditioning: Conditioning = {
-            name: value.to(device).float().expand(len(index), *value.shape)
-            for name, value in group.conditioning.items()
-        }
-        return self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning
+        dropped = torch.zeros(len(index), dtype=torch.bool)
+        if noise.dropped is not None:
+            dropped = noise.dropped[index // members]
+        asked = Asked(
+            self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, _conditioning(group, dropped, device)
+        )
+        if self.settings.guidance_scale == 1:
+            return asked
+        # Without the prompt both halves are one, and w would stretch its gradient only.
+        scale = torch.where(dropped, 1.0, self.settings.guidance_scale).to(device)
+        without = _conditioning(group, torch.ones_like(dropped), device)
+        return dataclasses.replace(asked, unconditional=without, scale=scale)
 
-    def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """f(x_t, t, c), [., C, h, w], float32."""
+    def _predict(self, denoiser: nn.Module, asked: Asked) -> Tensor:
+        """f(x_t, t, c), [., C, h, w], float32, guided where that is asked for."""
+        x_t, t, conditioning = asked.x_t, asked.t, asked.conditioning
+        if asked.unconditional is not None:
+            x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
+            conditioning = {name: torch.cat([asked.unconditional[name], value]) for name, value in conditioning.items()}
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return self.model.predict(x_t, t, conditioning, denoiser).float()
+            said = self.model.predict(x_t, t, conditioning, denoiser).float()
+        if asked.scale is None:
+            return said
+        without, prompted = said.chunk(2)
+        return without + asked.scale.view(-1, *[1] * (said.ndim - 1)) * (prompted - without)
 
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
@@ -279,6 +314,23 @@ class Policy(nn.Module):
 def of_reference(name: str) -> bool:
     """Whether a parameter of the denoiser is of the second set of adapters."""
     return "lora_" in name and f".{REFERENCE}." in name
+
+
+def _conditioning(group: TrainGroup, dropped: Tensor, device: torch.device) -> Conditioning:
+    """Of rows, float32: the group's own, or, where `dropped` [.], what stands for no prompt."""
+    own = {name: value.to(device).float() for name, value in group.conditioning.items()}
+    if not dropped.any():
+        return {name: value.expand(len(dropped), *value.shape) for name, value in own.items()}
+    if group.unconditional is None:
+        raise UsageError(
+            f"group {group.key}: expected the dataset's unconditional embedding beside train.caption_dropout or "
+            f"guidance_scale, found none: read it with Dataset.groups(unconditional=True)"
+        )
+    without = own | {name: value.to(device).float() for name, value in group.unconditional.items()}
+    if dropped.all():
+        return {name: value.expand(len(dropped), *value.shape) for name, value in without.items()}
+    which = dropped.long().to(device)
+    return {name: torch.stack([own[name], without[name]])[which] for name in own}
 
 
 def _mean_square(difference: Tensor) -> Tensor:

@@ -91,6 +91,12 @@ class Train:
         logit_std: of `logit_normal`.
         timestep_shift: shift t as the scheduler shifts its noise levels; diffusers' scripts do so for SD3 and do not
             for FLUX.1-dev.
+        caption_dropout: probability with which a noise sample of a group is asked without its prompt, for all members,
+            of policy and reference: with the embedding of `sampler.negative_prompt`. Needs a dataset that was drawn
+            with `sampler.store_unconditional`.
+        guidance_scale: w: policy and reference predict f(no prompt) + w (f(prompt) - f(no prompt)), as a sampler with
+            guidance does, with gradients through both; needs the same dataset, and twice the arithmetic and memory. 1
+            is off.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off.
         kl_judges: GARDO's gate: SQL for numbers, such as columns of other evaluators. `kl` then holds only members
@@ -159,6 +165,8 @@ class Train:
     logit_mean: Number = 0.0
     logit_std: Positive = 1.0
     timestep_shift: bool = True
+    caption_dropout: Share = 0.0
+    guidance_scale: NotNegative = 1.0
     kl: NotNegative = 0.0
     kl_judges: list[str] = field(default_factory=list)
     kl_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
@@ -250,6 +258,12 @@ class Train:
             "null (Lightning cannot average weights that are sharded), or ddp",
             self.ema_decay,
         )
+
+    @property
+    def unconditional(self) -> list[str]:
+        """The keys that ask for the unconditional embedding, which a dataset may have stored."""
+        asking = {"caption_dropout": self.caption_dropout > 0, "guidance_scale": self.guidance_scale != 1}
+        return [f"train.{key}" for key, wanted in asking.items() if wanted]
 
     def _check_loss(self) -> None:
         """What a loss needs of the other keys."""
