@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.lake.verify import verify
 from gpo_data.parts import UNCONDITIONAL, Damage
 from gpo_train import cli as train_cli
+from gpo_train.fit import fit
 from gpo_train.noise import epoch_noise
 from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
@@ -211,9 +213,9 @@ def test_imported_pictures_have_it_where_asked(there: Path, capsys: pytest.Captu
         Path(f"own/{i}.txt").write_text('a red sign that says "AB"')
     own = ["--name", "own", "--reward", "dark_fraction"]
     dropout = ["--train.caption_dropout", "0.5"]
-    fit = ["fit", str(there), "--train.epochs", "1", "--train.groups_per_step", "1", *dropout]
+    command = ["fit", str(there), "--train.epochs", "1", "--train.groups_per_step", "1", *dropout]
     assert cli.main(["import", str(there), "own", *own]) == 0
-    assert train_cli.main([*fit, *own]) == 2
+    assert train_cli.main([*command, *own]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert (
         "dataset own has no unconditional embedding, and train.caption_dropout asked for it: draw or import it" in said
@@ -222,7 +224,7 @@ def test_imported_pictures_have_it_where_asked(there: Path, capsys: pytest.Captu
     own[1] = "own-2"
     assert cli.main(["import", str(there), "own", *own, *STORED]) == 0
     assert not verify(Path("lake/dataset=own-2")).problems
-    assert train_cli.main([*fit, *own]) == 0
+    assert train_cli.main([*command, *own]) == 0
 
 
 def test_what_has_none_is_refused(here: Path, tmp_path: Path) -> None:
@@ -237,3 +239,19 @@ def test_what_has_none_is_refused(here: Path, tmp_path: Path) -> None:
     model = ["--model", str(flux), "--sampler.max_sequence_length", "12"]
     with pytest.raises(UsageError, match=r"train.guidance_scale: the model in .*flux has no unconditional half"):
         train(here, *model, "--train.guidance_scale", "4.5", name="flux")
+
+
+@pytest.mark.slow
+def test_online_iterations_have_it_and_the_gate_and_are_replayed(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe_file.write_text(recipe_file.read_text() + TRAIN)
+    gate = ["--train.reference", "frozen", "--train.kl", "5", "--train.kl_judges", '["edge_density"]']
+    more = ["--online.iterations", "2", "--online.replay", "2", "--online.grid_every", "0"]
+    made = recipe.load(recipe_file, [*STORED, *BOTH, *gate, *more])
+    run = fit(made, "on", Console(quiet=True), "online")
+    assert run.manifest().state == "finished"
+    with (run.folder / "logs/csv/metrics.csv").open() as file:
+        gated = [float(row["kl_gated"]) for row in csv.DictReader(file) if row["kl_gated"]]
+    assert len(gated) == 3 + 6 and 0 < sum(gated) / len(gated) < 0.2
