@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpo_train.policy import Compared
+from gpo_train.rows import Compared
 
 Ask = Callable[[slice], Compared]  # flat (sample, member) rows -> their numbers, s and distance with gradients
 Backward = Callable[[Tensor, bool], None]  # (scaled loss, whether it is the group's last)

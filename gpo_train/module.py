@@ -28,8 +28,9 @@ from gpo_train.data import GroupDataModule
 from gpo_train.noise import NoiseSamples, epoch_noise
 from gpo_train.objectives.group import penalty, sample_loss
 from gpo_train.objectives.terms import Terms, clipped, objective_of
-from gpo_train.policy import Compared, Policy
+from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
+from gpo_train.rows import Compared
 
 
 class GPOModule(L.LightningModule):

@@ -4,12 +4,14 @@ For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the er
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
-With `train.guidance_scale` w the prediction that is trained, the reference's too, is that of a sampler with guidance,
+With `train.guidance_scale` w the prediction that is trained, the reference's too, is that of a sampler with guidance:
+in the place of f(x_t, t, c)
 
-    f(x_t, t, c) = f(x_t, t, u) + w (f(x_t, t, c) - f(x_t, t, u))        u: the dataset's unconditional embedding
+    f(x_t, t, u) + w (f(x_t, t, c) - f(x_t, t, u))        u: the dataset's unconditional embedding
 
 in one call of both halves, with gradients through both (as AWM's code; Flow-GRPO's detaches f(x_t, t, u), DGPO and
-DiffusionNFT train without guidance). A sample whose caption is dropped has c = u, and f(x_t, t, u) is what is trained.
+DiffusionNFT train without guidance). A sample whose caption is dropped has c = u: there it is f(x_t, t, u), value and
+gradient.
 
 The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step. If
 it is to follow the policy under LoRA, it is the same network with a second set of adapters, whose matrices are those of
@@ -21,9 +23,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from torch import Tensor, nn
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.reader import TrainGroup
-from gpo_data.models import Conditioning, Model
+from gpo_data.models import Model
 from gpo_data.recipe import Sampler, Train
 from gpo_train.noise import NoiseSamples
+from gpo_train.rows import Asked, Compared, conditioning_of
 
 POLICY, REFERENCE = "default", "reference"  # sets of adapters; PEFT's files know the first
 
@@ -45,55 +47,6 @@ def open_for_training(folder: Path, sampler: Sampler, settings: Train) -> Model:
     """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
     half = settings.tuning == "lora" and settings.precision == "bfloat16"
     return models.load(folder, dataclasses.replace(sampler, dtype="bfloat16" if half else "float32"), for_training=True)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Numbers of (noise sample, member) rows, [.] each, float32; only `s` and `distance` carry gradients.
-
-    s: the policy's error less the reference's; its own where no reference is asked. distance: ||f_theta - f_ref||^2, 0
-    where only errors of the reference are known. reference: its error. t: the noise level. positive, negative: mean
-    |y - f| of f = b f_theta + (1 - b) f_ref and of f = (1 + b) f_ref - b f_theta, where they are asked for. old: the
-    error of the policy as it began the iteration, where that is not the reference. kl_weight: of the penalty on
-    distance, where members differ in it.
-    """
-
-    s: Tensor
-    distance: Tensor
-    reference: Tensor | None = None
-    t: Tensor | None = None
-    positive: Tensor | None = None
-    negative: Tensor | None = None
-    old: Tensor | None = None
-    kl_weight: Tensor | None = None
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Compared:
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Compared(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
-
-    def replace(self, **values: Tensor) -> Compared:
-        return dataclasses.replace(self, **values)
-
-    @staticmethod
-    def cat(parts: Sequence[Compared]) -> Compared:
-        named = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Compared)}
-        joined: Any = {name: None if values[0] is None else torch.cat(values) for name, values in named.items()}
-        return Compared(**joined)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a denoiser is asked of (noise sample, member) rows, [.] each, on its device.
-
-    unconditional: the conditioning without the prompt, where there is guidance; scale: of the guidance.
-    """
-
-    target: Tensor
-    x_t: Tensor
-    t: Tensor
-    conditioning: Conditioning
-    unconditional: Conditioning | None = None
-    scale: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -224,14 +177,11 @@ class Policy(nn.Module):
         if noise.dropped is not None:
             dropped = noise.dropped[index // members]
         asked = Asked(
-            self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, _conditioning(group, dropped, device)
+            self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning_of(group, dropped, device)
         )
         if self.settings.guidance_scale == 1:
             return asked
-        # Without the prompt both halves are one, and w would stretch its gradient only.
-        scale = torch.where(dropped, 1.0, self.settings.guidance_scale).to(device)
-        without = _conditioning(group, torch.ones_like(dropped), device)
-        return dataclasses.replace(asked, unconditional=without, scale=scale)
+        return dataclasses.replace(asked, unconditional=conditioning_of(group, torch.ones_like(dropped), device))
 
     def _predict(self, denoiser: nn.Module, asked: Asked) -> Tensor:
         """f(x_t, t, c), [., C, h, w], float32, guided where that is asked for."""
@@ -241,10 +191,10 @@ class Policy(nn.Module):
             conditioning = {name: torch.cat([asked.unconditional[name], value]) for name, value in conditioning.items()}
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             said = self.model.predict(x_t, t, conditioning, denoiser).float()
-        if asked.scale is None:
+        if asked.unconditional is None:
             return said
         without, prompted = said.chunk(2)
-        return without + asked.scale.view(-1, *[1] * (said.ndim - 1)) * (prompted - without)
+        return without + self.settings.guidance_scale * (prompted - without)
 
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
@@ -314,23 +264,6 @@ class Policy(nn.Module):
 def of_reference(name: str) -> bool:
     """Whether a parameter of the denoiser is of the second set of adapters."""
     return "lora_" in name and f".{REFERENCE}." in name
-
-
-def _conditioning(group: TrainGroup, dropped: Tensor, device: torch.device) -> Conditioning:
-    """Of rows, float32: the group's own, or, where `dropped` [.], what stands for no prompt."""
-    own = {name: value.to(device).float() for name, value in group.conditioning.items()}
-    if not dropped.any():
-        return {name: value.expand(len(dropped), *value.shape) for name, value in own.items()}
-    if group.unconditional is None:
-        raise UsageError(
-            f"group {group.key}: expected the dataset's unconditional embedding beside train.caption_dropout or "
-            f"guidance_scale, found none: read it with Dataset.groups(unconditional=True)"
-        )
-    without = own | {name: value.to(device).float() for name, value in group.unconditional.items()}
-    if dropped.all():
-        return {name: value.expand(len(dropped), *value.shape) for name, value in without.items()}
-    which = dropped.long().to(device)
-    return {name: torch.stack([own[name], without[name]])[which] for name in own}
 
 
 def _mean_square(difference: Tensor) -> Tensor:
