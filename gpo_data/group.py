@@ -6,6 +6,8 @@ On disk a group is one WebDataset sample:
     text-00000042.latents.safetensors  latents [G, C, H, W], the sampler's own final latents
     text-00000042.prompt.safetensors   the conditioning (prompt_embeds, ...), so that training loads no text encoder
     text-00000042.00.png ...           a preview a member: lossless PNG below 128 px, WebP above
+    text-00000040.unconditional.safetensors    in the place of the conditioning where there is no prompt; only in a
+                                       shard's first group, and only where the recipe asks for it
 
 What always holds: the key matches `[a-z0-9_-]+` (a dot would split a sample), every list has G entries, and the
 bytes are a function of the content alone. A failed member keeps its place: `statuses[i]` is a code (status.py) and
@@ -27,7 +29,7 @@ from safetensors.torch import save as save_safetensors
 
 from gpo_data import status
 from gpo_data.errors import few
-from gpo_data.parts import PICTURE, Damage, open_json, open_picture, open_tensors
+from gpo_data.parts import PICTURE, UNCONDITIONAL, Damage, open_json, open_picture, open_tensors
 from gpo_data.prompt import Prompt
 
 LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
@@ -47,6 +49,7 @@ class Group:
     reasons: list[str | None] = field(default_factory=list)  # empty where no member failed
     measurements: list[dict[str, Any]] = field(default_factory=list)
     rewards: list[float | None] = field(default_factory=list)
+    unconditional: dict[str, torch.Tensor] | None = None  # of the dataset: in place of `conditioning`, by name
 
     @property
     def size(self) -> int:
@@ -80,13 +83,19 @@ def to_sample(group: Group) -> dict[str, bytes]:
     sample = {
         "group.json": json.dumps(meta, ensure_ascii=False, allow_nan=False).encode(),
         "latents.safetensors": save_safetensors({"latents": group.latents.contiguous()}),
-        "prompt.safetensors": save_safetensors({k: v.contiguous() for k, v in sorted(group.conditioning.items())}),
+        "prompt.safetensors": _packed(group.conditioning),
     }
+    if group.unconditional is not None:
+        sample[UNCONDITIONAL] = _packed(group.unconditional)
     for member, image in enumerate(group.images):
         if image is not None:
             extension, data = encode_image(image)
             sample[f"{member:02d}.{extension}"] = data
     return sample
+
+
+def _packed(tensors: dict[str, torch.Tensor]) -> bytes:
+    return save_safetensors({k: v.contiguous() for k, v in sorted(tensors.items())})
 
 
 def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
@@ -117,7 +126,17 @@ def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
         reasons=reasons,
         measurements=meta["measurements"],
         rewards=meta["rewards"],
+        unconditional=_unconditional(sample[UNCONDITIONAL], conditioning) if UNCONDITIONAL in sample else None,
     )
+
+
+def _unconditional(data: bytes, conditioning: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that can stand in the place of the conditioning's. Raises parts.Damage."""
+    tensors = open_tensors(data, UNCONDITIONAL)
+    wanted, found = ({k: list(v.shape) for k, v in sorted(of.items())} for of in (conditioning, tensors))
+    if "prompt_embeds" not in found or any(wanted.get(name) != shape for name, shape in found.items()):
+        raise Damage(f"{UNCONDITIONAL}: expected prompt_embeds and others of {wanted}, found {found}")
+    return tensors
 
 
 def _latents(data: bytes, statuses: list[str]) -> torch.Tensor:

@@ -31,6 +31,7 @@ FORMATS = {"png": "PNG", "webp": "WEBP"}
 KEY = r"[a-z0-9_-]+"
 PICTURE = re.compile(r"(\d{2,6})\.(png|webp)")
 FILES = ("group.json", "latents.safetensors", "prompt.safetensors")
+UNCONDITIONAL = "unconditional.safetensors"  # not in every group
 
 _TEXT, _LIST = (str,), (list,)
 FIELDS: dict[str, tuple[type, ...]] = {"key": _TEXT, "prompt_id": _TEXT, "prompt": _TEXT, "target": (dict,)}
@@ -58,7 +59,7 @@ def open_archive(blocks: bytes) -> tuple[str, dict[str, bytes]]:
                 name = re.fullmatch(rf"({KEY})\.(.+)", entry.name)
                 if name is None or not entry.isreg() or entry.issparse():
                     raise Damage(f"expected files named <key>.<part>, found {entry.name[:100]!r}")
-                if name[2] not in FILES and not PICTURE.fullmatch(name[2]):
+                if name[2] not in (*FILES, UNCONDITIONAL) and not PICTURE.fullmatch(name[2]):
                     raise Damage(f"expected group.json, tensors and pictures, found {name[2][:100]!r}")
                 stream = archive.extractfile(entry)
                 assert stream is not None

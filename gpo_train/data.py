@@ -41,9 +41,12 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
     here = dataset_folder(recipe.lake, dataset)
     manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
     watched = watched_columns(here, manifest, recipe.watchers)
-    for paid in (recipe.reward, recipe.train.diversity_bonus):
-        if paid is not None:
-            refuse_watched(paid, watched)
+    train = recipe.train
+    deciding = [("reward", recipe.reward), *(("train.kl_judges", judge) for judge in train.kl_judges)]
+    if train.diversity_bonus is not None:
+        deciding.append(("train.diversity_bonus", train.diversity_bonus))
+    for key, expression in deciding:
+        refuse_watched(expression, watched, key)
     return catalog.snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
@@ -52,10 +55,12 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         keep_dead,
         recipe.relabel,
         tuple(TASKS[recipe.task.kind].columns),
-        recipe.train.members_per_group,
-        Scale(recipe.train.advantage, recipe.train.advantage_epsilon, recipe.train.advantage_clip),
+        train.members_per_group,
+        Scale(train.advantage, train.advantage_epsilon, train.advantage_clip),
         recipe.weighted_rewards(),
-        recipe.train.diversity_bonus,
+        train.diversity_bonus,
+        train.kl_judges,
+        train.kl_share,
     )
 
 

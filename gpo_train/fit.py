@@ -62,6 +62,7 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
     recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
     model_folder = models.resolve(recipe.model, recipe.revision)
+    models.expect_unconditional(model_folder, settings.unconditional)
     run = open_run(name, recipe, mode, model_folder, runs)
     with run.claim(_rank() == 0):
         iterations = recipe.online.iterations if mode == "online" else 0

@@ -1,6 +1,6 @@
 """The gradient of a group's loss, a micro-batch at a time.
 
-    L = sum_j L_j / k,   L_j = loss(sample j) + penalty(d_j)       noise sample j: s_j, d_j [n] of the group's n members
+    L = sum_j L_j / k,   L_j = loss(sample j) + penalty(sample j)     noise sample j: s_j, d_j [n] of the n members
 
 The k samples are independent terms, so `whole` takes as many of them as fit, exactly. A sample that does not fit is
 `split` by gradient caching (GradCache, arXiv 2101.06983): all of its numbers first, without gradients, then
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpo_train.policy import Compared
+from gpo_train.rows import Compared
 
 Ask = Callable[[slice], Compared]  # flat (sample, member) rows -> their numbers, s and distance with gradients
 Backward = Callable[[Tensor, bool], None]  # (scaled loss, whether it is the group's last)
@@ -25,10 +25,10 @@ Backward = Callable[[Tensor, bool], None]  # (scaled loss, whether it is the gro
 
 @dataclass(frozen=True)
 class GroupLoss:
-    """Losses by noise sample: `loss` of its numbers [n], `penalty` of d [.], a mean over members."""
+    """Losses by noise sample: `loss` of its numbers [n], `penalty` of those of any members [.], a mean over them."""
 
     loss: Callable[[Compared], Tensor]
-    penalty: Callable[[Tensor], Tensor]
+    penalty: Callable[[Compared], Tensor]
 
 
 Watched = tuple[Tensor, Compared]  # losses [samples], numbers [samples, n]; detached
@@ -49,7 +49,7 @@ def whole(ask: Ask, of: GroupLoss, rows: slice, k: int, n: int, size: int, step:
     found = ask(rows).each(lambda x: x.view(-1, n))
     samples = [found.each(lambda x, j=j: x[j]) for j in range(len(found.s))]  # type: ignore[misc]
     loss = torch.stack([of.loss(one) for one in samples])
-    loss = loss + torch.stack([of.penalty(one.distance) for one in samples])
+    loss = loss + torch.stack([of.penalty(one) for one in samples])
     step(loss.sum() / k, rows.stop == k * n)
     return loss.detach(), found.each(Tensor.detach)
 
@@ -64,9 +64,9 @@ def split(ask: Ask, of: GroupLoss, rows: slice, k: int, n: int, size: int, step:
         weighted = (by_s[here] * some.s).sum()
         if by_distance is not None:
             weighted = weighted + (by_distance[here] * some.distance).sum()
-        weighted = weighted + of.penalty(some.distance) * len(some.distance) / n
+        weighted = weighted + of.penalty(some) * len(some.distance) / n
         step(weighted / k, part.stop == k * n)
-    return loss[None] + of.penalty(found.distance), found.each(lambda x: x.view(1, n))
+    return loss[None] + of.penalty(found), found.each(lambda x: x.view(1, n))
 
 
 def coefficients(found: Compared, loss_of: Callable[[Compared], Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:

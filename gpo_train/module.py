@@ -28,8 +28,9 @@ from gpo_train.data import GroupDataModule
 from gpo_train.noise import NoiseSamples, epoch_noise
 from gpo_train.objectives.group import penalty, sample_loss
 from gpo_train.objectives.terms import Terms, clipped, objective_of
-from gpo_train.policy import Compared, Policy
+from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
+from gpo_train.rows import Compared
 
 
 class GPOModule(L.LightningModule):
@@ -198,15 +199,19 @@ class GPOModule(L.LightningModule):
         def terms(one: Compared) -> Terms:
             return _terms(one.each(Tensor.double), advantages, rewards, step)
 
+        gate = None if group.kl_weights is None else group.kl_weights.to(self.device).repeat(k)
+
         def ask(rows: slice) -> Compared:
             found = self._compared(group, noise, rows, known)
-            return found if before is None else found.replace(old=before[rows])
+            found = found if before is None else found.replace(old=before[rows])
+            return found if gate is None else found.replace(kl_weight=gate[rows])
 
         unit = self.objective.unit(s)
         losses, found = gradcache.backward(
             ask,
             gradcache.GroupLoss(
-                lambda one: sample_loss(self.objective, terms(one), s), lambda apart: penalty(apart, s.kl, unit)
+                lambda one: sample_loss(self.objective, terms(one), s),
+                lambda some: penalty(some.distance, s.kl, unit, some.kl_weight),
             ),
             k,
             n,
@@ -264,6 +269,8 @@ class GPOModule(L.LightningModule):
         shown |= {name: sum(one[name] for one in told) / len(told) for name in told[0]}
         if self.settings.kl:
             shown["kl"] = found.distance.mean().item()
+        if found.kl_weight is not None:
+            shown["kl_gated"] = found.kl_weight.mean().item()
         if self.settings.clip_range:
             far = [clipped(one, self.settings.clip_range)[1].double().mean().item() for one in samples]
             shown["clipped_share"] = sum(far) / len(far)

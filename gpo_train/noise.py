@@ -3,6 +3,9 @@
     u in (0, 1) becomes the family's own t, with its scheduler's shift (Model.time), when the policy is asked;
     e ~ N(0, I), or the noise that the member was drawn from
 
+With `caption_dropout` p a sample is asked without its prompt with probability p: policy and reference, better and worse
+members, all the same.
+
 Shared samples give all members of a group one (u, e), which takes the sample's own difficulty out of the comparison. In
 a run they are a pure function of (seed, epoch, group key and prompt), so a resumed run, another rank or a later inner
 epoch sees the same ones.
@@ -10,6 +13,7 @@ epoch sees the same ones.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +32,11 @@ RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
 
 @dataclass(frozen=True)
 class NoiseSamples:
-    """u [k, n] and e [k, n, C, h, w] of one group."""
+    """u [k, n] and e [k, n, C, h, w] of one group; `dropped` [k]: which samples are asked without the prompt."""
 
     u: Tensor
     e: Tensor
+    dropped: Tensor | None = None
 
 
 def distribution(settings: Train) -> Draw:
@@ -99,13 +104,20 @@ def epoch_noise(
     """
     # Without the dataset's name, which says what a run is called.
     text = f"{seed}/{epoch}/{group.key.split('/')[-1]}/{group.prompt}"
-    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    digest = _number(text)
     bounds = settings.timestep_range
     low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
     found = sample_noise(
         group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high), distribution(settings)
     )
-    if settings.noise == "random":
+    if settings.noise == "own":
+        e = model.starting_noise(group.seeds, tuple(group.latents.shape[1:]), drawn_in)
+        found = NoiseSamples(found.u, e.expand(len(found.u), *e.shape))
+    if not settings.caption_dropout:
         return found
-    e = model.starting_noise(group.seeds, tuple(group.latents.shape[1:]), drawn_in)
-    return NoiseSamples(found.u, e.expand(len(found.u), *e.shape))
+    generator = torch.Generator().manual_seed(_number(f"{text}/caption"))  # its own: u and e are those without it
+    return dataclasses.replace(found, dropped=torch.rand(len(found.u), generator=generator) < settings.caption_dropout)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

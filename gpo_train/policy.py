@@ -4,6 +4,15 @@ For a group with latents x_0 [n, C, h, w], sample j gives (t_j, e_j), and the er
 
     err_ij = mean over elements || y - f(x_t, t, c) ||^2,   x_t = noise(x_0, e, t),   y = target(x_0, e, t)
 
+With `train.guidance_scale` w the prediction that is trained, the reference's too, is that of a sampler with guidance:
+in the place of f(x_t, t, c)
+
+    f(x_t, t, u) + w (f(x_t, t, c) - f(x_t, t, u))        u: the dataset's unconditional embedding
+
+in one call of both halves, with gradients through both (as AWM's code; Flow-GRPO's detaches f(x_t, t, u), DGPO and
+DiffusionNFT train without guidance). A sample whose caption is dropped has c = u: there it is f(x_t, t, u), value and
+gradient.
+
 The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step. If
 it is to follow the policy under LoRA, it is the same network with a second set of adapters, whose matrices are those of
 the policy at an iteration's start, or their average over steps: A and B each by itself, not their product.
@@ -14,9 +23,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +35,10 @@ from torch import Tensor, nn
 from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.reader import TrainGroup
-from gpo_data.models import Conditioning, Model
+from gpo_data.models import Model
 from gpo_data.recipe import Sampler, Train
 from gpo_train.noise import NoiseSamples
+from gpo_train.rows import Asked, Compared, conditioning_of
 
 POLICY, REFERENCE = "default", "reference"  # sets of adapters; PEFT's files know the first
 
@@ -38,38 +47,6 @@ def open_for_training(folder: Path, sampler: Sampler, settings: Train) -> Model:
     """The model in the precision that trains: float32 master weights, or, under LoRA, a base in bfloat16."""
     half = settings.tuning == "lora" and settings.precision == "bfloat16"
     return models.load(folder, dataclasses.replace(sampler, dtype="bfloat16" if half else "float32"), for_training=True)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Numbers of (noise sample, member) rows, [.] each, float32; only `s` and `distance` carry gradients.
-
-    s: the policy's error less the reference's; its own where no reference is asked. distance: ||f_theta - f_ref||^2, 0
-    where only errors of the reference are known. reference: its error. t: the noise level. positive, negative: mean
-    |y - f| of f = b f_theta + (1 - b) f_ref and of f = (1 + b) f_ref - b f_theta, where they are asked for. old: the
-    error of the policy as it began the iteration, where that is not the reference.
-    """
-
-    s: Tensor
-    distance: Tensor
-    reference: Tensor | None = None
-    t: Tensor | None = None
-    positive: Tensor | None = None
-    negative: Tensor | None = None
-    old: Tensor | None = None
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Compared:
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Compared(*(None if value is None else change(value) for value in values))  # type: ignore[arg-type]
-
-    def replace(self, **values: Tensor) -> Compared:
-        return dataclasses.replace(self, **values)
-
-    @staticmethod
-    def cat(parts: Sequence[Compared]) -> Compared:
-        named = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Compared)}
-        joined: Any = {name: None if values[0] is None else torch.cat(values) for name, values in named.items()}
-        return Compared(**joined)
 
 
 class Policy(nn.Module):
@@ -167,17 +144,18 @@ class Policy(nn.Module):
         self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), denoiser: nn.Module | None = None
     ) -> Tensor:
         """err of the flattened (noise sample, member) `rows`: [k * n][rows], float32."""
-        target, x_t, t, conditioning = self._noised(group, noise, rows)
-        return _mean_square(target - self._predict(denoiser or self.denoiser, x_t, t, conditioning))
+        asked = self._asked(group, noise, rows)
+        return _mean_square(asked.target - self._predict(denoiser or self.denoiser, asked))
 
     def compared(
         self, group: TrainGroup, noise: NoiseSamples, rows: slice = slice(None), mix: float | None = None
     ) -> Compared:
         """The numbers of `rows`; the reference is asked now, without gradients. `mix`: b of implicit predictions."""
-        target, x_t, t, conditioning = self._noised(group, noise, rows)
+        asked = self._asked(group, noise, rows)
+        target = asked.target
         with torch.no_grad(), self.as_reference() as reference:
-            theirs = self._predict(reference, x_t, t, conditioning)
-        ours = self._predict(self.denoiser, x_t, t, conditioning)
+            theirs = self._predict(reference, asked)
+        ours = self._predict(self.denoiser, asked)
         error = _mean_square(target - theirs)
         found = Compared(_mean_square(target - ours) - error, _mean_square(ours - theirs), error)
         if mix is None:
@@ -185,12 +163,9 @@ class Policy(nn.Module):
         with torch.no_grad():
             beyond = mix * (ours - theirs)
             spreads = [(target - theirs - side).abs().flatten(1).mean(1) for side in (beyond, -beyond)]
-        return found.replace(t=t.float(), positive=spreads[0], negative=spreads[1])
+        return found.replace(t=asked.t.float(), positive=spreads[0], negative=spreads[1])
 
-    def _noised(
-        self, group: TrainGroup, noise: NoiseSamples, rows: slice
-    ) -> tuple[Tensor, Tensor, Tensor, Conditioning]:
-        """(y, x_t, t, c) of `rows`, on the denoiser's device."""
+    def _asked(self, group: TrainGroup, noise: NoiseSamples, rows: slice) -> Asked:
         device = next(self.denoiser.parameters()).device
         k, members = noise.u.shape
         index = torch.arange(k * members)[rows]
@@ -198,16 +173,28 @@ class Policy(nn.Module):
         t = self.model.time(noise.u, self.settings.timestep_shift).flatten()[index].to(device)
         e = noise.e[index // members, which].to(device)  # shared noise is stored once, and copied for these rows alone
         x_0 = group.latents[which].to(device).float()
-        conditioning: Conditioning = {
-            name: value.to(device).float().expand(len(index), *value.shape)
-            for name, value in group.conditioning.items()
-        }
-        return self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning
+        dropped = torch.zeros(len(index), dtype=torch.bool)
+        if noise.dropped is not None:
+            dropped = noise.dropped[index // members]
+        asked = Asked(
+            self.model.target(x_0, e, t), self.model.noise(x_0, e, t), t, conditioning_of(group, dropped, device)
+        )
+        if self.settings.guidance_scale == 1:
+            return asked
+        return dataclasses.replace(asked, unconditional=conditioning_of(group, torch.ones_like(dropped), device))
 
-    def _predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """f(x_t, t, c), [., C, h, w], float32."""
+    def _predict(self, denoiser: nn.Module, asked: Asked) -> Tensor:
+        """f(x_t, t, c), [., C, h, w], float32, guided where that is asked for."""
+        x_t, t, conditioning = asked.x_t, asked.t, asked.conditioning
+        if asked.unconditional is not None:
+            x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])
+            conditioning = {name: torch.cat([asked.unconditional[name], value]) for name, value in conditioning.items()}
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            return self.model.predict(x_t, t, conditioning, denoiser).float()
+            said = self.model.predict(x_t, t, conditioning, denoiser).float()
+        if asked.unconditional is None:
+            return said
+        without, prompted = said.chunk(2)
+        return without + self.settings.guidance_scale * (prompted - without)
 
     @torch.no_grad()
     def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:

@@ -59,6 +59,12 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
             "a base that never moves cannot be asked about pictures that are not drawn "
             "yet; use `frozen`, `adapters`, or train.reference_update: iteration",
         )
+    if made.unconditional and not recipe.sampler.store_unconditional:
+        refuse(
+            "sampler.store_unconditional",
+            "false",
+            f"{' and '.join(made.unconditional)} need the unconditional embedding of what is drawn; set it to true",
+        )
     if online.rollout_policy == "ema" and made.ema_decay is None:
         refuse("online.rollout_policy", "ema", "there is no average; set train.ema_decay, such as 0.99")
     return dataclasses.replace(made, epochs=online.iterations * online.epochs_per_iteration)

@@ -27,7 +27,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import imported, read_manifest
-from gpo_data.lake.reader import Reader, merge
+from gpo_data.lake.reader import Reader, expect_unconditional, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import Prepare, cache_of, snapshot_of
@@ -60,7 +60,8 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     if noted is None:
         run.note(snapshot=facts_of(table))
     readers = [
-        Reader(recipe.lake, part, cache_of(settings)) for part in (_turns(table) if settings.sequential else [table])
+        Reader(recipe.lake, part, cache_of(settings), settings.unconditional)
+        for part in (_turns(table) if settings.sequential else [table])
     ]
     return lambda epoch: readers[epoch % len(readers)]
 
@@ -114,6 +115,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
     """One dataset's snapshot; `here`: digest of the model that trains."""
     _same_model(recipe, name, here)
     _has_noise(recipe, settings, name)
+    expect_unconditional(recipe.lake, name, settings.unconditional)
     where = recipe.where
     if settings.objective == "sft":
         where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"

@@ -21,6 +21,7 @@ from rich.console import Console
 from gpo_data import recipe, status
 from gpo_data.evaluators import boxes, color, compose, image_stats, ocr, yolo
 from gpo_data.generation.measure import measure
+from gpo_data.parts import UNCONDITIONAL
 from gpo_data.recipe import EVALUATORS
 from gpo_data.tasks import TASKS
 from tests.parts.pages import block, run, table
@@ -110,7 +111,8 @@ def test_tar(dataset: Path) -> None:
         for key, files in samples(tar).items():
             keys.append(key)
             pictures = [f"{member:02d}.png" for member in range(SIZE)]
-            assert list(files) == sorted(files) == [*pictures, *first("file", "content")[1:]]
+            always = [name for name in first("file", "content")[1:] if name != UNCONDITIONAL]  # not asked for here
+            assert list(files) == sorted(files) == [*pictures, *always]
             group = json.loads(files["group.json"])
             listed = first("key of group.json", "content")
             assert [*group, "reasons"] == listed and group["key"] == key  # no member failed

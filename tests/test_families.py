@@ -31,7 +31,12 @@ from rich.console import Console
 from gpo_data import models, recipe
 from gpo_data.errors import UsageError
 from gpo_data.generation import generate as draw
+from gpo_data.lake import catalog
+from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.lake.verify import verify
+from gpo_data.recipe import Train
+from gpo_train.noise import sample_noise
+from gpo_train.policy import Policy
 from tests.parts.families import (
     FAMILIES,
     PLAIN,
@@ -78,15 +83,21 @@ def test_predict_reproduces_the_pipelines_calls(family: Family) -> None:
         family.assert_same(said, model.unpack(output))
 
 
-def test_the_conditional_half_of_guidance_is_what_predict_gives(family: Family) -> None:
+def test_both_halves_of_guidance_are_what_predict_gives(family: Family) -> None:
     model, plain = family.model(), family.plain()
     calls = recorded(getattr(plain, model.denoiser_name))
     family.call(plain, "latent")
     conditioning = model.encode(PROMPTS)
+    halves = [(slice(-2, None), conditioning)]
+    if model.has_unconditional:  # the first of the two
+        without = {name: value.expand(2, *value.shape) for name, value in model.unconditional().items()}
+        halves.append((slice(0, 2), conditioning | without))
     for x_t, t, output in calls:
-        with torch.inference_mode():
-            said = model.predict(model.unpack(x_t[-2:]), t.expand(len(x_t))[-2:], conditioning)
-        torch.testing.assert_close(said, model.unpack(output[-2:]), rtol=1e-4, atol=1e-5)
+        assert len(output) == 2 * len(halves)
+        for half, told in halves:
+            with torch.inference_mode():
+                said = model.predict(model.unpack(x_t[half]), t.expand(len(x_t))[half], told)
+            torch.testing.assert_close(said, model.unpack(output[half]), rtol=1e-4, atol=1e-5)
 
 
 def test_draws_and_decodes_what_the_plain_pipeline_does(family: Family) -> None:
@@ -231,6 +242,7 @@ def test_adapters_reach_attention_and_mlp_and_learn(family: Family, tmp_path: Pa
 
 def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None:
     settings = {**dataclasses.asdict(SAMPLER), **family.settings, "batch_size": 4}
+    settings["store_unconditional"] = not family.name.startswith("flux")
     made = {
         "model": str(family.folder),
         "lake": str(tmp_path / "lake"),
@@ -244,8 +256,40 @@ def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None
     }
     path = tmp_path / f"{family.name}.yaml"
     path.write_text(json.dumps(made))  # JSON is YAML
-    report = verify(draw.draw(recipe.load(path), Console(quiet=True)))
+    folder = draw.draw(recipe.load(path), Console(quiet=True))
+    report = verify(folder)
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (2, 3, 9, 0, [])
+
+    if not settings["store_unconditional"]:
+        with pytest.raises(UsageError, match=r"sampler.store_unconditional: the model in .* has no unconditional half"):
+            draw.draw(recipe.load(path, ["--sampler.store_unconditional", "true", "--name", "b"]), Console(quiet=True))
+        assert not (tmp_path / "lake" / "dataset=b").exists()
+        return
+    table = catalog.snapshot(catalog.connect(str(tmp_path / "lake")), family.name, keep_dead=True)
+    group = Reader(str(tmp_path / "lake"), table, unconditional=["train.guidance_scale"])[1]
+    guidance_is_trained_as_it_is_drawn(family, group)
+
+
+def guidance_is_trained_as_it_is_drawn(family: Family, group: TrainGroup) -> None:
+    """The policy predicts what the pipeline draws with: f of the negative prompt, and w times what the prompt adds."""
+    sampler = dataclasses.replace(SAMPLER, **family.settings)
+    policy = Policy(
+        models.load(family.folder, sampler, for_training=True),
+        Train(tuning="full", reference="frozen", guidance_scale=4.0, precision="float32"),
+    )
+    noise = sample_noise(group, 2, seed=1)
+    noise = dataclasses.replace(noise, dropped=torch.tensor([False, True]))
+    found = policy.errors(group, noise).view(2, 3)
+    model = family.model()
+    x_0, prompted = group.latents, {name: value.expand(3, *value.shape) for name, value in group.conditioning.items()}
+    without = prompted | {name: value.expand(3, *value.shape) for name, value in model.unconditional().items()}
+    for j, w in enumerate((4.0, 0.0)):
+        t = model.time(noise.u[j])
+        x_t, y = model.noise(x_0, noise.e[j], t), model.target(x_0, noise.e[j], t)
+        with torch.inference_mode():
+            plain, far = (model.predict(x_t, t, one) for one in (without, prompted))
+        error = ((y - plain - w * (far - plain)) ** 2).flatten(1).mean(1)
+        torch.testing.assert_close(found[j].detach(), error, rtol=1e-4, atol=1e-5)
 
 
 def test_settings_that_a_family_has_no_use_for_are_refused(family: Family) -> None:

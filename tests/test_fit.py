@@ -48,6 +48,7 @@ def test_killed_twice_equals_never_killed(here: Path, tuning: str) -> None:
         ["fsdp2", "--train.reference", "frozen", "--train.reference_update", "iteration"],
         ["ddp", "--train.tuning", "lora", "--train.reference", "adapters", "--train.reference_update", "ema"],
         ["fsdp2", "--train.tuning", "lora", "--train.reference", "adapters", "--train.reference_update", "ema"],
+        ["ddp", "--train.reference", "frozen", "--train.kl", "50", "--train.kl_judges", '["-dark_fraction"]'],
     ],
     ids=" ".join,
 )

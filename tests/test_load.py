@@ -175,5 +175,5 @@ def test_a_micro_batch_costs_memory_by_its_rows() -> None:
     noise = sample_noise(group, k=5, seed=0)
     Path("/proc/self/clear_refs").write_text("5")
     before = megabytes("VmRSS")
-    policy._noised(group, noise, slice(60_000, 60_008))
+    policy._asked(group, noise, slice(60_000, 60_008))
     assert megabytes("VmHWM") - before < 40

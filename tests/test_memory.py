@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 # As recorded before the first of the options in SINCE was there.
 FINGERPRINTS = {"text-tiny": "8a5582892da7058e", "text-sd35m": "ac410bd2db467193", "text-flux-dev": "e9d556dd9ff13378"}
 CHANGES = {"text_encoder_8bit": True, "vae_slicing": True, "vae_tiling": True, "attention_backend": "_native_math"}
+CHANGES |= {"store_unconditional": True}
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

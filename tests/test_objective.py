@@ -12,7 +12,7 @@ from gpo_data.lake.advantage import Scale, extremes, is_dead, standardise, toget
 from gpo_train.gradcache import coefficients
 from gpo_train.objectives.group import group_loss, penalty
 from gpo_train.objectives.pairs import pairs, weights
-from gpo_train.policy import Compared
+from gpo_train.rows import Compared
 from tests.parts.pages import table
 
 RNG = np.random.default_rng(0)

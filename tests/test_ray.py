@@ -88,8 +88,9 @@ def test_two_workers_draw_the_bytes_of_one_process(bright: Path, own_ray: None) 
 
 
 def drawn_by_two(bright: Path) -> None:
-    one = draw(recipe.load(bright, ["--name", "one"], trust=True), QUIET)
-    two = draw(recipe.load(bright, ["--name", "two", "--workers", "2"], trust=True), QUIET)
+    stored = ["--sampler.store_unconditional", "true"]  # in the first group of each shard
+    one = draw(recipe.load(bright, ["--name", "one", *stored], trust=True), QUIET)
+    two = draw(recipe.load(bright, ["--name", "two", *stored, "--workers", "2"], trust=True), QUIET)
     assert len(drawn(two)) == 6 and drawn(two) == drawn(one)
     assert not verify(two).problems and not list((two / ".stage").glob("*.sample"))
 

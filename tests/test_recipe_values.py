@@ -22,7 +22,7 @@ from gpo_data.errors import UsageError
 from gpo_data.recipe import SECTIONS, Recipe
 
 GOOD: dict[str, Any] = {"evaluators": ["ocr"], "reward": "1"}
-ANY_TEXT = {"negative_prompt", "reward", "where", "diversity_bonus", "relabel", "system"}
+ANY_TEXT = {"negative_prompt", "reward", "where", "diversity_bonus", "kl_judges", "relabel", "system"}
 SIGNED = {"sft_reward", "logit_mean"}
 LONG = "x" * 300
 # As YAML writes them, and what is no value of a kind.

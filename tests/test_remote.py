@@ -402,6 +402,7 @@ def test_online_iterations_in_a_bucket(proxy, bucket, recipe_file, tmp_path, mon
 
     monkeypatch.chdir(tmp_path)
     more = ["--online.iterations", "3", "--online.keep_last", "1", "--online.grid_every", "0"]
+    more += ["--sampler.store_unconditional", "true", "--train.caption_dropout", "0.5"]
     digests = []
     for lake in (bucket, str(tmp_path / "lake-here")):
         run = fit(training(recipe_file, lake, *more), "on", QUIET, "online", tmp_path / f"runs-{len(digests)}")

@@ -67,6 +67,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     rewards.check(recipe.reward, shards[0].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
+    models.expect_unconditional(model_folder, ["sampler.store_unconditional"] * recipe.sampler.store_unconditional)
     evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
     fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
@@ -91,6 +92,8 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                     if planned in left:
                         text = {name: value[left.index(planned)].clone() for name, value in texts.items()}
                         group = _encoded(recipe, model, measuring, planned, members[planned.key], text)
+                        if recipe.sampler.store_unconditional and planned is shard.groups[0]:
+                            group.unconditional = model.unconditional()
                         said = [reason for reason in group.reasons if reason]
                         failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
                         stage(folder, group, fingerprint)

@@ -71,6 +71,9 @@ class Drawer(Generic[T]):
             return
         with self.clock.time("encode"):
             conditioning = self.model.encode([g.prompt.text for g in shard.groups])
+            # Of the whole dataset, once a shard, so that each shard can be read by itself.
+            keeps = self.recipe.sampler.store_unconditional and 0 in missing
+            unconditional = self.model.unconditional() if keeps else None
         latents: dict[int, list[torch.Tensor]] = {g: [] for g in missing}
         for batch in shard.batches(self.recipe.sampler.batch_size):
             wanted = {g for g, _ in batch} & latents.keys()
@@ -84,7 +87,7 @@ class Drawer(Generic[T]):
                 if len(latents[g]) == len(shard.groups[g].seeds):
                     one = {k: v[g].clone() for k, v in conditioning.items()}
                     stacked = torch.stack(latents.pop(g))
-                    yield self.second.submit(self._finish, shard.groups[g], stacked, one)
+                    yield self.second.submit(self._finish, shard.groups[g], stacked, one, None if g else unconditional)
 
     def _draw_batch(
         self, shard: PlannedShard, batch: list[tuple[int, int]], conditioning: Conditioning
@@ -100,8 +103,15 @@ class Drawer(Generic[T]):
         if self.stop.is_set():
             raise Interrupted
 
-    def _finish(self, planned: PlannedGroup, latents: torch.Tensor, conditioning: Conditioning) -> T:
+    def _finish(
+        self,
+        planned: PlannedGroup,
+        latents: torch.Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None,
+    ) -> T:
         group = finish_group(self.recipe, self.model, self.evaluators, planned, latents, conditioning, self.clock)
+        group.unconditional = unconditional
         return self.made(group)
 
 

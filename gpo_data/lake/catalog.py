@@ -30,10 +30,11 @@ from gpo_data.lake import locked, rewards, views
 from gpo_data.lake.advantage import Scale, extremes, standardise, together
 from gpo_data.lake.damaged import conflicting
 from gpo_data.lake.files import open_lake, require
-from gpo_data.lake.novelty import bonus
+from gpo_data.lake.novelty import as_features, bonus, feature_rows
 from gpo_data.lake.relabel import relabelled
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
+from gpo_data.lake.uncertainty import as_numbers, expect_finite, gated, uncertainty
 from gpo_data.lake.views import columns_of, is_number
 from gpo_data.status import FAILED_REWARD, OK, REWARD_REASON
 
@@ -176,6 +177,8 @@ def snapshot(
     scale: Scale | None = None,
     rewards_of: Sequence[tuple[str, str, float]] = (),
     features: str | None = None,
+    judges: Sequence[str] = (),
+    share: float = 1.0,
 ) -> pa.Table:
     """The groups and advantages that a run trains on, frozen: SNAPSHOT columns and `advantage`, by group_key, member.
 
@@ -190,6 +193,9 @@ def snapshot(
             `reward_<name>`, and is standardised by itself before they are summed for the advantages.
         features: expression for a list of numbers, by which members are alike (novelty.py); the table then has a column
             `bonus`, what the advantage was multiplied with before it was clipped.
+        judges: expressions for numbers, by which the reward is doubted (uncertainty.py); the table then has columns
+            `uncertainty`, among all members, and `kl_weight`, 1 of those that are gated among the members kept, else 0.
+        share: of the members whose uncertainty is above 0 that are gated.
 
     The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
     `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
@@ -212,7 +218,8 @@ def snapshot(
         locked.check_expression(f"rewards.{name}", expression)
     terms = "".join(f", CAST(({sql}\n) AS DOUBLE) AS {identifier(f'reward_{name}')}" for name, sql, _ in rewards_of)
     if features is not None:
-        terms += f", {_as_features(own, features)} AS features"
+        terms += f", {as_features(own, features)} AS features"
+    terms += "".join(f", {sql} AS judge_{i}" for i, sql in enumerate(as_numbers(own, judges)))
     table = locked.answer(
         own,
         f"""SELECT {", ".join(map(identifier, names))}{terms} {chosen} AND status = '{OK}' AND reward IS NOT NULL
@@ -231,16 +238,24 @@ def snapshot(
     scale = scale or Scale()
     advantages, alive = standardise(group, values, len(keys.dictionary), dataclasses.replace(scale, clip=None))
     if features is not None:
-        factor = bonus(group, advantages, _feature_rows(table["features"], features))
+        factor = bonus(group, advantages, feature_rows(table["features"], features))
         advantages = advantages * factor
         table = table.drop_columns("features").append_column("bonus", pa.array(factor))
     if scale.clip is not None:
         advantages = advantages.clip(-scale.clip, scale.clip)
+    if judges:
+        told = [expect_finite(table[f"judge_{i}"], judge) for i, judge in enumerate(judges)]
+        doubt = uncertainty(table["reward"].to_numpy().astype(np.float64), told)
+        table = table.drop_columns([f"judge_{i}" for i in range(len(judges))])
+        table = table.append_column("uncertainty", pa.array(doubt))
     table = table.append_column("advantage", pa.array(advantages))
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:
         kept &= extremes(group, advantages, members)
     table = table.filter(pa.array(kept))
+    if judges:
+        gate = gated(table["uncertainty"].to_numpy(), share)
+        table = table.append_column("kl_weight", pa.array(gate.astype(np.float64)))
     if lent:
         keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
         with_own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
@@ -254,36 +269,6 @@ def snapshot(
         "failed_members": str(failed["n"][0].as_py()),
     }
     return table.combine_chunks().replace_schema_metadata(facts)
-
-
-def _as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
-    """SQL of the expression as a list of numbers. Raises UsageError where it is none."""
-    locked.check_expression("train.diversity_bonus", features)
-    try:
-        kind = str(own.sql(f"SELECT ({features}\n) FROM members LIMIT 0").types[0])
-        found = f"the type {kind}"
-    except duckdb.Error as error:
-        kind, found = "", locked.one_line(error)
-    if not kind.endswith("]") or not is_number(kind.split("[")[0]):
-        raise UsageError(
-            f"train.diversity_bonus: {features!r}: expected SQL for a list of numbers, such as a column of an "
-            f"evaluator, found {found}"
-        )
-    return f"CAST(({features}\n) AS DOUBLE[])"
-
-
-def _feature_rows(column: pa.ChunkedArray, features: str) -> np.ndarray:
-    """[N, D]. Raises UsageError where a member has none, or of another length, or they are 0."""
-    rows = [np.array(row or [], dtype=np.float64) for row in column.to_pylist()]
-    lengths = [str(length) for length in sorted({len(row) for row in rows})]
-    if len(lengths) > 1 or "0" in lengths:
-        raise UsageError(
-            f"train.diversity_bonus: {features!r}: expected as many numbers of every member, found {few(lengths)}"
-        )
-    found = np.array(rows).reshape(len(rows), -1)
-    if not (np.isfinite(found).all() and np.linalg.norm(found, axis=1).all()):
-        raise UsageError(f"train.diversity_bonus: {features!r}: expected finite numbers, not all 0, of every member")
-    return found
 
 
 def _refuse_twins(table: pa.Table, dataset: str) -> None:
@@ -319,6 +304,6 @@ def digest(table: pa.Table) -> str:
     state.update("\0".join(table["group_key"].to_pylist()).encode())
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
         state.update(table[name].to_numpy().astype(kind).tobytes())
-    for name in (name for name in table.column_names if name == "bonus" or name.startswith("reward_")):
+    for name in (name for name in table.column_names if name in ("bonus", "kl_weight") or name.startswith("reward_")):
         state.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
     return state.hexdigest()

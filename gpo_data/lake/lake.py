@@ -87,15 +87,23 @@ class Dataset:
         query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
         return locked.answer(con, query, [self.name], reward, None if where == "true" else where)
 
-    def groups(self, reward: str | None = None, where: str | None = None, relabel: str | None = None) -> Reader:
+    def groups(
+        self,
+        reward: str | None = None,
+        where: str | None = None,
+        relabel: str | None = None,
+        unconditional: bool = False,
+    ) -> Reader:
         """A torch Dataset of the groups that are worth learning from, with their advantages. Raises UsageError.
 
         Args:
             where: SQL condition on the columns of members and groups; filters members before standardisation.
             relabel: SQL condition on `borrower` and `lender`: cross-prompt relabelling.
+            unconditional: with the dataset's unconditional embedding.
         """
         from gpo_data.lake.reader import Reader
 
         con = catalog.connect(self.lake.path, self.name)
         targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
-        return Reader(self.lake.path, catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets))
+        table = catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets)
+        return Reader(self.lake.path, table, unconditional=["unconditional=True"] if unconditional else [])

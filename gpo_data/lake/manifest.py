@@ -92,6 +92,11 @@ def imported(folder: AnyPath) -> bool:
     return (folder / "dataset.json").is_file() and "imported" in read_manifest(folder).fields
 
 
+def keeps_unconditional(manifest: Manifest) -> bool:
+    """Whether the first group of each shard holds the unconditional embedding."""
+    return manifest.fields.get("sampler.store_unconditional") is True
+
+
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
     """`fields` of dataset.json."""
     fields = recipe.fingerprint_fields() | {

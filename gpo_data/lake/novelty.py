@@ -10,7 +10,13 @@ longer add up to 0. Source: GARDO (arXiv 2512.24138), public code at commit 1cc7
 
 from __future__ import annotations
 
+import duckdb
 import numpy as np
+import pyarrow as pa
+
+from gpo_data.errors import UsageError, few
+from gpo_data.lake import locked
+from gpo_data.lake.views import is_number
 
 
 def bonus(group: np.ndarray, advantages: np.ndarray, features: np.ndarray) -> np.ndarray:
@@ -33,3 +39,33 @@ def bonus(group: np.ndarray, advantages: np.ndarray, features: np.ndarray) -> np
         if nearest.mean() > 0:
             factor[members] = np.where(advantages[members] < 0, 1.0, nearest / nearest.mean())
     return factor
+
+
+def as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
+    """SQL of the expression as a list of numbers. Raises UsageError where it is none."""
+    locked.check_expression("train.diversity_bonus", features)
+    try:
+        kind = str(own.sql(f"SELECT ({features}\n) FROM members LIMIT 0").types[0])
+        found = f"the type {kind}"
+    except duckdb.Error as error:
+        kind, found = "", locked.one_line(error)
+    if not kind.endswith("]") or not is_number(kind.split("[")[0]):
+        raise UsageError(
+            f"train.diversity_bonus: {features!r}: expected SQL for a list of numbers, such as a column of an "
+            f"evaluator, found {found}"
+        )
+    return f"CAST(({features}\n) AS DOUBLE[])"
+
+
+def feature_rows(column: pa.ChunkedArray, features: str) -> np.ndarray:
+    """[N, D]. Raises UsageError where a member has none, or of another length, or they are 0."""
+    rows = [np.array(row or [], dtype=np.float64) for row in column.to_pylist()]
+    lengths = [str(length) for length in sorted({len(row) for row in rows})]
+    if len(lengths) > 1 or "0" in lengths:
+        raise UsageError(
+            f"train.diversity_bonus: {features!r}: expected as many numbers of every member, found {few(lengths)}"
+        )
+    found = np.array(rows).reshape(len(rows), -1)
+    if not (np.isfinite(found).all() and np.linalg.norm(found, axis=1).all()):
+        raise UsageError(f"train.diversity_bonus: {features!r}: expected finite numbers, not all 0, of every member")
+    return found

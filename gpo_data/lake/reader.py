@@ -29,9 +29,12 @@ from gpo_data.errors import UsageError
 from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake.cache import Cache
-from gpo_data.lake.record import Record
+from gpo_data.lake.manifest import keeps_unconditional, read_manifest
+from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import RemotePath, place
-from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.shard import dataset_folder, number_of, sidecar_path
+from gpo_data.lake.sidecar import read_rows
+from gpo_data.parts import UNCONDITIONAL
 
 AHEAD = 16  # groups on their way from an object store
 
@@ -52,7 +55,9 @@ class TrainGroup:
     conditioning: dict[str, Tensor]
     rewards: Tensor
     advantages: Tensor
+    kl_weights: Tensor | None = None  # [n] float64: how much of the penalty `train.kl` each has; None: all of it
     lent: tuple[bool, ...] = ()  # of each member whether another group drew it (relabel); empty: none is
+    unconditional: dict[str, Tensor] | None = None  # of the dataset: stands in the place of conditioning, by name
 
     @property
     def prompt_embeds(self) -> Tensor:
@@ -67,6 +72,10 @@ class TrainGroup:
             conditioning={name: value.to(device) for name, value in self.conditioning.items()},
             rewards=self.rewards.to(device),
             advantages=self.advantages.to(device),
+            kl_weights=None if self.kl_weights is None else self.kl_weights.to(device),
+            unconditional=None
+            if self.unconditional is None
+            else {name: value.to(device) for name, value in self.unconditional.items()},
         )
 
 
@@ -88,14 +97,25 @@ class Place:
     seeds: tuple[int, ...]
     rewards: tuple[float, ...]
     advantages: tuple[float, ...]
+    kl_weights: tuple[float, ...] | None = None
 
 
 class Reader(torch.utils.data.Dataset[TrainGroup]):
     """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
 
-    def __init__(self, lake: str, snapshot: pa.Table, cache: Cache | None = None) -> None:
+    def __init__(
+        self, lake: str, snapshot: pa.Table, cache: Cache | None = None, unconditional: Sequence[str] = ()
+    ) -> None:
+        """Args:
+        unconditional: keys that ask for the unconditional embedding of each dataset, which its groups then have.
+
+        Raises UsageError where a dataset has none.
+        """
         self.lake, self.places, self.cache = lake, _places(lake, snapshot), cache
         self.digest = digest_of([snapshot])
+        firsts = {place.key.partition("/")[0]: place for place in reversed(self.places)} if unconditional else {}
+        self._firsts = {name: _first_record(lake, name, place, unconditional) for name, place in firsts.items()}
+        self._unconditional: dict[str, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.places)
@@ -118,9 +138,21 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
+            kl_weights=None if place.kl_weights is None else torch.tensor(place.kl_weights, dtype=torch.float64),
+            unconditional=self._unconditional_of(place.key.partition("/")[0]),
             # Its own record comes first.
             lent=tuple(at > 0 for at, part in enumerate(place.parts) for _ in part.members),
         )
+
+    def _unconditional_of(self, dataset: str) -> dict[str, Tensor] | None:
+        """Read once. Raises RunError."""
+        if dataset in self._firsts and dataset not in self._unconditional:
+            record = self._firsts[dataset]
+            found = record.group(self.cache, images=False).unconditional
+            if found is None:
+                raise record.damaged(f"expected {UNCONDITIONAL} in the shard's first group, found none")
+            self._unconditional[dataset] = found
+        return self._unconditional.get(dataset)
 
     def ahead(self, indexes: Iterable[int]) -> Iterator[TrainGroup]:
         """The groups at these indexes in this order; from an object store some are on their way while one is used."""
@@ -149,6 +181,24 @@ def _rows(groups: Sequence[Group], parts: Sequence[Part]) -> Tensor:
     whole = len(parts) == 1 and parts[0].members == tuple(range(groups[0].size))
     kept = [g.latents if whole else g.latents[list(part.members)] for g, part in zip(groups, parts, strict=True)]
     return kept[0] if len(kept) == 1 else torch.cat(kept)
+
+
+def expect_unconditional(lake: str, dataset: str, keys: Sequence[str]) -> None:
+    """Raise UsageError where `keys` ask for the dataset's unconditional embedding, and it has none."""
+    if keys and not keeps_unconditional(read_manifest(dataset_folder(lake, dataset))):
+        raise UsageError(
+            f"dataset {dataset} has no unconditional embedding, and {' and '.join(keys)} asked for it: draw or import "
+            f"it under another --name with `--sampler.store_unconditional true`"
+        )
+
+
+def _first_record(lake: str, dataset: str, place: Place, keys: Sequence[str]) -> Record:
+    """The first group of the shard that `place` is in, where the dataset's unconditional embedding is."""
+    expect_unconditional(lake, dataset, keys)
+    folder = dataset_folder(lake, dataset)
+    tar = place.parts[0].record.tar.rpartition("/")[2]
+    rows = read_rows(sidecar_path(folder, number_of(folder / tar)), list(PLACE))
+    return Record.of(min(rows, key=lambda row: row["offset"]), folder)
 
 
 def digest_of(snapshots: Sequence[pa.Table]) -> str:
@@ -184,7 +234,8 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in table.select([*catalog.SNAPSHOT, "advantage"]).to_pylist():
+    weighed = ["kl_weight"] if "kl_weight" in table.column_names else []
+    for row in table.select([*catalog.SNAPSHOT, "advantage", *weighed]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
@@ -200,6 +251,7 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
                 seeds=tuple(row["seed"] for row in rows),
                 rewards=tuple(row["reward"] for row in rows),
                 advantages=tuple(row["advantage"] for row in rows),
+                kl_weights=tuple(row["kl_weight"] for row in rows) if weighed else None,
             )
         )
     return places

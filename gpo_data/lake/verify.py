@@ -16,13 +16,14 @@ from typing import Any
 from gpo_data import status
 from gpo_data.errors import RunError, StoreError, few
 from gpo_data.lake.durable import TEMPORARY, is_stale
-from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.manifest import Manifest, keeps_unconditional, read_manifest
 from gpo_data.lake.measures import problem_of_measures
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.shard import member_rows, sidecars
 from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, parquet_of, problem_of, read_rows
 from gpo_data.lake.stage import END
+from gpo_data.parts import UNCONDITIONAL
 
 Stamp = tuple[tuple[int, int] | None, ...]
 
@@ -41,12 +42,12 @@ class Report:
 
 def verify(folder: AnyPath) -> Report:
     """Check every byte of the dataset in `folder`. Raises UsageError where dataset.json is none."""
-    report, fingerprint, seen = Report(), read_manifest(folder).fingerprint, dict[str, AnyPath]()
+    report, manifest, seen = Report(), read_manifest(folder), dict[str, AnyPath]()
     for sidecar in sidecars(folder):
         report.shards += 1
         stamp = stamp_of(sidecar)
         try:
-            for problem in _shard(sidecar, fingerprint, seen, report):
+            for problem in _shard(sidecar, manifest, seen, report):
                 _note(report, sidecar, problem, stamp)
         except StoreError:
             raise
@@ -82,11 +83,11 @@ def _note(report: Report, path: AnyPath, problem: str, stamp: Stamp | None = Non
     report.stamps[path] = stamp or stamp_of(path)
 
 
-def _shard(sidecar: AnyPath, fingerprint: str, seen: dict[str, AnyPath], report: Report) -> Iterator[str]:
+def _shard(sidecar: AnyPath, manifest: Manifest, seen: dict[str, AnyPath], report: Report) -> Iterator[str]:
     if problem := problem_of(parquet_of(sidecar), whole=True):
         yield problem
         return
-    footer, rows = footer_of(sidecar), read_rows(sidecar)
+    footer, rows, fingerprint = footer_of(sidecar), read_rows(sidecar), manifest.fingerprint
     groups, size = int(footer["groups"]), int(footer["group_size"])
     if footer["fingerprint"] != fingerprint:
         yield f"fingerprint {footer['fingerprint']}, expected the dataset's {fingerprint}"
@@ -116,7 +117,8 @@ def _shard(sidecar: AnyPath, fingerprint: str, seen: dict[str, AnyPath], report:
         if any(row[name] != of_group[0][name] for row in of_group for name in PLACE) or of_group[0]["offset"] != end:
             yield f"the rows of {key} place it at {of_group[0]['offset']} in {tar.name}, expected {end}"
         end = of_group[0]["offset"] + of_group[0]["size"]
-        yield from _group(key, of_group, tar)
+        # Of the dataset, in the first group of each shard.
+        yield from _group(key, of_group, tar, keeps_unconditional(manifest) and key == rows[0]["group_key"])
     if end + len(END) != int(footer["tar_bytes"]):
         yield f"the rows end at byte {end} of {tar.name}, expected {int(footer['tar_bytes']) - len(END)}"
 
@@ -155,7 +157,7 @@ def _tar(tar: AnyPath, footer: dict[str, str]) -> str | None:
     return None
 
 
-def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath) -> Iterator[str]:
+def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath, keeps: bool) -> Iterator[str]:
     """Opens every part; Parquet checksums its pages but not its footer, and what the tar says settles it."""
     try:
         group = Record.of(rows[0], tar.parent).group()
@@ -164,6 +166,8 @@ def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath) -> Iterator[str]:
     except RunError as error:
         yield f"{key}: {error}"
         return
+    if keeps and group.unconditional is None:
+        yield f"{key}: no {UNCONDITIONAL}, which dataset.json says that each shard's first group has"
     told = member_rows(group)
     listed = []
     for row in rows:  # a lake of 0.1 has code and reason in one

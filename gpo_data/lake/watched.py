@@ -45,12 +45,12 @@ def watched_columns(folder: AnyPath, manifest: Manifest | None, watchers: Sequen
     return list(dict.fromkeys(found))
 
 
-def refuse_watched(reward: str, columns: Iterable[str]) -> None:
-    """Raise UsageError where a reward reads what is only watched."""
+def refuse_watched(reward: str, columns: Iterable[str], key: str = "reward") -> None:
+    """Raise UsageError where a reward, or what else of a recipe decides training, reads what is only watched."""
     used = locked.columns_in(reward)
     if paid := [name for name in columns if name.lower() in used]:
         raise UsageError(
-            f"reward: {locked.short(reward)}: reads {', '.join(paid)}, which is only watched; move its evaluator from "
+            f"{key}: {locked.short(reward)}: reads {', '.join(paid)}, which is only watched; move its evaluator from "
             f"watchers: to evaluators: to pay for it"
         )
 

@@ -40,6 +40,7 @@ class Flux(Flow):
     pipeline_class = FluxPipeline
     multiple_of = 16
     large_text_encoder = "text_encoder_2"
+    has_unconditional = False
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         if sampler.negative_prompt:

@@ -3,6 +3,7 @@
     encode(prompts)                   -> conditioning {name: [B, ...]}
     draw(conditioning, seeds)         -> latents [B, C, h, w], the sampler's own final latents
     decode(latents)                   -> B pictures, uint8 [H, W, 3]
+    unconditional()                   -> conditioning of one prompt, of `sampler.negative_prompt`
     starting_noise(seeds, shape, ...) -> e, the noise that `draw` starts from
     noise(x_0, e, t)                  -> x_t        (the family's forward process)
     target(x_0, e, t)                 -> y, what the denoiser was trained to say there
@@ -55,6 +56,7 @@ class Model(Protocol):
     @property
     def denoiser(self) -> torch.nn.Module: ...
     def encode(self, prompts: list[str]) -> Conditioning: ...
+    def unconditional(self) -> Conditioning: ...
     def draw(
         self, conditioning: Conditioning, seeds: list[int], on_step: Callable[[], None] | None = None
     ) -> torch.Tensor: ...
@@ -149,6 +151,15 @@ def expect_size(folder: Path, sampler: Sampler) -> None:
         if value % step or value > most:
             limit = f", at most {most}" if most <= 8192 else ""
             raise UsageError(f"sampler.{key}: expected a multiple of {step}{limit} for this model, found {value}")
+
+
+def expect_unconditional(folder: Path, keys: list[str]) -> None:
+    """Raise UsageError where `keys` ask for an unconditional half, and the model in `folder` has none."""
+    if keys and not _family(folder).has_unconditional:
+        raise UsageError(
+            f"{', '.join(keys)}: the model in {folder} has no unconditional half (guidance is an input of its "
+            f"denoiser, or it takes none); leave this out"
+        )
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name

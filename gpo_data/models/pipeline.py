@@ -2,7 +2,7 @@
 
 Drawing goes through the pipeline's own `__call__`, with one CPU generator a member, so a member is what anybody gets
 from `pipe(prompt, generator=torch.Generator().manual_seed(seed))`. The unconditional half of classifier-free guidance
-is encoded once from `negative_prompt`; it is needed only to draw and is not part of the conditioning.
+is encoded once from `negative_prompt`; it is needed to draw, and, where it is stored, to train without the prompt.
 
 Loaded for training, a pipeline is its denoiser and scheduler, on the CPU: `predict`, `noise`, `target` and `time` work,
 and Lightning moves the denoiser to the device of each rank. memory.py has what is done to save memory.
@@ -49,6 +49,7 @@ class Pipeline:
         large_text_encoder: the pipeline's own name of the one worth 8 bits.
         multiple_of: pixels a side, whatever the networks could do, that diffusers insists on.
         starting_dtype: of the noise that `__call__` starts from, where it is not the sampler's.
+        has_unconditional: whether guidance is a second, unconditional call, and there is something to tell it.
         lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
     """
 
@@ -58,6 +59,7 @@ class Pipeline:
     large_text_encoder: ClassVar[str | None] = None
     multiple_of: ClassVar[int] = 8
     starting_dtype: ClassVar[torch.dtype | None] = None
+    has_unconditional: ClassVar[bool] = True
     lora_targets: tuple[str, ...]
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
@@ -136,14 +138,21 @@ class Pipeline:
         """The unconditional half, [1, ...] each, under the names of `encode`."""
         return self.encode([self.sampler.negative_prompt])
 
+    def _negative_once(self) -> Conditioning:
+        if self._negative is None:
+            self._negative = self.encode_negative()
+        return self._negative
+
+    def unconditional(self) -> Conditioning:
+        """The unconditional half as a group stores it, without a batch axis. What it lacks is as with a prompt."""
+        return {name: value[0].cpu().clone() for name, value in self._negative_once().items()}
+
     def call_arguments(self, conditioning: Conditioning) -> dict[str, Any]:
         """What `__call__` takes of a batch's conditioning, with the unconditional half if guidance is on."""
         if self.sampler.guidance_scale <= 1:
             return dict(conditioning)
-        if self._negative is None:
-            self._negative = self.encode_negative()
         size = len(next(iter(conditioning.values())))
-        negative = {f"negative_{k}": v.to(self.device) for k, v in self._negative.items()}
+        negative = {f"negative_{k}": v.to(self.device) for k, v in self._negative_once().items()}
         return conditioning | {k: v.expand(size, *v.shape[1:]) for k, v in negative.items()}
 
     def unpack(self, latents: torch.Tensor) -> torch.Tensor:

@@ -188,7 +188,7 @@ NO_TRAINING: dict[str, Any] = {"train": Train(), "online": Online(), "eval": Eva
 PLACES = ("device", "text_encoders")  # where it is computed, not what
 NOT_DRAWN = ("duplicates",)  # how prompts are read; what was read counts, as `prompts_digest`
 # Younger than the first datasets, whose fingerprints are without them: they count where they are set.
-SINCE = ("text_encoder_8bit", "vae_slicing", "vae_tiling", "attention_backend")
+SINCE = ("text_encoder_8bit", "vae_slicing", "vae_tiling", "attention_backend", "store_unconditional")
 
 
 def fingerprint_of(fields: dict[str, Any]) -> str:

@@ -86,6 +86,8 @@ class Sampler:
         text_encoder_8bit: the large text encoder (T5, Gemma) in 8 bits; needs bitsandbytes.
         vae_slicing: decode one picture at a time.
         vae_tiling: decode large pictures in overlapping tiles; seams are blended.
+        store_unconditional: keep the embedding of `negative_prompt` in the first group of each shard, for
+            `train.caption_dropout` and `train.guidance_scale`; not with FLUX, which has none.
         attention_backend: of diffusers (`_native_flash`, `_native_cudnn`, `flash`, `sage`, ...), in drawing and in
             training; null leaves the choice to torch.
     """
@@ -104,6 +106,7 @@ class Sampler:
     text_encoder_8bit: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
+    store_unconditional: bool = False
     attention_backend: PathText | None = None
 
     def __post_init__(self) -> None:

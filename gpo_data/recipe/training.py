@@ -91,8 +91,17 @@ class Train:
         logit_std: of `logit_normal`.
         timestep_shift: shift t as the scheduler shifts its noise levels; diffusers' scripts do so for SD3 and do not
             for FLUX.1-dev.
+        caption_dropout: probability with which a noise sample of a group is asked without its prompt, for all members,
+            of policy and reference: with the embedding of `sampler.negative_prompt`. Needs a dataset that was drawn
+            with `sampler.store_unconditional`.
+        guidance_scale: w: policy and reference predict f(no prompt) + w (f(prompt) - f(no prompt)), as a sampler with
+            guidance does, with gradients through both; needs the same dataset, and twice the arithmetic and memory. 1
+            is off.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off.
+        kl_judges: GARDO's gate: SQL for numbers, such as columns of other evaluators. `kl` then holds only members
+            whose reward is not to be trusted: their win rate by the reward is above their mean one by these. []: all.
+        kl_share: of those members, in a dataset or iteration, the share that is held, the most doubtful first.
         mean_shift_penalty: weight of a penalty on the square of the mean error difference of a group and noise sample,
             in the units of the loss: errors of better and worse members may move apart, not grow together; 0 is off.
         num_inner_epochs: tau, how often the groups are gone over with the same timesteps and noise.
@@ -156,7 +165,11 @@ class Train:
     logit_mean: Number = 0.0
     logit_std: Positive = 1.0
     timestep_shift: bool = True
+    caption_dropout: Share = 0.0
+    guidance_scale: NotNegative = 1.0
     kl: NotNegative = 0.0
+    kl_judges: list[str] = field(default_factory=list)
+    kl_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     mean_shift_penalty: NotNegative = 0.0
     num_inner_epochs: Count = 3
     epochs: Count = 2
@@ -219,6 +232,9 @@ class Train:
                 "never (a frozen copy follows full fine-tuning only; use train.reference: adapters or stored)",
                 self.reference_update,
             )
+        expect(
+            bool(self.kl) or not self.kl_judges, "train.kl", "above 0 beside kl_judges, which choose whom it holds", 0
+        )
         self._check_loss()
         if not isinstance(self.timestep_range, str):
             bounds = self.timestep_range
@@ -242,6 +258,12 @@ class Train:
             "null (Lightning cannot average weights that are sharded), or ddp",
             self.ema_decay,
         )
+
+    @property
+    def unconditional(self) -> list[str]:
+        """The keys that ask for the unconditional embedding, which a dataset may have stored."""
+        asking = {"caption_dropout": self.caption_dropout > 0, "guidance_scale": self.guidance_scale != 1}
+        return [f"train.{key}" for key, wanted in asking.items() if wanted]
 
     def _check_loss(self) -> None:
         """What a loss needs of the other keys."""

@@ -1,8 +1,9 @@
 """The loss of one group: an objective (`train.loss`) and the stabilisers, options of all of them. Pure tensors.
 
-    L = objective(terms) + p / 2 (b (1/G) sum_i s_i)^2 + kl b (1/G) sum_i ||f_theta - f_ref||^2
+    L = objective(terms) + p / 2 (b (1/G) sum_i s_i)^2 + kl b (1/G) sum_i g_i ||f_theta - f_ref||^2
 
     p = mean_shift_penalty, b = the objective's unit: beta of `logsigmoid`, 1 of `linear`
+    g_i = 1; with `kl_judges` 1 of the members whose reward is not to be trusted (lake/uncertainty.py), 0 of the others
     clip_range c > 0: no gradient of members that have moved beyond c from the old policy (terms.py)
 
 `kl` is a trust region: for Gaussian transitions it is proportional to the KL divergence of policy and reference at t,
@@ -56,6 +57,10 @@ def sample_loss(objective: Objective, terms: Terms, settings: Train) -> Tensor:
     return objective.loss(terms, settings) + together
 
 
-def penalty(distances: Tensor, kl: float, unit: float = 1.0) -> Tensor:
-    """The trust region of one group at one noise sample, a scalar; distances [G]: ||f_theta - f_ref||^2."""
-    return kl * unit * distances.mean()
+def penalty(distances: Tensor, kl: float, unit: float = 1.0, weights: Tensor | None = None) -> Tensor:
+    """The trust region of one group at one noise sample, a scalar; distances [G]: ||f_theta - f_ref||^2.
+
+    `weights` [G]: of each member; None: 1. The mean is over all members, so that a gated one is held as hard as without
+    a gate.
+    """
+    return kl * unit * (distances if weights is None else weights * distances).mean()

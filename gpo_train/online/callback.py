@@ -154,7 +154,8 @@ class OnlineRegeneration(Callback):
         if self.online.keep_last is not None and self.ranks.first:
             for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
-        return Reader(self.recipe.lake, merge(tables), cache_of(self.recipe.train))
+        train = self.recipe.train
+        return Reader(self.recipe.lake, merge(tables), cache_of(train), train.unconditional)
 
     def _reason_to_stop(self, number: int, groups: int) -> str | None:
         wanted = self.recipe.train.groups_per_step
