@@ -63,7 +63,7 @@ WHOLE_WORLD = World()
 
 
 @lru_cache(maxsize=len(LOOKS))
-def _letter_masks(look: int) -> dict[str, Image.Image]:
+def letter_masks(look: int) -> dict[str, Image.Image]:
     """The ink of every capital, one pitch wide, from the top of an H to below the tail of a Q.
 
     A letter wider than its column is squeezed into it.
@@ -102,7 +102,7 @@ def render_text(
     if look is None:
         font, size = divmod(int(w * world.fonts * world.sizes), world.sizes)
         look = len(FONT_SIZES) * font + size
-    pitch, masks = LOOKS[look][2], _letter_masks(look)
+    pitch, masks = LOOKS[look][2], letter_masks(look)
     if world.placement == "columns":
         room = (SIZE - pitch * words.MAX_LETTERS) // 2
         x = room + pitch * FIRST_COLUMN[len(word)]
