@@ -1,11 +1,13 @@
 """Evaluator `glyphs`: the word on a sign of the tiny world, read by comparing it with the fonts it is drawn in.
 
 A second reader, of another kind than a neural one, to watch a policy that is paid for what OCR reads. The sign's pixels
-become ink a in [0, 1], from the sign's colour to white, and 0 outside the sign. Letters T [h, w] of the six looks
-(tiny/render.py) stand one pitch apart; the word, its place and its look are those with the least squared difference to
-the ink, which is the largest
+become ink a in [0, 1], from the sign's colour to white, and 0 outside the sign. Letters T [h, w] of the tiny world's
+fonts and sizes (tiny/render.py) stand one pitch apart; the word and its place are those with the least squared
+difference to the ink, which is the largest
 
-    score(look, x, y, n) = sum_{k < n} max_letter (2 <P_k, T> - |T|^2),    P_k: the ink at (x + k pitch, y), [h, w]
+    score(x, y, n) = sum_{k < n} max_T (2 <P_k, T> - |T|^2),    P_k: the ink at (x + k pitch, y), give or take a pixel
+
+The letters of a word may be of different fonts, as a model draws them, and are of one pitch.
 
     glyphs_text        the word; '' where there is no sign, or nothing on it
     glyphs_confidence  cosine of the ink and the letters at their places, 0 to 1
@@ -60,33 +62,36 @@ def read(image: np.ndarray) -> tuple[str, float]:
     """The word, and how much it looks like it."""
     ink = ink_of(image)
     best, text, cosine = 0.0, "", 0.0
-    for look in range(len(render.LOOKS)):
-        letters, height, pitch = _letters(look)
-        if min(ink.shape[0] - height, ink.shape[1] - pitch) < 0:
+    for pitch, fonts in _letters().items():
+        found = [_scores(ink, letters) for letters in fonts]
+        rows, columns = (min(one.shape[axis] for one in found) for axis in (0, 1))
+        if min(rows, columns) < 1:
             continue
-        patches = np.lib.stride_tricks.sliding_window_view(ink, (height, pitch))
-        rows, columns = patches.shape[:2]
-        scores = 2 * patches.reshape(rows * columns, -1) @ letters.T - (letters**2).sum(1)
-        scores = scores.reshape(rows, columns, -1)
-        scores = _wobbled(scores)
+        scores = np.concatenate([one[:rows, :columns] for one in found], axis=-1)
+        sizes = np.concatenate([(letters**2).sum((1, 2)) for letters in fonts])
         letter, score = scores.argmax(-1), scores.max(-1)
-        size = (letters**2).sum(1)[letter]
+        size = sizes[letter]
         score = np.where(score > LEAST * size, score, -np.inf)
-        total = np.zeros_like(score)
-        for n in range(MAX_LETTERS):
-            # total[y, x]: of the n + 1 letters that begin at x
+        total = np.zeros_like(score)  # [y, x]: of the letters that begin at x, one more each time
+        for n in range(min(MAX_LETTERS, 1 + (columns - 1) // pitch)):
             reach = columns - n * pitch
-            if reach <= 0:
-                break
             total = total[:, :reach] + score[:, n * pitch :]
             y, x = np.unravel_index(int(total.argmax()), total.shape)
             if total[y, x] > best:
                 places = x + pitch * np.arange(n + 1)
-                best, text = float(total[y, x]), "".join(LETTERS[i] for i in letter[y, places])
-                # <ink, letters> and the squares of both, of the whole sign
-                drawn = float(size[y, places].sum())
-                cosine = (best + drawn) / 2 / float(np.sqrt(drawn * max((ink**2).sum(), 1e-9)))
+                best, text = float(total[y, x]), "".join(LETTERS[i % len(LETTERS)] for i in letter[y, places])
+                drawn = float(size[y, places].sum())  # |T|^2, and best + |T|^2 = 2 <ink, T>
+                cosine = (best + drawn) / 2 / float(np.sqrt(drawn * (ink**2).sum()))
     return text, round(min(1.0, cosine), 5)
+
+
+def _scores(ink: np.ndarray, letters: np.ndarray) -> np.ndarray:
+    """[y, x, 26] of each letter with its upper left corner there, or a pixel beside."""
+    height, pitch = letters.shape[1:]
+    if min(ink.shape[0] - height, ink.shape[1] - pitch) < 0:
+        return np.empty((0, 0, len(letters)))
+    patches = np.lib.stride_tricks.sliding_window_view(ink, (height, pitch))
+    return _wobbled(2 * np.tensordot(patches, letters, ((2, 3), (1, 2))) - (letters**2).sum((1, 2)))
 
 
 def _wobbled(scores: np.ndarray) -> np.ndarray:
@@ -123,8 +128,10 @@ def ink_of(image: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _letters(look: int) -> tuple[np.ndarray, int, int]:
-    """(ink [26, h * w] of every capital, h, w)."""
-    masks = render.letter_masks(look)
-    letters = np.stack([np.asarray(masks[letter], np.float64) / 255 for letter in LETTERS])
-    return letters.reshape(len(letters), -1), letters.shape[1], letters.shape[2]
+def _letters() -> dict[int, list[np.ndarray]]:
+    """{pitch: of each font the ink [26, h, pitch] of every capital}."""
+    found: dict[int, list[np.ndarray]] = {}
+    for look, (_, _, pitch) in enumerate(render.LOOKS):
+        masks = render.letter_masks(look)
+        found.setdefault(pitch, []).append(np.stack([np.asarray(masks[one], np.float64) / 255 for one in LETTERS]))
+    return found
