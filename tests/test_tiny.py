@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -298,6 +299,9 @@ def test_the_recipe_widens_the_world_to_the_whole_of_it():
     worlds = [stage.world for stage in recipe.transformer.stages]
     assert worlds == [World(1, 1, "columns", 1), World(3, 2, "columns", 2), World()]
     assert [stage.world for stage in recipe.autoencoder.stages] == worlds[:2]
+    other = load(RECIPES / "experiments/bases/without-q6.yaml")
+    assert [stage.world for stage in other.transformer.stages] == [replace(one, without="Q6") for one in worlds]
+    assert replace(other, transformer=recipe.transformer) == recipe  # all else is the same
 
 
 def test_the_pipeline_folder_opens_and_draws():
