@@ -196,8 +196,8 @@ class Policy(nn.Module):
         index = torch.arange(k * members)[rows]
         which = index % members
         t = self.model.time(noise.u, self.settings.timestep_shift).flatten()[index].to(device)
-        e = noise.e.flatten(0, 1)[index].to(device)
-        x_0 = group.latents.float()[which].to(device)
+        e = noise.e[index // members, which].to(device)  # shared noise is stored once, and copied for these rows alone
+        x_0 = group.latents[which].to(device).float()
         conditioning: Conditioning = {
             name: value.to(device).float().expand(len(index), *value.shape)
             for name, value in group.conditioning.items()
