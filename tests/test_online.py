@@ -16,6 +16,7 @@ from rich.console import Console
 from gpo_data import recipe
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
+from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
@@ -53,6 +54,12 @@ def test_rollouts_may_have_fewer_steps_than_evaluation(here: Path) -> None:
     assert tars("a-it0000") == tars("by-hand") != []
     fields = read_manifest(dataset_folder("lake", "a-it0000")).fields
     assert fields["sampler.num_inference_steps"] == 1 and run.manifest().recipe["sampler"]["num_inference_steps"] == 2
+    folder, as_drawn = dataset_folder("lake", "a-it0000"), ["--name", "a-it0000", "--sampler.num_inference_steps", "1"]
+    assert all(row.agrees for row in redraw(recipe.load(here, as_drawn), folder, 3))
+    with pytest.raises(
+        UsageError, match="num_inference_steps 1, the recipe has 2; add --sampler.num_inference_steps 1"
+    ):
+        redraw(recipe_file, folder, 3)
     with pytest.raises(UsageError, match="online.num_inference_steps: 1 there, None now"):
         online(here, "--online.iterations", "2")
 

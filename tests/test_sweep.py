@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ from gpo_data.errors import UsageError
 from gpo_data.signals import SIGNALS
 from gpo_train import cli
 from gpo_train.evaluation.interval import interval, interval_of_sums
+from gpo_train.evaluation.result import Comparison, Difference, Side, Sums, Target
 from gpo_train.sweep import processes
-from gpo_train.sweep.line import front
+from gpo_train.sweep.line import Gain, front, gain
 from gpo_train.sweep.plan import read_plan
 from gpo_train.sweep.processes import Job, run_all
 
@@ -114,6 +116,25 @@ def test_the_interval_of_sums_is_that_of_values() -> None:
     values, clusters = np.random.default_rng(0).choice([-1.0, 0, 1], 60), np.arange(60) % 7
     sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
     assert interval(values, clusters) == pytest.approx(interval_of_sums(sums, sizes))
+
+
+def test_gains_of_several_seeds_are_over_targets_and_say_what_a_reward_alone_believes() -> None:
+    def comparison(exact: float, paid: float, watched: float) -> Comparison:
+        one = Side(exact=exact, lenient=exact, reward=paid, failed=0, diversity=1.0)
+        targets = {
+            key: Target(
+                n=2, sum=2 * exact, others={"reward": Sums(n=2, sum=2 * paid), "watched/x": Sums(n=1, sum=watched)}
+            )
+            for key in ("KITE", "UP")
+        }
+        change = Difference(exact=exact, ci95=[0.0, 1.0], lenient=0.0)
+        rest: Any = {"by_level": {}, "diversity_ratio": 1.0, "datasets": {}}
+        return Comparison(n=4, base=one, policy=one, difference=change, by_target=targets, **rest)
+
+    seeds = [comparison(0.25, 1.0, 0.0), comparison(0.75, 3.0, 0.5)]
+    assert gain(seeds).mean == 0.5 and gain(seeds).ci95 == pytest.approx((0.5, 0.5))  # both targets gain alike
+    assert gain(seeds, "reward").mean == 2.0 and gain(seeds, "watched/x").mean == 0.25
+    assert gain(seeds[:1], "watched/x") == Gain(0.0, (0.0, 0.0))
 
 
 def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
