@@ -51,15 +51,12 @@ def test_rollouts_may_have_fewer_steps_than_evaluation(here: Path) -> None:
     assert recipe_file.sampler.num_inference_steps == 2
     run = online(here, "--online.iterations", "1", "--online.num_inference_steps", "1")
     draw(recipe.load(here, ["--name", "by-hand", "--sampler.num_inference_steps", "1"]), quiet())
-    assert tars("a-it0000") == tars("by-hand") != []
+    draw(recipe_file, quiet())
+    assert tars("a-it0000") == tars("by-hand") != tars("small")
     fields = read_manifest(dataset_folder("lake", "a-it0000")).fields
     assert fields["sampler.num_inference_steps"] == 1 and run.manifest().recipe["sampler"]["num_inference_steps"] == 2
     folder, as_drawn = dataset_folder("lake", "a-it0000"), ["--name", "a-it0000", "--sampler.num_inference_steps", "1"]
     assert all(row.agrees for row in redraw(recipe.load(here, as_drawn), folder, 3))
-    with pytest.raises(
-        UsageError, match="num_inference_steps 1, the recipe has 2; add --sampler.num_inference_steps 1"
-    ):
-        redraw(recipe_file, folder, 3)
     with pytest.raises(UsageError, match="online.num_inference_steps: 1 there, None now"):
         online(here, "--online.iterations", "2")
 
