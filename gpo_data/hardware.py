@@ -14,6 +14,7 @@ Where bfloat16 has no instructions its products are emulated, a hundred times sl
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,3 +159,15 @@ def describe(device: str, dtype: str) -> str:
     if torch.backends.mps.is_available() and device == "cpu":
         where.append("Apple's GPU is left alone, not being tested; sampler.device: mps takes it")
     return ", ".join(where)
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process has held at most until now: on the GPU if it computes on one, else in all."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource  # of Unix alone
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

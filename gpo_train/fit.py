@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
 from gpo_train.online.iterations import history
+from gpo_train.points import KeptPoints
 from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
 from gpo_train.run import RUNS, Run, named, open_run, settle
@@ -49,8 +51,18 @@ OF_A_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|DistNet
 BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
 
 
-def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline", runs: Path = RUNS) -> Run:
-    """Train, or go on training. Raises UsageError, RunError and Stopped."""
+def fit(
+    recipe: Recipe,
+    name: str | None,
+    console: Console,
+    mode: str = "offline",
+    runs: Path = RUNS,
+    points: Collection[int] = (),
+) -> Run:
+    """Train, or go on training. Raises UsageError, RunError and Stopped.
+
+    `points`: steps whose policies are kept (points.py).
+    """
     end_with_launcher()
     name = name or f"{recipe.name}-{mode}"
     if trial := trial_options(recipe):
@@ -76,7 +88,7 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
         L.seed_everything(seed % 2**32, verbose=False)
         quiet()
         try:
-            return _fit(recipe, settings, run, seed, model_folder, console, bool(trial))
+            return _fit(recipe, settings, run, seed, model_folder, console, bool(trial), points)
         except UsageError:
             if not any(path for part in BEGUN for path in run.folder.glob(part)):  # nothing began: the name stays free
                 shutil.rmtree(run.folder)
@@ -84,7 +96,14 @@ def fit(recipe: Recipe, name: str | None, console: Console, mode: str = "offline
 
 
 def _fit(
-    recipe: Recipe, settings: Train, run: Run, seed: int, model_folder: Path, console: Console, trial: bool
+    recipe: Recipe,
+    settings: Train,
+    run: Run,
+    seed: int,
+    model_folder: Path,
+    console: Console,
+    trial: bool,
+    points: Collection[int],
 ) -> Run:
     dtype = getattr(torch, recipe.sampler.dtype)
     online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest().mode == "online" else None
@@ -95,8 +114,9 @@ def _fit(
     data = GroupDataModule(prepare, settings, seed)
     checkpoints = Checkpoints(run.folder / "checkpoints", settings.checkpoint_steps, data)
     average = Average(settings.ema_decay) if settings.ema_decay is not None else None
+    kept = KeptPoints(run, points, lambda: average.policy if average else policy)
     # Each sees what the one before it did; a checkpoint is written when all have seen a step.
-    callbacks: list[Callback] = [c for c in (average, online, checkpoints) if c is not None]
+    callbacks: list[Callback] = [c for c in (average, online, kept, checkpoints) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1
     module = kind(
@@ -167,6 +187,7 @@ def _fit(
             steps=trainer.global_step,
             train_seconds=round(checkpoints.seconds, 1),
             ranks=trainer.world_size,
+            peak_memory=hardware.peak_memory(trainer.strategy.root_device.type),
             stopped_by=stopped_by,
             rollback=chosen,
         )

@@ -67,6 +67,8 @@ class RunManifest:
         state: training, finished or trial.
         snapshot: digest, checksum and counts of snapshot.parquet.
         stopped_by: the rule that ended it.
+        peak_memory: bytes that training held at most, on the GPU or, without one, in its process; of the process that
+            ended it, with the pictures that an online run draws.
         averaged: of what run and iterations it is the mean; see online/average.py.
         rollback: which iteration's policy it ended with; see evaluation/rollback.py.
     """
@@ -84,6 +86,7 @@ class RunManifest:
     steps: int | None = None
     train_seconds: float | None = None
     ranks: int | None = None
+    peak_memory: int | None = None
     averaged: dict[str, Any] | None = None
     rollback: Rollback | None = None
 

@@ -19,7 +19,7 @@ import safetensors.torch
 from rich.console import Console
 
 from gpo_data import recipe, status
-from gpo_data.evaluators import boxes, color, compose, image_stats, ocr, yolo
+from gpo_data.evaluators import blobs, boxes, color, compose, glyphs, image_stats, ocr, thumbnail, yolo
 from gpo_data.generation.measure import measure
 from gpo_data.parts import UNCONDITIONAL
 from gpo_data.recipe import EVALUATORS
@@ -166,6 +166,7 @@ def test_tables_of_columns_are_the_codes() -> None:
     for name, kind in TASKS.items():
         assert columns("task", name) == [(column, spelled(t)) for column, t in kind.columns.items()]
     modules = {"image_stats": image_stats, "ocr": ocr, "yolo": yolo, "color": color, "boxes": boxes, "compose": compose}
+    modules |= {"glyphs": glyphs, "blobs": blobs, "thumbnail": thumbnail}
     scorers = {
         name for name, (_, kind) in EVALUATORS.items() if kind in ("ClipEvaluator", "VlmEvaluator")
     }  # one column, of their name

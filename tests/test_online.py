@@ -16,8 +16,10 @@ from rich.console import Console
 from gpo_data import recipe
 from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
+from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.lake import catalog
+from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.tasks import TASKS
 from gpo_train import fit as fit_module
@@ -43,6 +45,21 @@ def test_without_learning_it_writes_what_make_shards_writes(here: Path) -> None:
         catalog.connect("lake").execute("SELECT dataset, count(DISTINCT prompt) FROM members GROUP BY 1").fetchall()
     )
     assert prompts == {"small": 4, "a-it0000": 4, "a-it0001": 4, "b": 4}
+
+
+def test_rollouts_may_have_fewer_steps_than_evaluation(here: Path) -> None:
+    recipe_file = recipe.load(here)
+    assert recipe_file.sampler.num_inference_steps == 2
+    run = online(here, "--online.iterations", "1", "--online.num_inference_steps", "1")
+    draw(recipe.load(here, ["--name", "by-hand", "--sampler.num_inference_steps", "1"]), quiet())
+    draw(recipe_file, quiet())
+    assert tars("a-it0000") == tars("by-hand") != tars("small")
+    fields = read_manifest(dataset_folder("lake", "a-it0000")).fields
+    assert fields["sampler.num_inference_steps"] == 1 and run.manifest().recipe["sampler"]["num_inference_steps"] == 2
+    folder, as_drawn = dataset_folder("lake", "a-it0000"), ["--name", "a-it0000", "--sampler.num_inference_steps", "1"]
+    assert all(row.agrees for row in redraw(recipe.load(here, as_drawn), folder, 3))
+    with pytest.raises(UsageError, match="online.num_inference_steps: 1 there, None now"):
+        online(here, "--online.iterations", "2")
 
 
 def test_the_policy_draws_the_next_iteration_and_offline_training_on_one_is_the_same(here: Path) -> None:

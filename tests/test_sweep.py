@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,9 @@ from gpo_data.errors import UsageError
 from gpo_data.signals import SIGNALS
 from gpo_train import cli
 from gpo_train.evaluation.interval import interval, interval_of_sums
+from gpo_train.evaluation.result import Comparison, Difference, Side, Sums, Target
 from gpo_train.sweep import processes
-from gpo_train.sweep.page import front
+from gpo_train.sweep.line import Gain, front, gain
 from gpo_train.sweep.plan import read_plan
 from gpo_train.sweep.processes import Job, run_all
 
@@ -64,6 +66,17 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
     sweep_file.write_text("recipe: small.yaml\ngrid: {group_size: [4, 8]}\nmode: offline\n")
     names = [row.recipe.name for row in read_plan(sweep_file).rows]
     assert names[0] == "small" and str(names[1]).startswith("small-")  # other pictures are another dataset
+    sweep_file.write_text(
+        "recipe: small.yaml\nrows: [{name: a}, {name: b, set: {ocr.upscale: 2, reward: ocr_confidence}}]\n"
+    )
+    one, other = read_plan(sweep_file).rows
+    assert one.recipe.name == "small" != other.recipe.name  # other measurements are another dataset too
+    sweep_file.write_text("recipe: small.yaml\nset: {watchers: [color]}\ngrid: {reward: ['1', ocr_confidence]}\n")
+    one, other = read_plan(sweep_file).rows
+    assert one.recipe.name == other.recipe.name == "small" and one.drawing.reward == other.drawing.reward
+    assert not one.drawing.watchers and one.recipe.watchers  # what is drawn is what the recipe alone would draw
+    sweep_file.write_text("recipe: small.yaml\npoints: [2]\n")
+    assert read_plan(sweep_file).rows[0].name not in {row.name for row in rows}
     sweep_file.write_text("recipe: small.yaml\nmode: online\nseeds: [3]\n")
     assert read_plan(sweep_file).rows[0].recipe.seed == 3
 
@@ -103,6 +116,25 @@ def test_the_interval_of_sums_is_that_of_values() -> None:
     values, clusters = np.random.default_rng(0).choice([-1.0, 0, 1], 60), np.arange(60) % 7
     sums, sizes = np.bincount(clusters, values), np.bincount(clusters)
     assert interval(values, clusters) == pytest.approx(interval_of_sums(sums, sizes))
+
+
+def test_gains_of_several_seeds_are_over_targets_and_say_what_a_reward_alone_believes() -> None:
+    def comparison(exact: float, paid: float, watched: float) -> Comparison:
+        one = Side(exact=exact, lenient=exact, reward=paid, failed=0, diversity=1.0)
+        targets = {
+            key: Target(
+                n=2, sum=2 * exact, others={"reward": Sums(n=2, sum=2 * paid), "watched/x": Sums(n=1, sum=watched)}
+            )
+            for key in ("KITE", "UP")
+        }
+        change = Difference(exact=exact, ci95=[0.0, 1.0], lenient=0.0)
+        rest: Any = {"by_level": {}, "diversity_ratio": 1.0, "datasets": {}}
+        return Comparison(n=4, base=one, policy=one, difference=change, by_target=targets, **rest)
+
+    seeds = [comparison(0.25, 1.0, 0.0), comparison(0.75, 3.0, 0.5)]
+    assert gain(seeds).mean == 0.5 and gain(seeds).ci95 == pytest.approx((0.5, 0.5))  # both targets gain alike
+    assert gain(seeds, "reward").mean == 2.0 and gain(seeds, "watched/x").mean == 0.25
+    assert gain(seeds[:1], "watched/x") == Gain(0.0, (0.0, 0.0))
 
 
 def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
@@ -157,3 +189,24 @@ def test_whatever_stops_a_drawing_stops_a_sweep() -> None:
             os.kill(os.getpid(), number)
         assert came == [number] and signal.getsignal(number) is before
         signal.signal(number, inherited)
+
+
+@pytest.mark.slow
+def test_rows_share_what_is_drawn_whatever_they_are_paid_for_and_are_evaluated_at_points(
+    sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_file.write_text(
+        "recipe: small.yaml\npoints: [1, 2, 99]\nset: {train.epochs: 1, eval.prompts: 2, watchers: [color]}\nrows:\n"
+        "  - {name: edit}\n  - {name: squared, set: {reward: 'text_edit(target, ocr_text) ^ 2 - dark_fraction'}}\n"
+    )
+    assert cli.main(["sweep", str(sweep_file)]) == 0, capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "lake").glob("dataset=small*") if "-eval-" not in path.name}
+    assert drawn == {"dataset=small"}  # both are trained on the recipe's own
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "sweeps/losses").glob("rows/*.json")]
+    assert [sorted(row["points"]) for row in rows] == [["1", "2"]] * 2 and min(row["peak_memory"] for row in rows) > 1e8
+    kept = [path.name for path in (tmp_path / "sweeps/losses/runs").glob("*-edit-*/points/*")]
+    assert sorted(kept) == ["000001", "000002"]
+    head = (tmp_path / "sweeps/losses/table.md").read_text().splitlines()[0]
+    assert head.endswith("| s | GB | gain of reward | gain of color_distance | gain of color_share | step 1 | step 2 |")
+    page = (tmp_path / "sweeps/losses/index.html").read_text()
+    assert "Accuracy by training step" in page and "Gain of color_share and of the reward" in page

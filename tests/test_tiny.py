@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,15 +31,18 @@ TINY = """
 threads: 1
 autoencoder:
   {seed: 1, batch: 2, text_share: 0.7, letter: Q, stages: [
-    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5},
-    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5}]}
+    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0, without: ""}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5},
+    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4, without: ""}, minutes: 1.0e-4, lr: 1.0e-3, decay: 0.5}]}
 decoder: {seed: 2, minutes: 1.0e-4, batch: 2, lr: 1.0e-3, decay: 0.5, text_share: 0.7, letter: Q}
 yolo: {seed: 1, pictures: 8, epochs: 1, imgsz: 32, batch: 4, lr: 1.0e-3}
 transformer:
   {seed: 1, batch: 1, ema: 0.998, dropout: 0.1, text_share: 0.5, stages: [
-    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
-    {world: {fonts: 3, sizes: 2, placement: columns, jitter: 2}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
-    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4}, minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1}]}
+    {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0, without: ""},
+     minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
+    {world: {fonts: 3, sizes: 2, placement: columns, jitter: 2, without: ""},
+     minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
+    {world: {fonts: 3, sizes: 2, placement: free, jitter: 4, without: ""},
+     minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1}]}
 """  # a budget of 6 ms is one step, or one chunk of 8 steps of the transformer
 
 
@@ -72,6 +76,20 @@ def test_a_world_says_how_much_lettering_varies():
     long, short = drawn(World(1, 1, "columns", 0))[0], drawn(World(1, 1, "columns", 0), "KITED")[0]
     assert np.array_equal(long[:, 2:14], short[:, 2:14])
     assert len({picture.tobytes() for picture in drawn(World())}) > 100
+
+
+def test_a_world_may_be_without_letters_and_numbers():
+    rng, world = np.random.default_rng(0), World(without="AEQ46")
+    for _ in range(200):
+        _, _, target = sample_scene(rng, "text", world=world)
+        assert {*"AEQ"}.isdisjoint(target["word"])
+        _, _, target = sample_scene(rng, "count", world=world)
+        assert target["n"] in (1, 2, 3, 5)
+    with pytest.raises(ValueError, match="level 6: not in a world without AEQ46"):
+        sample_scene(rng, "count", level=6, world=world)
+    for wrong in ("q", "7", "6Q", "123456"):
+        with pytest.raises(ValueError, match="without: expected up to eight letters"):
+            World(without=wrong)
 
 
 def test_captions_are_of_the_grammar():
@@ -201,7 +219,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp_path, monkeypatch, capsys):
-    tiny_recipe.write_text(TINY.replace("jitter: 2}, minutes: 1.0e-4", "jitter: 2}, minutes: 60"))
+    tiny_recipe.write_text(TINY.replace('2, without: ""},\n     minutes: 1.0e-4', '2, without: ""}, minutes: 60'))
     settings, vae, out = load(tiny_recipe).transformer, new_autoencoder(), tmp_path / "out"
     vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
     monkeypatch.setattr(train_transformer, "save_pipeline", lambda *_: None)
@@ -236,8 +254,8 @@ def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp
 @pytest.mark.slow
 def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe, tmp_path, monkeypatch):
     # A second stage with rates of 0 keeps the weights it starts from; its average goes on towards them.
-    rates = "lr: 0.001, lr_adamw: 0.001"
-    tiny_recipe.write_text(TINY.replace(f"2}}, minutes: 1.0e-4, {rates}", "2}, minutes: 1.0e-4, lr: 0, lr_adamw: 0"))
+    rates, second = "lr: 0.001, lr_adamw: 0.001", '2, without: ""},\n     minutes: 1.0e-4, '
+    tiny_recipe.write_text(TINY.replace(f"{second}{rates}", f"{second}lr: 0, lr_adamw: 0"))
     vae = new_autoencoder()
     vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
     monkeypatch.setattr(train_transformer, "save_pipeline", lambda *_: None)
@@ -281,6 +299,9 @@ def test_the_recipe_widens_the_world_to_the_whole_of_it():
     worlds = [stage.world for stage in recipe.transformer.stages]
     assert worlds == [World(1, 1, "columns", 1), World(3, 2, "columns", 2), World()]
     assert [stage.world for stage in recipe.autoencoder.stages] == worlds[:2]
+    other = load(RECIPES / "experiments/bases/without-q6.yaml")
+    assert [stage.world for stage in other.transformer.stages] == [replace(one, without="Q6") for one in worlds]
+    assert replace(other, transformer=recipe.transformer) == recipe  # all else is the same
 
 
 def test_the_pipeline_folder_opens_and_draws():

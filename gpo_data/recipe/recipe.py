@@ -37,10 +37,10 @@ class Recipe:
         max_failed: share of members that may fail; with more of them, counted from the 64th member on, drawing stops.
         task: what to draw.
         sampler: how to draw.
-        evaluators: what measures the pictures: `ocr`, `yolo`, `color` (of the tiny world's things),
-            `boxes` (colour and class of what `yolo` finds), `compose` (GenEval's clauses),
-            `clip_score`, `pickscore`, `hpsv2`, `aesthetic`, `vlm`, a
-            name of `http.urls`, or a function of your own, `module:function`.
+        evaluators: what measures the pictures: `ocr`, `yolo`, `color`, `glyphs` and `blobs` (colour, word and number of
+            the tiny world's things, without a model), `boxes` (colour and class of what `yolo` finds), `compose`
+            (GenEval's clauses), `thumbnail` (4 x 4 mean colours), `clip_score`, `pickscore`, `hpsv2`, `aesthetic`,
+            `vlm`, a name of `http.urls`, or a function of your own, `module:function`.
         watchers: evaluators that only watch: what they see is shown beside the reward by audit, watch and eval, and no
             reward may read it, so that a policy that games the reward shows.
         ocr: settings of `ocr`.
@@ -170,6 +170,9 @@ EVALUATORS = {
     "ocr": ("gpo_data.evaluators.ocr", "OcrEvaluator"),
     "yolo": ("gpo_data.evaluators.yolo", "YoloEvaluator"),
     "color": ("gpo_data.evaluators.color", "ColorEvaluator"),
+    "glyphs": ("gpo_data.evaluators.glyphs", "GlyphsEvaluator"),
+    "blobs": ("gpo_data.evaluators.blobs", "BlobsEvaluator"),
+    "thumbnail": ("gpo_data.evaluators.thumbnail", "ThumbnailEvaluator"),
     "boxes": ("gpo_data.evaluators.boxes", "BoxesEvaluator"),
     "compose": ("gpo_data.evaluators.compose", "ComposeEvaluator"),
     "clip_score": ("gpo_data.evaluators.clip_models", "ClipEvaluator"),

@@ -296,11 +296,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Online:
-    """How the policy draws for itself, `fit --mode online`; what it draws with is the recipe's sampler.
+    """How the policy draws for itself, `fit --mode online`, with the recipe's sampler.
 
     Args:
         iterations: how often new groups are drawn; with more of them a finished run goes on.
         group_size: members a group; null takes the recipe's.
+        num_inference_steps: of its drawing; with fewer than `sampler.num_inference_steps`, which evaluation draws with,
+            an iteration costs less and its pictures are rougher (`verify --redraw` of one wants
+            `--sampler.num_inference_steps` too). null takes the sampler's.
         epochs_per_iteration: epochs trained on an iteration.
         prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
         prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the
@@ -324,6 +327,7 @@ class Online:
 
     iterations: Count = 5
     group_size: Members | None = None
+    num_inference_steps: Count | None = None
     epochs_per_iteration: Count = 1
     prompts: Count | None = None
     prompt_selection: Literal["next", "same", "unmastered"] = "next"

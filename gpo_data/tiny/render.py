@@ -10,6 +10,7 @@ Training widens the lettering in stages: a `World` says how far; the default is 
 """
 
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,18 +39,20 @@ RADIUS = (5.5, 8.5)
 
 @dataclass(frozen=True)
 class World:
-    """How much the lettering of signs varies; shapes are the same in every world.
+    """How much the lettering of signs varies, and what is not there at all; shapes look the same in every world.
 
     fonts, sizes: the first so many of FONTS and FONT_SIZES.
     placement: `columns` puts every letter in one of five fixed columns, so that up to the jitter a letter in a
         column always looks the same; `free` centres the word.
     jitter: pixels each way, across and down; across less where the letters leave less room.
+    without: letters and numbers that scenes never have, such as `Q6`: no word with a Q, no six things.
     """
 
     fonts: int = len(FONTS)
     sizes: int = len(FONT_SIZES)
     placement: Literal["columns", "free"] = "free"
     jitter: int = 4
+    without: str = ""
 
     def __post_init__(self) -> None:
         for key, lowest, highest in (("fonts", 1, len(FONTS)), ("sizes", 1, len(FONT_SIZES)), ("jitter", 0, 8)):
@@ -57,13 +60,17 @@ class World:
                 raise ValueError(f"{key}: expected {lowest} to {highest}, found {getattr(self, key)!r}")
         if self.placement not in ("columns", "free"):
             raise ValueError(f"placement: expected columns or free, found {self.placement!r}")
+        if not re.fullmatch(r"[A-Z]{0,8}[1-6]{0,5}", self.without):
+            raise ValueError(
+                f"without: expected up to eight letters A-Z, then up to five numbers 1-6, found {self.without!r}"
+            )
 
 
 WHOLE_WORLD = World()
 
 
 @lru_cache(maxsize=len(LOOKS))
-def _letter_masks(look: int) -> dict[str, Image.Image]:
+def letter_masks(look: int) -> dict[str, Image.Image]:
     """The ink of every capital, one pitch wide, from the top of an H to below the tail of a Q.
 
     A letter wider than its column is squeezed into it.
@@ -102,7 +109,7 @@ def render_text(
     if look is None:
         font, size = divmod(int(w * world.fonts * world.sizes), world.sizes)
         look = len(FONT_SIZES) * font + size
-    pitch, masks = LOOKS[look][2], _letter_masks(look)
+    pitch, masks = LOOKS[look][2], letter_masks(look)
     if world.placement == "columns":
         room = (SIZE - pitch * words.MAX_LETTERS) // 2
         x = room + pitch * FIRST_COLUMN[len(word)]
@@ -192,12 +199,17 @@ def sample_scene(
     index in SHAPES, as YOLO wants it.
     """
     if task == "text":
-        word = words.sample_word(rng, level, held=held)
+        while not set(world.without).isdisjoint(word := words.sample_word(rng, level, held=held)):
+            pass
         color = list(COLORS)[rng.integers(len(COLORS))]
         picture = render_text(word, color=color, world=world, rng=rng)
         return picture, words.text_caption(color, word), {"word": word, "color": color}
     if task == "count":
-        n, color, shape = words.sample_count(rng, level, held=held)
+        if level is not None and str(level) in world.without:
+            raise ValueError(f"level {level}: not in a world without {world.without}")
+        while str((scene := words.sample_count(rng, level, held=held))[0]) in world.without:
+            pass
+        n, color, shape = scene
         picture, boxes = render_count(shape, n, color, rng)
         target = {"n": n, "shape": shape, "color": color, "boxes": boxes}
         target["class"] = SHAPES.index(shape)

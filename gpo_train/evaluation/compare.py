@@ -10,7 +10,6 @@ takes as many steps without any feedback.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -18,14 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gpo_data.generation.generate import draw
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
-from gpo_data.lake.reader import diversity
 from gpo_data.recipe import Recipe
-from gpo_train.evaluation import evaluate, report
+from gpo_train.evaluation import report
 from gpo_train.evaluation.prompts import EvalPrompts, choose
 from gpo_train.evaluation.result import Difference, Line, Point
+from gpo_train.evaluation.several import against_base
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, flat, settle
@@ -123,18 +121,12 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
     """From the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
-    weights = [(one.number, one.policy) for one in iterations if one.has_weights]  # else pruned by online.keep_last
+    weights = {one.number: one.policy for one in iterations if one.has_weights}  # else pruned by online.keep_last
     end = run.last if run.last.is_dir() else run.policy
     if end.is_dir():
-        weights.append((len(summaries), end))
+        weights[len(summaries)] = end
     made: list[Point] = []
-    spread = functools.cache(diversity)  # the base's is asked for every point
-    for number, folder in weights:
-        # Named after the run: a glob over its iterations, to train on them, shall not find evaluations.
-        base, policy = evaluate.eval_recipes(recipe, chosen.task, run.name, folder)
-        for recipe_of_side in (policy,) if made else (base, policy):
-            draw(recipe_of_side, console, workers=workers)
-        found = evaluate.compare(recipe, base, policy, evaluate.members(recipe, base, policy), chosen, spread)
+    for number, found in against_base(recipe, run.name, weights, chosen, console, workers):
         images = sum(one.images for one in summaries[:number])
         sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]
         if not made:

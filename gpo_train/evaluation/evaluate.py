@@ -38,7 +38,7 @@ from gpo_data.recipe import NO_TRAINING, Recipe, Task, fingerprint_of
 from gpo_data.tasks import TASKS
 from gpo_train.evaluation.interval import interval, open_interval, share_interval
 from gpo_train.evaluation.prompts import EvalPrompts, choose
-from gpo_train.evaluation.result import Comparison, Difference, Evaluation, Level, Side, Target
+from gpo_train.evaluation.result import WATCHED, Comparison, Difference, Evaluation, Level, Side, Sums, Target
 from gpo_train.evaluation.tags import by_tag
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import numbers_watched
@@ -140,7 +140,7 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
     if {"color", "color_seen"} <= columns.keys():
         seen["color_exact"] = "(color = color_seen)::double"
     for name in numbers_watched(recipe, str(base.name), columns):
-        seen[f"watched/{name}"] = f"{identifier(name)}::double"
+        seen[WATCHED + name] = f"{identifier(name)}::double"
     wanted |= {name: f"CASE WHEN status = 'ok' THEN {sql} END" for name, sql in seen.items()}
     listed = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in wanted.items())
 
@@ -207,6 +207,17 @@ def compare(
             ci95=interval(difference[these], clusters[these]),
         )
 
+    seen = [name for name in sides[0][pairs[0]] if name == "reward" or name.startswith(WATCHED)]
+    others = {name: column(1, name) - column(0, name) for name in seen}
+
+    def target(these: np.ndarray) -> Target:
+        there = {name: values[these & np.isfinite(values)] for name, values in others.items()}
+        return Target(
+            n=int(these.sum()),
+            sum=float(difference[these].sum()),
+            others={name: Sums(n=len(values), sum=float(values.sum())) for name, values in there.items()},
+        )
+
     before, after = side(0), side(1)
     return Comparison(
         n=len(pairs),
@@ -222,10 +233,7 @@ def compare(
         diversity_ratio=after.diversity / before.diversity,
         by_level={str(number): level(levels == number) for number in np.unique(levels)},
         by_tag=by_tag(chosen.tags, prompts, level),
-        by_target={
-            str(key): Target(n=int((clusters == key).sum()), sum=float(difference[clusters == key].sum()))
-            for key in np.unique(clusters)
-        },
+        by_target={str(key): target(clusters == key) for key in np.unique(clusters)},
         datasets={"base": str(base.name), "policy": str(policy.name)},
     )
 

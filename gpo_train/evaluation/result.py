@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WATCHED = "watched/"  # begins the names of what watchers see
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
@@ -97,11 +99,18 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """The difference of one target's n pairs, summed: what intervals over several runs are made of."""
+class Sums:
+    """The difference of n pairs of one target, summed: what intervals over several runs are made of."""
 
     n: int
     sum: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Sums):
+    """Of `exact`; `others`: of `reward` and of what is only watched, of pairs where both sides have it."""
+
+    others: dict[str, Sums] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,8 +68,14 @@ class OnlineRegeneration(Callback):
     ) -> None:
         self.online, self.folder = online or recipe.online, folder or RUNS / f"{recipe.name}-online"
         dtype = hardware.dtype_for(recipe.sampler.dtype, hardware.device_of(recipe.sampler.device))
+        steps = self.online.num_inference_steps or recipe.sampler.num_inference_steps
         self.recipe = with_dtype(
-            dataclasses.replace(recipe, group_size=self.online.group_size or recipe.group_size), dtype
+            dataclasses.replace(
+                recipe,
+                group_size=self.online.group_size or recipe.group_size,
+                sampler=dataclasses.replace(recipe.sampler, num_inference_steps=steps),
+            ),
+            dtype,
         )
         self.console = console or Console(highlight=False)
         self.stopped_by: str | None = None

@@ -6,7 +6,8 @@
     runs/<run>/iterations/it0003/summary.json   rewards, dead groups, diversity, seconds; written last
 
 Iteration i draws with the noise seed `seed + i`. Iteration 0 has the prompts, seeds and (before the first step) the
-weights of the recipe's own dataset, so its tars are the same bytes as those of `gpo-data shards`.
+weights of the recipe's own dataset, so its tars are the same bytes as those of `gpo-data shards`,
+unless `online:` gives it fewer members or steps.
 """
 
 from __future__ import annotations

@@ -1,122 +1,70 @@
-"""What a sweep found, for people: a Markdown table, and one static page with curves and Pareto fronts.
-
-A line is a row of the sweep with all its seeds. Its interval is over targets, all seeds' pictures of a target together
-(evaluation/interval.py); what seeds differ by stands beside it. A line is on a front when no other is at least as good
-in both and better in one.
-"""
+"""What a sweep found, for people: a Markdown table, and one static page with curves and Pareto fronts."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from typing import Any
 
 import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 
 from gpo_data.audit import charts
-from gpo_train.evaluation.interval import interval_of_sums
 from gpo_train.evaluation.report import markdown_row, points_text
+from gpo_train.evaluation.result import WATCHED
+from gpo_train.sweep.line import Gain, Line, front
 from gpo_train.sweep.plan import Plan
-from gpo_train.sweep.row import Curve, Result
 
 CURVES = 12  # lines on a picture of curves: the best
-
-
-@dataclass(frozen=True)
-class Line:
-    """Fractions, not percents; means over the seeds that are there."""
-
-    label: str
-    seeds: int
-    asked: int
-    exact: float
-    difference: float
-    ci95: tuple[float, float]
-    by_seed: list[float]
-    diversity: float
-    colour: float | None
-    failed: int
-    pictures: float
-    train_seconds: float
-    curves: list[Curve]
-
-
-def lines_of(plan: Plan, found: dict[str, Result]) -> list[Line]:
-    """Those with at least one seed, the best first."""
-    made = []
-    for label in dict.fromkeys(row.label for row in plan.rows):
-        rows = [row for row in plan.rows if row.label == label]
-        results = [found[row.name] for row in rows if row.name in found]
-        if results:
-            made.append(_line(label, results, len(rows)))
-    return sorted(made, key=lambda line: -line.difference)
-
-
-def _line(label: str, results: list[Result], asked: int) -> Line:
-    totals: dict[str, tuple[float, float]] = {}
-    for one in results:
-        for key, target in one.evaluation.by_target.items():
-            before = totals.get(key, (0.0, 0.0))
-            totals[key] = before[0] + target.n, before[1] + target.sum
-    sizes, sums = np.array(list(totals.values())).T
-    low, high = interval_of_sums(sums, sizes)
-    found = [one.evaluation for one in results]
-    colours = [one.policy.statistics["color_exact"] for one in found if "color_exact" in one.policy.statistics]
-
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values))
-
-    return Line(
-        label,
-        len(results),
-        asked,
-        mean([one.policy.exact for one in found]),
-        mean([one.difference.exact for one in found]),
-        (low, high),
-        [one.difference.exact for one in found],
-        mean([one.diversity_ratio for one in found]),
-        mean(colours) if colours else None,
-        sum(one.policy.failed for one in found),
-        mean([float(one.pictures) for one in results]),
-        mean([one.train_seconds for one in results]),
-        [one.curve for one in results],
-    )
 
 
 HEAD = ("", "seeds", "exact", "difference, 95% interval", "by seed", "diversity", "colour", "failed", "pictures", "s")
 
 
-def cells(line: Line) -> list[str]:
+def head(lines: list[Line]) -> list[str]:
+    """HEAD, and columns of what only some sweeps have."""
+    return [
+        *HEAD,
+        *(["GB"] if any(line.memory is not None for line in lines) else []),
+        *(f"gain of {name.removeprefix(WATCHED)}" for name in _columns(lines, "others")),
+        *(f"step {step}" for step in _columns(lines, "points")),
+    ]
+
+
+def _columns(lines: list[Line], what: str) -> list[Any]:
+    return sorted({key for line in lines for key in getattr(line, what)})
+
+
+def cells(line: Line, lines: list[Line]) -> list[str]:
+    """`lines`: all of the table's."""
+    memory = [""] if line.memory is None else [f"{line.memory / 1e9:.2f}"]
+    others = [line.others.get(name) for name in _columns(lines, "others")]
+    points = [line.points.get(step) for step in _columns(lines, "points")]
     return [
         line.label,
         str(line.seeds) if line.seeds == line.asked else f"{line.seeds} of {line.asked}",
         f"{100 * line.exact:.1f}%",
-        points_text(line.difference, line.ci95),
+        points_text(line.gain.mean, line.gain.ci95),
         ", ".join(f"{100 * value:+.1f}" for value in line.by_seed),
         f"x {line.diversity:.2f}",
         "" if line.colour is None else f"{100 * line.colour:.1f}%",
         str(line.failed),
         f"{line.pictures:.0f}",
         f"{line.train_seconds:.0f}",
+        *(memory if any(one.memory is not None for one in lines) else []),
+        *("" if one is None else f"{one.mean:+.3f} [{one.ci95[0]:+.3f}, {one.ci95[1]:+.3f}]" for one in others),
+        *("" if one is None else points_text(one.mean, one.ci95) for one in points),
     ]
 
 
 def markdown(lines: list[Line]) -> str:
-    rows = [HEAD, ["---"] * len(HEAD), *map(cells, lines)]
+    named = head(lines)
+    rows = [named, ["---"] * len(named), *(cells(line, lines) for line in lines)]
     return "".join(map(markdown_row, rows))
 
 
 def note(missing: list[str], rows: int) -> str:
     return f"\n{len(missing)} of {rows} rows are missing: {'; '.join(missing)}\n" if missing else ""
-
-
-def front(points: list[tuple[float, float]]) -> list[bool]:
-    """Of each point whether it is on the Pareto front; more is better."""
-    return [
-        not any(a >= x and b >= y and (a > x or b > y) for a, b in points) if np.isfinite([x, y]).all() else False
-        for x, y in points
-    ]
 
 
 def html(plan: Plan, lines: list[Line], missing: list[str], failed: int) -> str:
@@ -128,11 +76,16 @@ def html(plan: Plan, lines: list[Line], missing: list[str], failed: int) -> str:
         if all(line.colour is not None for line in lines):
             colours = [100 * (line.colour or 0) for line in lines]
             pictures.append(("Accuracy and colour", _pareto(lines, colours, "colour as asked, %")))
+        if any(line.points for line in lines):
+            pictures.append(("Accuracy by training step", _by_step(lines)))
+        for name in _columns(lines, "others"):
+            if name != "reward":
+                pictures.append((f"Gain of {name.removeprefix(WATCHED)} and of the reward", _hacking(lines, name)))
         pictures.append((f"Curves of the best {min(CURVES, len(lines))}", _curves(plan, lines[:CURVES])))
     return PAGE.render(
         title=f"sweep {plan.sweep.name}: {plan.sweep.recipe}, {plan.sweep.mode}",
-        head=HEAD,
-        rows=[cells(line) for line in lines],
+        head=head(lines),
+        rows=[cells(line, lines) for line in lines],
         pictures=[
             (heading, f"data:image/svg+xml;base64,{base64.b64encode(one.encode()).decode()}")
             for heading, one in pictures
@@ -162,6 +115,39 @@ def _pareto(lines: list[Line], across: list[float], name: str) -> str:
     return charts.svg(draw, 7.0, 4.0)
 
 
+def _by_step(lines: list[Line]) -> str:
+    """Gains with their intervals; the end of a run is its last point."""
+
+    def draw(axes: Axes) -> None:
+        for line in lines[:CURVES]:
+            if line.points:
+                x, found = [0, *line.points], [Gain(0.0, (0.0, 0.0)), *line.points.values()]
+                y = [100 * one.mean for one in found]
+                reach = np.array([[100 * (one.mean - one.ci95[0]), 100 * (one.ci95[1] - one.mean)] for one in found]).T
+                axes.errorbar(x, y, reach, label=line.label, lw=1, marker="o", ms=3, capsize=3, elinewidth=0.6)
+        axes.axhline(0, color=charts.GREY, lw=0.8)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("exact less the base's, points")
+        axes.legend(fontsize=7)
+
+    return charts.svg(draw, 9.0, 4.5)
+
+
+def _hacking(lines: list[Line], name: str) -> str:
+    """What is paid for across, what only watches up: below the others is what the reward alone believes."""
+    shown = [line for line in lines if {"reward", name} <= line.others.keys()]
+
+    def draw(axes: Axes) -> None:
+        for line in shown:
+            x, y = line.others["reward"].mean, line.others[name].mean
+            axes.scatter([x], [y], color=charts.GREEN)
+            axes.annotate(line.label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axes.set_xlabel("gain of the reward, in its own units")
+        axes.set_ylabel(f"gain of {name.removeprefix(WATCHED)}")
+
+    return charts.svg(draw, 7.0, 4.0)
+
+
 def _curves(plan: Plan, lines: list[Line]) -> str:
     online = plan.sweep.mode == "online"
 
@@ -184,7 +170,8 @@ PAGE = jinja2.Environment(autoescape=True).from_string(
 table{border-collapse:collapse}td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}</style>
 <h1>{{ title }}</h1><p>Prompts of the part {{ split }}, the same seeds for base and policy. A line is all seeds of a
-row, the best first; its interval is over targets. pictures: drawn to train on. s: of training.</p>
+row, the best first; its interval is over targets. pictures: drawn to train on. s: of training. GB:
+held at most while training. step: difference after so many steps.</p>
 {% if missing %}<p><b>{{ missing|length }} of {{ asked }} rows are missing{% if failed %}, {{ failed }} of them failed
 {% endif %}</b>: {{ missing|join("; ") }}</p>{% endif %}
 <table><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>

@@ -4,6 +4,7 @@
     mode: offline                            or online
     seeds: [0, 1, 2]                         of train.seed; online of seed, which draws other pictures
     jobs: 2                                  rows at once, a process each
+    points: [16, 32, 48]                     steps whose policy is evaluated too: accuracy by step; none without it
     set: {train.num_inner_epochs: 1}         in every row
     grid: {train.learning_rate: [1.0e-5, 3.0e-5]}           every combination, of every row
     rows:                                    without them there is one
@@ -11,7 +12,9 @@
       - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
 
 Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
-than the sweep's (group_size, task, sampler) gets a dataset of its own, whose name ends in that recipe's fingerprint.
+than the sweep's (group_size, task, sampler), or looks at them otherwise (ocr, yolo), gets a dataset of its own, whose
+name ends in a hash of that. Another reward, `where` or watcher is the same dataset: it is drawn as the recipe alone
+would draw it.
 """
 
 from __future__ import annotations
@@ -29,12 +32,14 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe import Recipe, load, nearest
+from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of, load, nearest, section_of
 from gpo_data.recipe.checks import Count, PathText, Seed, adapters, check, expect, expect_valid
 from gpo_data.recipe.files import read
 
 MOST_ROWS = 10_000
 NAME = re.compile(r"[a-z0-9_-]{1,24}")
+# Keys younger than the first sweeps, whose rows are named without them: they count where they are set.
+YOUNGER = (("online", "num_inference_steps"),)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Sweep:
     mode: Literal["offline", "online"] = "offline"
     seeds: list[Seed] = field(default_factory=lambda: [0])
     jobs: Count = 1
+    points: list[Count] = field(default_factory=list)
     set: dict[str, JsonValue] = field(default_factory=dict)
     grid: dict[str, list[JsonValue]] = field(default_factory=dict)
     rows: list[dict[str, JsonValue]] = field(default_factory=list)
@@ -76,12 +82,14 @@ class Row:
         name: of the run, and of its datasets in the lake.
         label: what sets it apart from the other rows, whatever its seed.
         recipe: all of it.
+        drawing: what draws the groups that it is trained on offline: the same but for what is not drawn.
     """
 
     name: str
     label: str
     seed: int
     recipe: Recipe
+    drawing: Recipe
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
 
 def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
     settled = {"eval.split": "validation"} | sweep.set
+    plain = load(sweep.recipe, trust=trust)
     base = load(sweep.recipe, [*_arguments(settled), *overrides], trust)
     variants = []
     for number, one in enumerate(sweep.rows):
@@ -138,9 +147,40 @@ def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
     key = "train.seed" if sweep.mode == "offline" else "seed"
     for (label, values), seed in itertools.product(planned, sweep.seeds):
         recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides], trust)
-        if sweep.mode == "offline" and (other := recipe.fingerprint()) != base.fingerprint():
-            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{other[:6]}")
-        yield Row(f"{sweep.name}-{_slug(label)}-{_digest(recipe, sweep.mode)}-s{seed}", label, seed, recipe)
+        if sweep.mode == "offline":
+            recipe = dataclasses.replace(recipe, name=_dataset(recipe, base))
+        digest = _digest(recipe, sweep)
+        yield Row(f"{sweep.name}-{_slug(label)}-{digest}-s{seed}", label, seed, recipe, _drawing(recipe, plain))
+
+
+def _dataset(recipe: Recipe, base: Recipe) -> str:
+    """The name of what the row is trained on: that of `base`, unless its pictures or measurements are others."""
+    other = recipe.fingerprint()
+    if _evaluated(recipe) != _evaluated(base):
+        other = fingerprint_of({"drawn": other} | _evaluated(recipe))
+    return str(recipe.name) if other == base.fingerprint() else f"{recipe.name}-{other[:6]}"
+
+
+def _evaluated(recipe: Recipe) -> dict[str, Any]:
+    """How pictures to train on are measured: watchers play no part in it, nor what a reward makes of it."""
+    sections = {section_of(name) for name in recipe.evaluators} & SECTIONS.keys()
+    return {"evaluators": recipe.evaluators} | {name: dataclasses.asdict(getattr(recipe, name)) for name in sections}
+
+
+def _drawing(recipe: Recipe, plain: Recipe) -> Recipe:
+    """Rows of one dataset agree in it, whatever their rewards are.
+
+    `plain`: the recipe alone, whose reward such a dataset has if somebody drew it before.
+    """
+    same = recipe.evaluators == plain.evaluators
+    paid = plain if same else recipe
+    return dataclasses.replace(
+        recipe,
+        watchers=[],
+        reward="" if paid.rewards else paid.reward,
+        rewards=paid.rewards,
+        reward_weights=paid.reward_weights,
+    )
 
 
 def _points(grid: dict[str, list[JsonValue]]) -> Iterator[dict[str, JsonValue]]:
@@ -165,8 +205,13 @@ def _slug(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:30].strip("-")
 
 
-def _digest(recipe: Recipe, mode: str) -> str:
+def _digest(recipe: Recipe, sweep: Sweep) -> str:
     """Of all that a row's result depends on, where it is run aside."""
     content = dataclasses.asdict(recipe)
     del content["lake"]
-    return hashlib.blake2b(f"{mode} {json.dumps(content, sort_keys=True)}".encode(), digest_size=4).hexdigest()
+    for section, key in YOUNGER:
+        if content[section][key] == dataclasses.asdict(SECTIONS[section]())[key]:
+            del content[section][key]
+    if sweep.points:
+        content["points"] = sorted(sweep.points)
+    return hashlib.blake2b(f"{sweep.mode} {json.dumps(content, sort_keys=True)}".encode(), digest_size=4).hexdigest()

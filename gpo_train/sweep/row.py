@@ -12,7 +12,7 @@ import fcntl
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.recipe import Recipe
-from gpo_train.evaluation.result import Evaluation
+from gpo_train.evaluation.result import Comparison, Evaluation
 from gpo_train.online.iterations import history
-from gpo_train.sweep.plan import Row
+from gpo_train.sweep.plan import Row, Sweep
 from gpo_train.sweep.processes import FAILED, STOPPED
 
 POINTS = 200  # of a curve
@@ -46,6 +46,8 @@ class Result:
     Args:
         pictures: that were drawn to train on.
         seconds: with the evaluation.
+        points: of the sweep's `points` that the row reached, by step, the policy of then against the base.
+        peak_memory: as run.json has it.
     """
 
     label: str
@@ -56,6 +58,8 @@ class Result:
     train_seconds: float
     seconds: float
     curve: Curve
+    points: dict[str, Comparison] = field(default_factory=dict)
+    peak_memory: int | None = None
 
 
 def result_of(folder: Path, row: Row) -> Result | None:
@@ -73,29 +77,35 @@ def draw_dataset(recipe: Recipe) -> int:
     return _guarded(lambda console: draw(recipe, console))
 
 
-def run_row(row: Row, mode: str, folder: Path) -> int:
+def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
     """Train and evaluate, in a process of its own; its exit code."""
     from gpo_train.evaluation.evaluate import evaluate
+    from gpo_train.evaluation.several import at_points
     from gpo_train.fit import fit
+    from gpo_train.points import folder_of
 
     def work(console: Console) -> None:
         started, path = time.monotonic(), folder / "rows" / f"{row.name}.json"
-        run = fit(row.recipe, row.name, console, mode, folder / "runs")
+        run = fit(row.recipe, row.name, console, sweep.mode, folder / "runs", sweep.points)
+        reached = {step: at for step in sorted(sweep.points) if (at := folder_of(run, step)).is_dir()}
         # One at a time: rows share the base's pictures, which the first of them draws.
         with (folder / ".eval.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = evaluate(row.recipe, run, console)
+            points = at_points(row.recipe, run, reached, console)
         manifest = run.manifest()
         path.parent.mkdir(parents=True, exist_ok=True)
         result = Result(
             label=row.label,
             seed=row.seed,
             evaluation=found,
-            pictures=pictures_of(row.recipe, run.folder, mode),
+            pictures=pictures_of(row.recipe, run.folder, sweep.mode),
             steps=manifest.steps or 0,
             train_seconds=manifest.train_seconds or 0.0,
             seconds=round(time.monotonic() - started, 1),
             curve=curve(run.folder),
+            points={str(step): one for step, one in points.items()},
+            peak_memory=manifest.peak_memory,
         )
         write_document(result, path)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from gpo_data.lake.durable import write_atomic
 from gpo_train.evaluation.report import points_text
 from gpo_train.sweep import page
+from gpo_train.sweep.line import lines_of
 from gpo_train.sweep.plan import Plan, Row
 from gpo_train.sweep.processes import STOPPED, Job, run_all
 from gpo_train.sweep.row import Result, draw_dataset, result_of, run_row
@@ -73,7 +74,7 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
 
 def show(plan: Plan, folder: Path, found: dict[str, Result], failed: int) -> str:
     """Write the page and the table; the table."""
-    lines = page.lines_of(plan, found)
+    lines = lines_of(plan, found)
     table = page.markdown(lines)
     missing = [f"{row.label}, seed {row.seed}" for row in plan.rows if row.name not in found]
     write_atomic(folder / "table.md", (table + page.note(missing, len(plan.rows))).encode())
@@ -86,14 +87,14 @@ def _drawings(plan: Plan, found: dict[str, Result], folder: Path) -> list[Job]:
     if plan.sweep.mode == "online":
         return []
     there = {row.recipe.name for row in plan.rows if row.name in found}
-    todo = [row.recipe for row in plan.rows if row.name not in found]
+    todo = [row.drawing for row in plan.rows if row.name not in found]
     wanted = [recipe for recipe in todo if recipe.train.datasets is None and recipe.name not in there]
     recipes = {str(recipe.name): recipe for recipe in wanted}
     return [Job(name, draw_dataset, (recipe,), folder / "logs" / f"{name}.log") for name, recipe in recipes.items()]
 
 
 def _job(row: Row, plan: Plan, folder: Path) -> Job:
-    return Job(row.name, run_row, (row, plan.sweep.mode, folder), folder / "logs" / f"{row.name}.log")
+    return Job(row.name, run_row, (row, plan.sweep, folder), folder / "logs" / f"{row.name}.log")
 
 
 def _last_line(log: Path) -> str:
