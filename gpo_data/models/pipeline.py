@@ -26,7 +26,7 @@ import transformers
 from PIL import Image
 
 from gpo_data import hardware
-from gpo_data.models import Conditioning, cpu, memory
+from gpo_data.models import Conditioning, cpu, memory, truncation
 from gpo_data.models.folder import variant_of
 from gpo_data.recipe import Sampler
 
@@ -34,6 +34,9 @@ from gpo_data.recipe import Sampler
 logging.getLogger("diffusers.pipelines.pipeline_utils").setLevel(logging.ERROR)
 # A policy's LoRA holds the denoiser alone; diffusers remarks on each text encoder that it does not hold.
 logging.getLogger("diffusers.loaders.lora_base").setLevel(logging.ERROR)
+# Pipelines count the tokens of a prompt beyond what they read, to say so; the tokenizer warns of that as of an error.
+logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+truncation.say_once()
 # The caller says that it loads; bars of a millisecond each are noise.
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
