@@ -1,9 +1,9 @@
-"""What a text encoder does not read of a prompt: diffusers writes out all of it, for every batch and encoder; here once.
+"""What a text encoder does not read of a prompt: diffusers writes all of it out, for every batch and encoder.
 
 A record of a pipeline's logger that says "was truncated" is cut to its reason and said the first time in a process:
 
-    prompts are longer than a text encoder reads, and the rest of them is not drawn: CLIP can only handle sequences up to
-    77 tokens
+    prompts are longer than a text encoder reads, and the rest of them is not drawn: CLIP can only handle
+    sequences up to 77 tokens
 """
 
 from __future__ import annotations
