@@ -69,7 +69,7 @@ def gather(con: duckdb.DuckDBPyConnection, files: Files) -> Gathered | None:
             return None
         folder = scratch().resolve() / "gathered" / _hash(files.prefix)
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {_hash(*(f"{path}\0{stamps[path]}" for path in part)): part for part in _cut(paths)}
+        parts = {_hash(*(f"{path}\0{stamps[path]}" for path in part)): part for part in _cut(paths, files.folder)}
         made = False
         for name, part in parts.items():
             made |= _make(con, files, folder, name, part)
@@ -82,11 +82,12 @@ def gather(con: duckdb.DuckDBPyConnection, files: Files) -> Gathered | None:
         return None  # no room, a sidecar that was taken away meanwhile, or a damaged one, which views.py names
 
 
-def _cut(paths: Sequence[str]) -> list[list[str]]:
+def _cut(paths: Sequence[str], folder: str) -> list[list[str]]:
+    """By names in the lake, wherever that lies."""
     parts: list[list[str]] = [[]]
     for path in paths:
         parts[-1].append(path)
-        if int(_hash(path), 16) % PART == 0:
+        if int(_hash(path.removeprefix(folder)), 16) % PART == 0:
             parts.append([])
     return [part for part in parts if part]
 
