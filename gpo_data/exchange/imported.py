@@ -67,7 +67,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     rewards.check(recipe.reward, shards[0].columns | paid)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
-    models.expect_unconditional(model_folder, ["sampler.store_unconditional"] * recipe.sampler.store_unconditional)
+    models.expect_unconditional(model_folder, recipe.sampler.unconditional)
     evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
     fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
     folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})

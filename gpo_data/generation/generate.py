@@ -90,7 +90,7 @@ def _draw(
         evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
-    models.expect_unconditional(model_folder, ["sampler.store_unconditional"] * recipe.sampler.store_unconditional)
+    models.expect_unconditional(model_folder, recipe.sampler.unconditional)
     policy = models.policy_folder(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     workers = None

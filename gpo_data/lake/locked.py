@@ -70,6 +70,19 @@ _PARSED = """
     FROM node"""
 
 
+def type_of(con: duckdb.DuckDBPyConnection, key: str, text: str) -> tuple[str, str]:
+    """(DuckDB's type of an expression over `members`, what was found, for people); "" where it has none.
+
+    Raises UsageError unless it is one expression.
+    """
+    check_expression(key, text)
+    try:
+        kind = str(con.sql(f"SELECT ({text}\n) FROM members LIMIT 0").types[0])
+    except duckdb.Error as error:
+        return "", one_line(error)
+    return kind, f"the type {kind}"
+
+
 def check_expression(key: str, text: str) -> None:
     """Raise UsageError unless `text` is one SQL expression. `key` is where it stands: reward, where, relabel."""
     if len(text) > LONGEST:

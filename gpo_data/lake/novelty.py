@@ -43,12 +43,7 @@ def bonus(group: np.ndarray, advantages: np.ndarray, features: np.ndarray) -> np
 
 def as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
     """SQL of the expression as a list of numbers. Raises UsageError where it is none."""
-    locked.check_expression("train.diversity_bonus", features)
-    try:
-        kind = str(own.sql(f"SELECT ({features}\n) FROM members LIMIT 0").types[0])
-        found = f"the type {kind}"
-    except duckdb.Error as error:
-        kind, found = "", locked.one_line(error)
+    kind, found = locked.type_of(own, "train.diversity_bonus", features)
     if not kind.endswith("]") or not is_number(kind.split("[")[0]):
         raise UsageError(
             f"train.diversity_bonus: {features!r}: expected SQL for a list of numbers, such as a column of an "

@@ -44,13 +44,8 @@ def gated(uncertain: np.ndarray, share: float) -> np.ndarray:
 def as_numbers(own: duckdb.DuckDBPyConnection, judges: Sequence[str]) -> list[str]:
     """SQL of each expression as a number. Raises UsageError where it is none."""
     for judge in judges:
-        locked.check_expression("train.kl_judges", judge)
-        try:
-            kind = str(own.sql(f"SELECT ({judge}\n) FROM members LIMIT 0").types[0])
-            found = "" if is_number(kind) else f"the type {kind}"
-        except duckdb.Error as error:
-            found = locked.one_line(error)
-        if found:
+        kind, found = locked.type_of(own, "train.kl_judges", judge)
+        if not is_number(kind):
             raise UsageError(
                 f"train.kl_judges: {judge!r}: expected SQL for a number, such as a column of another evaluator, found "
                 f"{found}"

@@ -118,6 +118,11 @@ class Sampler:
             self.text_encoders,
         )
 
+    @property
+    def unconditional(self) -> list[str]:
+        """The keys that ask for an unconditional embedding, as `Train.unconditional`."""
+        return ["sampler.store_unconditional"] if self.store_unconditional else []
+
 
 @dataclass(frozen=True)
 class Ocr:
