@@ -52,6 +52,16 @@ def test_every_row_of_an_experiment_is_a_valid_recipe(path: Path) -> None:
         assert len(row.name) <= 80 and row.recipe.eval.split == "validation"
 
 
+def test_a_row_keeps_its_name_when_recipes_get_new_keys(tmp_path: Path) -> None:
+    """Else a sweep that was run is run again: a new key of a recipe goes into plan.YOUNGER."""
+    (tmp_path / "own.yaml").write_text("task: {kind: text}\nevaluators: [ocr]\nreward: text_exact(target, ocr_text)\n")
+    (tmp_path / "one.yaml").write_text(f"recipe: {tmp_path / 'own.yaml'}\n")
+    (tmp_path / "set.yaml").write_text(f"recipe: {tmp_path / 'own.yaml'}\nset: {{train.guidance_scale: 2.0}}\n")
+    (row,), (other,) = (read_plan(tmp_path / name).rows for name in ("one.yaml", "set.yaml"))
+    assert row.name == "one-as-the-recipe-ddee2102-s0"
+    assert other.name.split("-")[-2] != row.name.split("-")[-2]
+
+
 def test_rows_are_whole_recipes(sweep_file: Path) -> None:
     rows = read_plan(sweep_file, ["--train.beta", "5"]).rows
     assert [(row.label, row.seed) for row in rows] == [

@@ -39,7 +39,11 @@ from gpo_data.recipe.files import read
 MOST_ROWS = 10_000
 NAME = re.compile(r"[a-z0-9_-]{1,24}")
 # Keys younger than the first sweeps, whose rows are named without them: they count where they are set.
-YOUNGER = (("online", "num_inference_steps"),)
+YOUNGER = {
+    "online": ("num_inference_steps",),
+    "sampler": ("store_unconditional",),
+    "train": ("caption_dropout", "guidance_scale", "kl_judges", "kl_share"),
+}
 
 
 @dataclass(frozen=True)
@@ -209,9 +213,11 @@ def _digest(recipe: Recipe, sweep: Sweep) -> str:
     """Of all that a row's result depends on, where it is run aside."""
     content = dataclasses.asdict(recipe)
     del content["lake"]
-    for section, key in YOUNGER:
-        if content[section][key] == dataclasses.asdict(SECTIONS[section]())[key]:
-            del content[section][key]
+    for section, keys in YOUNGER.items():
+        usual = dataclasses.asdict(SECTIONS[section]())
+        for key in keys:
+            if content[section][key] == usual[key]:
+                del content[section][key]
     if sweep.points:
         content["points"] = sorted(sweep.points)
     return hashlib.blake2b(f"{sweep.mode} {json.dumps(content, sort_keys=True)}".encode(), digest_size=4).hexdigest()
