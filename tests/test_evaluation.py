@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import gpo_data.cli
@@ -16,6 +17,7 @@ from gpo_data.tiny.words import ENGLISH, text_caption
 from gpo_train import cli
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.run import Run
+from tests.parts.lake import COLUMNS, MANIFEST, rows_of, write_shard
 from tests.parts.training import train
 
 WORDS = {part: [w for w in ENGLISH if part_of(w) == part] for part in ("train", "validation", "heldout")}
@@ -132,6 +134,19 @@ def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     found = compare(made, made, made, (perfect, own), chosen)
     assert found.difference.exact == -found.policy.failed / 24 < 0
     assert found.difference.ci95[0] < 0
+
+
+@pytest.mark.parametrize("color", ["red", None])
+def test_colour_is_counted_where_prompts_ask_for_one(tmp_path: Path, color: str | None) -> None:
+    from gpo_train.evaluation.evaluate import members
+
+    rows = [row | {"color": color, "color_seen": "red"} for row in rows_of(0, [1.0, 0.0])]
+    write_shard(str(tmp_path / "dataset=d"), 0, rows, COLUMNS | {"color_seen": pa.string()})
+    (tmp_path / "dataset=d/dataset.json").write_text(json.dumps(MANIFEST))
+    made = recipe.Recipe(name="d", lake=str(tmp_path), evaluators=["ocr", "color"], reward="1")
+    for side in members(made, made, made):
+        assert [one.get("color_exact") for one in side.values()] == [None if color is None else 1.0] * 2
+        assert all(("color_exact" in one) == (color is not None) for one in side.values())
 
 
 BENCH = [("red", "KITE", "short"), ("blue", "KITE", "short"), ("red", "OPEN", "short")]

@@ -137,8 +137,8 @@ def members(recipe: Recipe, base: Recipe, policy: Recipe) -> tuple[Members, Memb
     wanted = {"failed": "status <> 'ok'", "level": "level"}
     wanted |= {name: f"CASE WHEN status = 'ok' THEN ({sql})::double ELSE 0 END" for name, sql in judged.items()}
     seen = {"reward": "reward"} | {name: name for name in IMAGE_STATISTICS if name in columns}
-    if {"color", "color_seen"} <= columns.keys():
-        seen["color_exact"] = "(color = color_seen)::double"
+    if {"color", "color_seen"} <= columns.keys() and con.execute("SELECT count(color) FROM members").fetchall()[0][0]:
+        seen["color_exact"] = "(color = color_seen)::double"  # a file's prompts may ask for none
     for name in numbers_watched(recipe, str(base.name), columns):
         seen[WATCHED + name] = f"{identifier(name)}::double"
     wanted |= {name: f"CASE WHEN status = 'ok' THEN {sql} END" for name, sql in seen.items()}

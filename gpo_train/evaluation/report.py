@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,9 +43,8 @@ def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
     paid = f"{change:+.3f}{_interval(difference.reward95, 1, 3)}"
     rows.append(("reward", f"{base.reward:.3f}", f"{policy.reward:.3f}", paid))
     before, after = ({"diversity": side.diversity} | side.statistics for side in (base, policy))
-    colour = before.pop("color_exact", math.nan)
-    if not math.isnan(colour):  # of a file's prompts that ask for none
-        rows.append(_share("colour as asked", colour, after["color_exact"]))
+    if "color_exact" in before:
+        rows.append(_share("colour as asked", before.pop("color_exact"), after["color_exact"]))
     for name, value in before.items():
         change = after[name] / value if value else float("nan")
         what = name.replace("_", " ").replace("watched/", "only watched: ")
