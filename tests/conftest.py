@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,20 +112,30 @@ def recipe_file(tmp_path: Path, random_sd3: Path) -> Path:
 @pytest.fixture(scope="session")
 def drawn_lake(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
     """A lake with the dataset of `recipe_file`, drawn once; a test that changes it takes a copy."""
-    from rich.console import Console
-
-    from gpo_data import recipe
-    from gpo_data.generation.generate import draw
-
-    path = tmp_path_factory.mktemp("drawn") / "small.yaml"
-    path.write_text(RECIPE.format(model=random_sd3, lake=path.parent / "lake"))
-    return draw(recipe.load(path), Console(quiet=True)).parent
+    return lake_drawn(tmp_path_factory.mktemp("drawn"), random_sd3)
 
 
 @pytest.fixture
 def here(drawn_lake: Path, tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe file whose dataset is drawn, with the lake and runs/ in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(model=random_sd3, lake=shutil.copytree(drawn_lake, tmp_path / "lake")) + TRAIN)
+    return recipe_beside(shutil.copytree(drawn_lake, tmp_path / "lake"), random_sd3)
+
+
+def lake_drawn(folder: Path, model: Path, overrides: Sequence[str] = ()) -> Path:
+    """The lake in `folder` with the dataset of RECIPE."""
+    from rich.console import Console
+
+    from gpo_data import recipe
+    from gpo_data.generation.generate import draw
+
+    path = folder / "small.yaml"
+    path.write_text(RECIPE.format(model=model, lake=folder / "lake"))
+    return draw(recipe.load(path, overrides), Console(quiet=True)).parent
+
+
+def recipe_beside(lake: Path, model: Path) -> Path:
+    """A recipe file to train with, beside its lake."""
+    path = lake.parent / "small.yaml"
+    path.write_text(RECIPE.format(model=model, lake=lake) + TRAIN)
     return path

@@ -29,7 +29,7 @@ from gpo_train.fit import fit
 from gpo_train.noise import epoch_noise, sample_noise
 from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
-from tests.conftest import RECIPE, TRAIN, killed_at
+from tests.conftest import TRAIN, killed_at, lake_drawn, recipe_beside
 from tests.parts.families import build
 from tests.parts.training import equal, train, weights_of
 from tests.test_module import module_of
@@ -41,18 +41,14 @@ BOTH = ["--train.caption_dropout", "0.5", "--train.guidance_scale", "3.0"]
 @pytest.fixture(scope="session")
 def stored_lake(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Path:
     """The lake of `drawn_lake` with unconditional embeddings."""
-    path = tmp_path_factory.mktemp("stored") / "small.yaml"
-    path.write_text(RECIPE.format(model=random_sd3, lake=path.parent / "lake"))
-    return draw(recipe.load(path, STORED), Console(quiet=True)).parent
+    return lake_drawn(tmp_path_factory.mktemp("stored"), random_sd3, STORED)
 
 
 @pytest.fixture
 def there(stored_lake: Path, tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`here` with unconditional embeddings."""
     monkeypatch.chdir(tmp_path)
-    path = tmp_path / "small.yaml"
-    path.write_text(RECIPE.format(model=random_sd3, lake=shutil.copytree(stored_lake, tmp_path / "lake")) + TRAIN)
-    return path
+    return recipe_beside(shutil.copytree(stored_lake, tmp_path / "lake"), random_sd3)
 
 
 def files_of(tar: Path) -> dict[str, bytes]:
