@@ -55,8 +55,8 @@ class TrainGroup:
     conditioning: dict[str, Tensor]
     rewards: Tensor
     advantages: Tensor
-    kl_weights: Tensor | None = None  # [n] float64: how much of the penalty `train.kl` each has; None: all of it
     lent: tuple[bool, ...] = ()  # of each member whether another group drew it (relabel); empty: none is
+    kl_weights: Tensor | None = None  # [n] float64: how much of the penalty `train.kl` each has; None: all of it
     unconditional: dict[str, Tensor] | None = None  # of the dataset: stands in the place of conditioning, by name
 
     @property
