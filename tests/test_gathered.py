@@ -9,9 +9,11 @@ from pathlib import Path
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gpo_data.lake import catalog, gathered, measures
+from gpo_data.lake.lake import Lake
 from gpo_data.lake.sql import listed
 from tests.parts.lake import COLUMNS, rows_of, write_measure, write_shard
 
@@ -67,9 +69,38 @@ def test_the_same_answers_and_files_are_made_once(lake: Path, scratch: Path, exp
     assert parts(scratch) == made
 
 
-def test_one_dataset_is_asked_in_its_sidecars(lake: Path, scratch: Path, expected: list[list[dict]]) -> None:
-    assert catalog.ask(str(lake), "SELECT count(*) AS n FROM members", dataset=["d03"])["n"].to_pylist() == [12]
-    assert not parts(scratch)
+def test_a_question_to_one_large_dataset_reads_copies_and_what_trains_its_sidecars(
+    lake: Path, scratch: Path, expected: list[list[dict]]
+) -> None:
+    question = "SELECT * FROM members ORDER BY ALL"
+    of_one = [row for row in expected[0] if row["dataset"] == "d03"]
+    frozen = catalog.snapshot(catalog.connect(str(lake), "d03"), "d03")
+    assert not parts(scratch) and len(of_one) == 12
+    assert catalog.ask(str(lake), question, dataset=["d03"]).select(list(of_one[0])).to_pylist() == of_one
+    assert Lake(str(lake))["d03"].members().num_rows == 12
+    made = list(scratch.glob("gathered/*/*.members.parquet"))
+    assert 1 <= len(made) <= 2
+    changed = catalog.ask(str(lake), question, dataset=["d03"])
+    for path in made:  # a copy that says something else: seen by questions, not by training
+        table = pq.read_table(path)
+        at = table.column_names.index("reward")
+        pq.write_table(table.set_column(at, "reward", pa.array([0.125] * len(table))), path)
+    assert not catalog.ask(str(lake), question, dataset=["d03"]).equals(changed)
+    assert catalog.snapshot(catalog.connect(str(lake), "d03"), "d03").equals(frozen)
+
+
+def test_no_copies_are_made_where_there_is_no_room(
+    lake: Path, scratch: Path, expected: list[list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathered, "ROOM", 2**60)
+    assert answers(lake) == expected and not parts(scratch)
+    monkeypatch.undo()
+    monkeypatch.setenv("GPO_SCRATCH", str(scratch))
+    monkeypatch.setattr(gathered, "FEWEST", 1)
+    answers(lake)
+    monkeypatch.setattr(gathered, "ROOM", 2**60)
+    made = parts(scratch)
+    assert made and answers(lake) == expected and parts(scratch) == made  # those that are there need none
 
 
 def test_a_new_changed_or_removed_sidecar_is_seen_and_changes_one_part(

@@ -77,7 +77,7 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
     watched = watched_columns(folder, manifest, watchers)
     if reward is not None:
         refuse_watched(reward, watched)
-    connection = catalog.scored(catalog.connect(lake, dataset), reward, dataset)
+    connection = catalog.scored(catalog.connect(lake, dataset, copies=True), reward, dataset)
     counts = [
         tuple(row.values())
         for row in locked.answer(

@@ -43,7 +43,11 @@ SNAPSHOT = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "re
 
 
 def connect(
-    lake: str, dataset: str | Sequence[str] | None = None, unsafe: bool = False, whole: bool = False
+    lake: str,
+    dataset: str | Sequence[str] | None = None,
+    unsafe: bool = False,
+    whole: bool = False,
+    copies: bool | None = None,
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory connection with the four views and the reward macros, which reads the lake and nothing else.
 
@@ -53,12 +57,15 @@ def connect(
             thousands of others. None shows all.
         unsafe: may read and write any file, for the user's own SQL; never for a recipe's.
         whole: read every row first, to leave damaged datasets out that look whole by their footers.
+        copies: where sidecars are many, read copies of them in few files on this machine (gathered.py). None: of a
+            whole lake, and not of chosen datasets, since what a run is trained on is the lake's own.
 
     Raises UsageError. A damaged dataset beside others is left out, which is said on stderr.
     """
     con = duckdb.connect(config=locked.CONFIG)
     rewards.add_macros(con)
-    readable = views.create(con, lake, [dataset] if isinstance(dataset, str) else dataset, whole)
+    chosen = [dataset] if isinstance(dataset, str) else dataset
+    readable = views.create(con, lake, chosen, whole, dataset is None if copies is None else copies)
     if not unsafe:
         locked.lock(con, readable)
     return con
@@ -80,7 +87,7 @@ def ask(
     if not unsafe:
         locked.check_question(query)
     for whole in (False, True):
-        con = connect(lake, dataset, unsafe, whole)
+        con = connect(lake, dataset, unsafe, whole, copies=True)
         try:
             own = scored(con, reward)
             relation = own.sql(query, params=list(parameters))

@@ -1,9 +1,9 @@
-"""Many small sidecars as few larger files, for a question to a whole lake: opening thousands of files is what it costs.
+"""Many small sidecars as few larger files, for questions: opening thousands of files is what they cost.
 
     $GPO_SCRATCH/gathered/<lake>/<part>.members.parquet    rows of about PART sidecars, with `dataset` and `filename`
     $GPO_SCRATCH/gathered/<lake>/<part>.footers.parquet    what their footers say: file_name, key, value
 
-A copy on this machine, never the lake's truth: training, `verify` and a question to chosen datasets read the sidecars.
+A copy on this machine, never the lake's truth: training and `verify` read the sidecars.
 `<part>` is a hash over the name, size and time (or the store's version) of each sidecar in it, so that one that changed
 is in another part. The parts are cut where a hash of the name says: a new sidecar changes one part, wherever it comes.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,7 +29,8 @@ from gpo_data.lake.remote import scratch
 from gpo_data.lake.sql import listed, quote, read_parquet
 
 FEWEST = 200  # sidecars; of fewer the question costs less than half a second
-MOST = 2 * 10**9  # bytes of all sidecars
+MOST = 10**10  # bytes of all sidecars
+ROOM = 3  # times their bytes, that are free
 PART = 256  # sidecars in a part, on average
 KEPT = 3 * 24 * 3600  # seconds that a part stays when no question uses it
 
@@ -60,16 +62,18 @@ class Gathered:
 
 def gather(con: duckdb.DuckDBPyConnection, files: Files) -> Gathered | None:
     """The parts of a lake, made where they are missing; None where the sidecars had better be asked."""
-    paths = files.found(SHARDS) if files.names is None else []
+    paths = files.found(SHARDS)
     if len(paths) < FEWEST:
         return None
     try:
         stamps = {path: files.stamp(path) for path in paths}
-        if sum(stamp.size for stamp in stamps.values()) > MOST:
-            return None
+        size = sum(stamp.size for stamp in stamps.values())
         folder = scratch().resolve() / "gathered" / _hash(files.prefix)
         folder.mkdir(parents=True, exist_ok=True)
         parts = {_hash(*(f"{path}\0{stamps[path]}" for path in part)): part for part in _cut(paths, files.folder)}
+        there = all((folder / f"{name}.members.parquet").exists() for name in parts)
+        if size > MOST or (not there and shutil.disk_usage(folder).free < ROOM * size):
+            return None
         made = False
         for name, part in parts.items():
             made |= _make(con, files, folder, name, part)

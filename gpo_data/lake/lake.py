@@ -83,7 +83,7 @@ class Dataset:
             where: SQL condition on the columns of `members`.
         """
         locked.check_expression("where", where)
-        con = catalog.scored(catalog.connect(self.lake.path, self.name), reward, self.name)
+        con = catalog.scored(catalog.connect(self.lake.path, self.name, copies=True), reward, self.name)
         query = f"SELECT * FROM members WHERE dataset = $1 AND ({where}\n) ORDER BY group_key, member"
         return locked.answer(con, query, [self.name], reward, None if where == "true" else where)
 

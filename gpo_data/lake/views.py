@@ -55,7 +55,11 @@ def is_number(kind: str) -> bool:
 
 
 def create(
-    con: duckdb.DuckDBPyConnection, lake: str, datasets: Sequence[str] | None = None, whole: bool = False
+    con: duckdb.DuckDBPyConnection,
+    lake: str,
+    datasets: Sequence[str] | None = None,
+    whole: bool = False,
+    copies: bool = True,
 ) -> list[str]:
     """Make the views on a connection; arguments as of `catalog.connect`. Says on stderr what is left out and why.
 
@@ -66,7 +70,7 @@ def create(
     if "://" not in files.prefix:  # footers are read once; a change is noticed by the file's time
         con.execute("SET parquet_metadata_cache = true")
     asked = files.of(datasets) if datasets is not None else files
-    gathered = None if whole else gather(con, asked)
+    gathered = gather(con, asked) if copies and not whole else None
     con.execute(f"""
         CREATE OR REPLACE VIEW present AS
         SELECT DISTINCT {DATASET_OF.format("file")} AS dataset FROM glob({quote(files.everywhere(SHARDS))})""")

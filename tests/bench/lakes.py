@@ -126,13 +126,13 @@ def many_members(folder: Path, members: int, memory: str, repeats: int) -> None:
     path = str(lake)
 
     def standardise() -> None:
-        con = catalog.connect(path, "bench", unsafe=True)
+        con = catalog.connect(path, "bench", unsafe=True, copies=True)
         con.execute(f"SET memory_limit = '{memory}'")
         con.execute(STANDARDISE).fetchall()
         con.close()
 
     questions: dict[str, Callable[[], object]] = {
-        "connect": lambda: catalog.connect(path, "bench").close(),
+        "connect": lambda: catalog.connect(path, "bench", copies=True).close(),
         "sql over the lake": lambda: catalog.ask(path, COUNT),
         "sql --dataset": lambda: catalog.ask(path, COUNT, dataset=["bench"]),
         f"connect, standardise within {memory}": standardise,
