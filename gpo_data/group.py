@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,18 +99,23 @@ def _packed(tensors: dict[str, torch.Tensor]) -> bytes:
     return save_safetensors({k: v.contiguous() for k, v in sorted(tensors.items())})
 
 
-def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
-    """The inverse of `to_sample`; with `images=False` previews stay undecoded (None). Raises parts.Damage."""
+def from_sample(sample: Mapping[str, bytes], images: bool = True, latents: bool = True) -> Group:
+    """The inverse of `to_sample`. Raises parts.Damage.
+
+    Args:
+        images: False leaves previews where they are (None).
+        latents: False leaves latents where they are ([G, 0]).
+    """
     meta = open_json(sample["group.json"])
     statuses, reasons = statuses_of(meta)
     size = len(meta["seeds"])
     pictures: list[np.ndarray | None] = [None] * size
-    for name, data in sample.items():
+    for name in sample:
         if picture := PICTURE.fullmatch(name):
             if (member := int(picture[1])) >= size:
                 raise Damage(f"{name}: expected members below {size}")
             if images:
-                pictures[member] = np.asarray(open_picture(data, name))
+                pictures[member] = np.asarray(open_picture(sample[name], name))
     if images and (lost := [i for i in range(size) if statuses[i] == status.OK and pictures[i] is None]):
         raise Damage(f"members {few([str(i) for i in lost])} are ok and have no picture")
     conditioning = open_tensors(sample["prompt.safetensors"], "prompt.safetensors")
@@ -119,7 +125,7 @@ def from_sample(sample: dict[str, bytes], images: bool = True) -> Group:
         key=meta["key"],
         prompt=Prompt(meta["prompt_id"], meta["prompt"], meta["target"]),
         seeds=meta["seeds"],
-        latents=_latents(sample["latents.safetensors"], statuses),
+        latents=_latents(sample["latents.safetensors"], statuses) if latents else torch.empty(size, 0),
         conditioning=conditioning,
         images=pictures,
         statuses=statuses,

@@ -16,7 +16,8 @@ import json
 import re
 import tarfile
 import warnings
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -49,31 +50,54 @@ class Damage(ValueError):
     """A part is not what it should be; the message says what was expected and what was found."""
 
 
-def open_archive(blocks: bytes) -> tuple[str, dict[str, bytes]]:
-    """(key, {file: bytes}) of one sample's tar blocks. Raises Damage."""
-    found: dict[str, bytes] = {}
+class Archive(Mapping[str, bytes]):
+    """One sample: its files by extension, read when they are asked for.
+
+    key: of the sample. places: (first byte, size) of each file, in the stream.
+    """
+
+    def __init__(self, stream: BinaryIO, key: str, places: dict[str, tuple[int, int]]) -> None:
+        self.key, self.places, self._stream = key, places, stream
+
+    def __getitem__(self, name: str) -> bytes:
+        first, size = self.places[name]
+        self._stream.seek(first)
+        return self._stream.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_archive(source: bytes | BinaryIO, size: int | None = None) -> Archive:
+    """The sample in tar blocks, or in the next `size` bytes of a stream. Raises Damage."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    end = stream.tell() + (len(source) if isinstance(source, bytes) else size or 0)
+    places: dict[str, tuple[int, int]] = {}
     keys: set[str] = set()
     try:
-        with tarfile.open(fileobj=io.BytesIO(blocks), mode="r:") as archive:
-            for entry in archive:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            while (entry := archive.next()) is not None and entry.offset < end:
                 name = re.fullmatch(rf"({KEY})\.(.+)", entry.name)
                 if name is None or not entry.isreg() or entry.issparse():
                     raise Damage(f"expected files named <key>.<part>, found {entry.name[:100]!r}")
                 if name[2] not in (*FILES, UNCONDITIONAL) and not PICTURE.fullmatch(name[2]):
                     raise Damage(f"expected group.json, tensors and pictures, found {name[2][:100]!r}")
-                stream = archive.extractfile(entry)
-                assert stream is not None
-                if name[2] in found:
+                if name[2] in places:
                     raise Damage(f"{name[2]} is there twice")
+                if entry.offset_data + entry.size > end:
+                    raise Damage(f"{name[2]}: expected {entry.size} bytes, found {end - entry.offset_data}")
                 keys.add(name[1])
-                found[name[2]] = stream.read()
+                places[name[2]] = (entry.offset_data, entry.size)
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise error if isinstance(error, Damage) else Damage(f"not a tar: {words(error, 200)}") from None
     if len(keys) != 1:
         raise Damage(f"expected one key in a sample, found {', '.join(sorted(keys)) or 'none'}")
-    if missing := [name for name in FILES if name not in found]:
+    if missing := [name for name in FILES if name not in places]:
         raise Damage(f"lacks {', '.join(missing)}")
-    return keys.pop(), found
+    return Archive(stream, keys.pop(), places)
 
 
 def open_json(data: bytes) -> dict[str, Any]:

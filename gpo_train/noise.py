@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,8 +27,29 @@ from gpo_data.models import Model
 from gpo_data.recipe import Train
 
 Draw = Callable[..., Tensor]  # (k, generator=...) -> u [k]
+LARGE = 2**28  # bytes of noise
 STEPS = 1000  # of the schedulers that diffusers' scripts train with
 RANGES = {"all": (0.0, 1.0), "high": (0.5, 1.0), "low": (0.0, 0.5)}
+
+
+@dataclass(frozen=True)
+class MemberNoise:
+    """e [k, n, C, h, w] of members that have their own, which is too large to hold: made when rows are asked for.
+
+    of: e [k, C, h, w] of a member, or [1, C, h, w] where all samples have the same.
+    """
+
+    shape: torch.Size
+    of: Callable[[int], Tensor]
+
+    def __getitem__(self, rows: tuple[Tensor, Tensor]) -> Tensor:
+        """[., C, h, w] of (sample, member) rows."""
+        samples, members = rows
+        found = torch.empty(len(members), *self.shape[2:])
+        for member in members.unique().tolist():
+            here = members == member
+            found[here] = self.of(member).expand(self.shape[0], *self.shape[2:])[samples[here]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,7 @@ class NoiseSamples:
     """u [k, n] and e [k, n, C, h, w] of one group; `dropped` [k]: which samples are asked without the prompt."""
 
     u: Tensor
-    e: Tensor
+    e: Tensor | MemberNoise
     dropped: Tensor | None = None
 
 
@@ -64,6 +86,7 @@ def sample_noise(
     shared: bool = True,
     timestep_range: tuple[float, float] = (0.0, 1.0),
     draw: Draw = torch.rand,
+    large: float = math.inf,
 ) -> NoiseSamples:
     """k samples a member; `seed` None takes torch's own generator.
 
@@ -71,10 +94,12 @@ def sample_noise(
         shared: one (u, e) for all members; else each has its own, which does not depend on the others.
         timestep_range: of u.
         draw: u in (0, 1), see `distribution`.
+        large: bytes from which on noise of each member's own is not held (MemberNoise).
     """
     members, *shape = group.latents.shape
     low, high = timestep_range
     seed = int(torch.randint(2**62, ())) if seed is None else seed
+    e: Tensor | MemberNoise
     if shared:
         generator = torch.Generator().manual_seed(seed)
         u = draw(k, generator=generator)[:, None].expand(k, members)
@@ -84,10 +109,24 @@ def sample_noise(
         # Lent members have the numbers of others: their own noise seeds tell them apart.
         lent = group.lent or (False,) * members
         own = [seed_of if away else int(m) for m, seed_of, away in zip(group.members, group.seeds, lent, strict=True)]
-        generators = [torch.Generator().manual_seed((seed + number) % 2**63) for number in own]
-        u = torch.stack([draw(k, generator=g) for g in generators], dim=1)
-        e = torch.stack([torch.randn(k, *shape, generator=g) for g in generators], dim=1)
+
+        def begin(member: int) -> tuple[Tensor, torch.Generator]:
+            generator = torch.Generator().manual_seed((seed + own[member]) % 2**63)
+            return draw(k, generator=generator), generator
+
+        def of(member: int) -> Tensor:
+            return torch.randn(k, *shape, generator=begin(member)[1])
+
+        u = torch.stack([begin(member)[0] for member in range(members)], dim=1)
+        e = _members(torch.Size((k, members, *shape)), of, large)
     return NoiseSamples(low + (high - low) * u, e)
+
+
+def _members(shape: torch.Size, of: Callable[[int], Tensor], large: float) -> Tensor | MemberNoise:
+    """e of `shape` [k, n, C, h, w]; `of`: see MemberNoise."""
+    if 4 * shape.numel() >= large:
+        return MemberNoise(shape, of)
+    return torch.stack([of(member) for member in range(shape[1])], dim=1).expand(shape)
 
 
 def epoch_noise(
@@ -108,11 +147,15 @@ def epoch_noise(
     bounds = settings.timestep_range
     low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
     found = sample_noise(
-        group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high), distribution(settings)
+        group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high), distribution(settings), LARGE
     )
     if settings.noise == "own":
-        e = model.starting_noise(group.seeds, tuple(group.latents.shape[1:]), drawn_in)
-        found = NoiseSamples(found.u, e.expand(len(found.u), *e.shape))
+        shape = group.latents.shape[1:]
+
+        def start(member: int) -> Tensor:
+            return model.starting_noise(group.seeds[member : member + 1], tuple(shape), drawn_in)
+
+        found = NoiseSamples(found.u, _members(torch.Size((*found.u.shape, *shape)), start, LARGE))
     if not settings.caption_dropout:
         return found
     generator = torch.Generator().manual_seed(_number(f"{text}/caption"))  # its own: u and e are those without it

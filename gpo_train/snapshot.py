@@ -26,6 +26,7 @@ from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
+from gpo_data.lake.latents import LARGE
 from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, expect_unconditional, merge
 from gpo_data.lake.shard import dataset_folder
@@ -60,7 +61,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     if noted is None:
         run.note(snapshot=facts_of(table))
     readers = [
-        Reader(recipe.lake, part, cache_of(settings), settings.unconditional)
+        Reader(recipe.lake, part, cache_of(settings), settings.unconditional, LARGE)
         for part in (_turns(table) if settings.sequential else [table])
     ]
     return lambda epoch: readers[epoch % len(readers)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +104,7 @@ def _shown(data: Members, figures: Figures, group: int) -> Shown:
     )
 
 
-def _picture(data: Members, group: int, member: int, sample: dict[str, bytes]) -> Picture:
+def _picture(data: Members, group: int, member: int, sample: Mapping[str, bytes]) -> Picture:
     row = data.row(group, member)
     uri, pixels = None, 0
     for extension in ("png", "webp"):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from gpo_data.recipe import Recipe
 
 FILE_ROWS = 2000  # pairs in one Parquet file
 Row = dict[str, Any]
-Sample = dict[str, bytes]
+Sample = Mapping[str, bytes]
 
 
 def export(recipe: Recipe, out: Path, kind: str, margin: float | None, console: Console) -> int:

@@ -174,7 +174,7 @@ def measuring(
 
     def results(jobs: Iterator[tuple[int, list[bytes]]]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
         for number, samples in jobs:
-            groups = (from_sample(open_archive(blocks + END)[1]) for blocks in samples)
+            groups = (from_sample(open_archive(blocks + END)) for blocks in samples)
             rows, reasons = [], []
             for group_rows, group_reasons in measure_groups(chosen[number], groups):
                 rows += group_rows
@@ -192,7 +192,7 @@ def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[An
 
     def results(jobs: Iterator[Part]) -> Iterator[Any]:
         for rows, samples, columns in jobs:
-            groups = [from_sample(open_archive(blocks + END)[1], images=False) for blocks in samples]
+            groups = [from_sample(open_archive(blocks + END), images=False) for blocks in samples]
             yield redraw_members(recipe, model, measuring, columns, rows, groups)
 
     return results

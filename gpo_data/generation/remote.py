@@ -147,7 +147,7 @@ class ShardToDraw:
 
     def keep(self, blocks: bytes) -> Group | None:
         """Stage a group, and commit the shard if it was the last; None where another worker drew it as well."""
-        group = from_sample(open_archive(blocks + END)[1], images=False)
+        group = from_sample(open_archive(blocks + END), images=False)
         if group.key not in self.left:
             return None
         stage_blocks(self.folder, group.key, blocks, self.fingerprint)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,9 +27,9 @@ import torch
 from torch import Tensor
 
 from gpo_data.errors import UsageError
-from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake.cache import Cache
+from gpo_data.lake.latents import LARGE, StoredLatents, joined, open_group
 from gpo_data.lake.manifest import keeps_unconditional, read_manifest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import RemotePath, place
@@ -43,15 +44,15 @@ AHEAD = 16  # groups on their way from an object store
 class TrainGroup:
     """One prompt's members, as many as the snapshot kept.
 
-    latents: [n, C, h, w], the sampler's own. conditioning: {name: [...]}, without a batch axis. rewards and
-    advantages: [n] float64, as the snapshot has them.
+    latents: [n, C, h, w], the sampler's own; StoredLatents only where the reader was asked for them. conditioning:
+    {name: [...]}, without a batch axis. rewards and advantages: [n] float64, as the snapshot has them.
     """
 
     key: str  # <dataset>/<group_key>: two iterations of a run may hold the same group_key
     prompt: str
     members: tuple[int, ...]
     seeds: tuple[int, ...]  # of the noise that the members were drawn from
-    latents: Tensor
+    latents: Tensor | StoredLatents
     conditioning: dict[str, Tensor]
     rewards: Tensor
     advantages: Tensor
@@ -68,7 +69,7 @@ class TrainGroup:
         """The group with its tensors on a device; Lightning asks batches for it."""
         return dataclasses.replace(
             self,
-            latents=self.latents.to(device),
+            latents=self.latents[:].to(device),
             conditioning={name: value.to(device) for name, value in self.conditioning.items()},
             rewards=self.rewards.to(device),
             advantages=self.advantages.to(device),
@@ -104,14 +105,20 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
     """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
 
     def __init__(
-        self, lake: str, snapshot: pa.Table, cache: Cache | None = None, unconditional: Sequence[str] = ()
+        self,
+        lake: str,
+        snapshot: pa.Table,
+        cache: Cache | None = None,
+        unconditional: Sequence[str] = (),
+        large: float = math.inf,
     ) -> None:
         """Args:
         unconditional: keys that ask for the unconditional embedding of each dataset, which its groups then have.
+        large: bytes from which on the latents of a local group are not held, but read by rows (latents.py).
 
         Raises UsageError where a dataset has none.
         """
-        self.lake, self.places, self.cache = lake, _places(lake, snapshot), cache
+        self.lake, self.places, self.cache, self.large = lake, _places(lake, snapshot), cache, large
         self.digest = digest_of([snapshot])
         firsts = {place.key.partition("/")[0]: place for place in reversed(self.places)} if unconditional else {}
         self._firsts = {name: _first_record(lake, name, place, unconditional) for name, place in firsts.items()}
@@ -121,11 +128,9 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
         return len(self.places)
 
     def __getitem__(self, index: int) -> TrainGroup:
-        place = self.places[index]
-        groups = [part.record.group(self.cache, images=False) for part in place.parts]
-        for group, part in zip(groups, place.parts, strict=True):
-            if not 0 <= min(part.members) <= max(part.members) < group.size:
-                raise part.record.damaged(f"expected members {part.members}, found {group.size} of them")
+        place, large = self.places[index], self.large
+        opened = [open_group(part.record, part.members, self.cache, large) for part in place.parts]
+        groups = [group for group, _ in opened]
         members = [(group, member) for group, part in zip(groups, place.parts, strict=True) for member in part.members]
         if place.seeds != tuple(group.seeds[member] for group, member in members):
             raise place.parts[0].record.damaged(f"expected the seeds that the rows of {place.key} have, found others")
@@ -134,7 +139,7 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             prompt=place.prompt,
             members=tuple(member for _, member in members),
             seeds=place.seeds,
-            latents=_rows(groups, place.parts),
+            latents=joined([latents for _, latents in opened]),
             conditioning=groups[0].conditioning,
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
@@ -174,13 +179,6 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
     def remote(self) -> bool:
         """Whether a group is a request to an object store."""
         return isinstance(place(self.lake), RemotePath)
-
-
-def _rows(groups: Sequence[Group], parts: Sequence[Part]) -> Tensor:
-    """The latents of the parts' members, [n, C, h, w]; of a whole group they are not copied, which may be large."""
-    whole = len(parts) == 1 and parts[0].members == tuple(range(groups[0].size))
-    kept = [g.latents if whole else g.latents[list(part.members)] for g, part in zip(groups, parts, strict=True)]
-    return kept[0] if len(kept) == 1 else torch.cat(kept)
 
 
 def expect_unconditional(lake: str, dataset: str, keys: Sequence[str]) -> None:
@@ -257,11 +255,21 @@ def _places(lake: str, table: pa.Table) -> list[Place]:
     return places
 
 
+def spread(latents: Tensor | StoredLatents) -> float:
+    """sqrt(mean over elements of the variance of latents [n, ...] over members), some members at a time."""
+    total = squares = torch.zeros(latents.shape[1:], dtype=torch.float64)
+    for first in range(0, len(latents), 64):
+        some = latents[first : first + 64].double()
+        total, squares = total + some.sum(0), squares + some.square().sum(0)
+    n = len(latents)
+    return ((squares - total.square() / n) / (n - 1)).clamp(min=0).mean().sqrt().item()
+
+
 def diversity(lake: str, dataset: str) -> float:
     """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
     found = []
-    reader = Reader(lake, catalog.snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True))
+    reader = Reader(lake, catalog.snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True), large=LARGE)
     for group in reader.ahead(range(len(reader))):
         if len(group.members) > 1:
-            found.append(group.latents.float().var(dim=0, unbiased=True).mean().sqrt().item())
+            found.append(spread(group.latents))
     return float(np.mean(found))

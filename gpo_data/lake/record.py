@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
 from gpo_data.lake.cache import Cache
 from gpo_data.lake.remote import AnyPath, RemotePath
 from gpo_data.lake.sidecar import REPAIR
-from gpo_data.parts import Damage, open_archive
+from gpo_data.parts import Archive, Damage, open_archive
 
 PLACE = ("tar", "offset", "size", "crc32")  # the columns that make a record
+BLOCK = 2**20  # bytes that are looked at together, of a record that is not held
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,39 @@ class Record:
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 
-    def read(self, cache: Cache | None = None) -> dict[str, bytes]:
-        """The group's files by extension, as bytes. Raises RunError that names the shard and the repair.
+    def read(self, cache: Cache | None = None) -> Archive:
+        """The group's files by extension. Raises RunError that names the shard and the repair.
 
         `cache`: keeps what was read from an object store.
         """
         try:
-            return open_archive(self.blocks(cache))[1]
+            return open_archive(self.blocks(cache))
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 
     def blocks(self, cache: Cache | None = None) -> bytes:
         """The record's bytes, checked by their crc32. Raises RunError."""
-        try:
+        with self._told():
             blocks = self._range(cache) if "://" in self.tar else self._pread()
+        self._check(len(blocks), zlib.crc32(blocks))
+        return blocks
+
+    @contextmanager
+    def stream(self) -> Iterator[BinaryIO]:
+        """A local tar at the record's first byte; the record was read through and checked, and is not held."""
+        with self._told(), Path(self.tar).open("rb") as stream:
+            stream.seek(self.offset)
+            crc32, left = 0, self.size
+            while left and (block := stream.read(min(left, BLOCK))):
+                crc32, left = zlib.crc32(block, crc32), left - len(block)
+            self._check(self.size - left, crc32)
+            stream.seek(self.offset)
+            yield stream
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError:
             raise RunError(
                 f"{self.tar}: no such file, though its rows are committed: moved, or removed by online.keep_last; "
@@ -71,11 +92,10 @@ class Record:
             ) from None
         except OSError as error:
             raise RunError(f"{self.tar}: cannot read: {error.strerror or error}; {REPAIR}") from None
-        if len(blocks) != self.size or zlib.crc32(blocks) != self.crc32:
-            raise self.damaged(
-                f"expected crc32 {self.crc32:#010x}, found {zlib.crc32(blocks):#010x} over {len(blocks)} bytes"
-            )
-        return blocks
+
+    def _check(self, size: int, crc32: int) -> None:
+        if (size, crc32) != (self.size, self.crc32):
+            raise self.damaged(f"expected crc32 {self.crc32:#010x}, found {crc32:#010x} over {size} bytes")
 
     def damaged(self, how: str) -> RunError:
         return RunError(f"{self.tar}: damaged at bytes {self.offset} to {self.offset + self.size}: {how}; {REPAIR}")

@@ -81,7 +81,7 @@ def sidecar_bytes(tar: str, blocks: list[bytes], columns: dict[str, pa.DataType]
     """The sidecar of a tar of these samples."""
     rows, offset, group_size = [], 0, 0
     for block in blocks:
-        group = from_sample(open_archive(block + END)[1], images=False)
+        group = from_sample(open_archive(block + END), images=False)
         where = {"tar": tar, "offset": offset, "size": len(block), "crc32": zlib.crc32(block)}
         rows += [row | where for row in member_rows(group)]
         offset += len(block)
@@ -115,7 +115,7 @@ def _tar_of_another(tar: AnyPath, ours: list[bytes]) -> list[bytes]:
         ends = [*list(starts.values())[1:], len(content) - len(END)]
         blocks = [content[start:end] for start, end in zip(starts.values(), ends, strict=True)]
         for block, own in zip(blocks, ours, strict=True):
-            found, mine = (from_sample(open_archive(b + END)[1], images=False) for b in (block, own))
+            found, mine = (from_sample(open_archive(b + END), images=False) for b in (block, own))
             if (found.key, found.prompt, found.seeds) != (mine.key, mine.prompt, mine.seeds):
                 raise RunError(other)
     except (tarfile.TarError, ValueError, Damage):

@@ -69,8 +69,8 @@ def staged(folder: AnyPath, key: str, fingerprint: str, seeds: list[int] | None 
     try:
         if json.loads(data[:BLOCK]) != {"key": key, "fingerprint": fingerprint, "crc32": zlib.crc32(blocks)}:
             return None
-        found, sample = open_archive(blocks + END)
+        sample = open_archive(blocks + END)
         group = from_sample(sample, images=False)
     except (Damage, ValueError):
         return None
-    return blocks if found == group.key == key and seeds in (None, group.seeds) else None
+    return blocks if sample.key == group.key == key and seeds in (None, group.seeds) else None

@@ -28,6 +28,7 @@ from rich.console import Console
 from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.progress import Clock
+from gpo_data.lake.latents import LARGE
 from gpo_data.lake.manifest import with_dtype
 from gpo_data.lake.reader import Reader, TrainGroup, batches, merge
 from gpo_data.recipe import Online, Recipe
@@ -161,7 +162,7 @@ class OnlineRegeneration(Callback):
             for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
         train = self.recipe.train
-        return Reader(self.recipe.lake, merge(tables), cache_of(train), train.unconditional)
+        return Reader(self.recipe.lake, merge(tables), cache_of(train), train.unconditional, LARGE)
 
     def _reason_to_stop(self, number: int, groups: int) -> str | None:
         wanted = self.recipe.train.groups_per_step
