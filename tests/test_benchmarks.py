@@ -22,6 +22,7 @@ GENEVAL = [
     {"tag": "counting", "include": [{"class": "bus", "count": n}], "prompt": f"a photo of {n} buses"} for n in (2, 3)
 ]
 LONG = [{"category": "sign", "length": "short", "prompt": QUOTED, "text": ["Open Late", "Fresh Bread"], "prompt_id": 0}]
+REGIONS = [{"index": 0, "prompt": QUOTED, "carrier_list": ["poster", "sign"], "sentence_list": LONG[0]["text"]}]
 # Of each benchmark: the name of its file, a few lines in its format, and how many prompts they are.
 FILES = {
     "geneval": ("metadata.jsonl", "".join(json.dumps(one) + "\n" for one in GENEVAL), 2),
@@ -34,7 +35,7 @@ FILES = {
         + '0,000,"A poster that reads ""Open Late"" and ""Half Price"".","[\'Open Late\', \'Half Price\']"\n',
         1,
     ),
-    "cvtg-2k": ("three.jsonl", json.dumps({"prompt": QUOTED}) + "\n", 1),
+    "cvtg-2k": ("2.json", json.dumps({"data_list": REGIONS}), 1),
     "t2i-compbench": ("color_val.txt", "a green bench and a blue bowl\na red car\na red car\n", 2),
     "dpg-bench": (
         "dpg_bench.csv",
