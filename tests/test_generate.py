@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from gpo_data.lake.manifest import identity, open_dataset
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.verify import verify
+from tests.parts.disk import needs_mount, small_disk
 
 
 def quiet() -> Console:
@@ -256,23 +254,17 @@ def test_show_writes_a_grid(drawn: tuple[recipe.Recipe, Path], recipe_file: Path
     assert cli.main(["show", str(recipe_file), "--group", "text-99999999"]) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small disk needs root on Linux")
+@needs_mount
 def test_a_full_disk_stops_clearly_and_the_next_run_goes_on(
     drawn: tuple[recipe.Recipe, Path], recipe_file: Path, tmp_path: Path
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("this machine does not let root mount")
-    try:
+    with small_disk(disk := tmp_path / "disk", "160k") as resize:
         made = recipe.load(recipe_file, ["--lake", str(disk)])
         with pytest.raises(RunError, match="No space left on device; the lake is valid"):
             draw(made, quiet())
         assert verify(disk / "dataset=small").problems == []
-        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        resize("8m")
         assert shard_bytes(draw(made, quiet())) == shard_bytes(drawn[1])
-    finally:
-        subprocess.run(["umount", str(disk)], check=False)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])

@@ -17,6 +17,7 @@ from gpo_data.errors import RunError, StoreError, UsageError
 from gpo_data.lake.cache import Cache, bytes_of
 from gpo_data.lake.remote import RemotePath, place
 from tests.conftest import TRAIN
+from tests.parts.disk import needs_mount, small_disk
 from tests.parts.s3 import Proxy, Request, Server, connected, environment, make_bucket, server
 
 QUIET = Console(quiet=True)
@@ -342,6 +343,42 @@ def test_two_machines_draw_at_once(s3, bucket, recipe_file, drawn_lake, tmp_path
             process.join(120)
         assert [process.exitcode for process in both] == [0, 0]
         assert objects(bucket) == on_disk(drawn_lake) and not verify(place(bucket) / "dataset=small").problems
+
+
+@needs_mount
+@pytest.mark.slow
+def test_a_full_scratch_stops_clearly_and_the_next_run_goes_on(
+    proxy, bucket, recipe_file, drawn_lake, tmp_path, monkeypatch, capsys
+):
+    from gpo_data.cli import main
+
+    with small_disk(disk := tmp_path / "small", "100k") as resize:
+        monkeypatch.setenv("GPO_SCRATCH", str(disk))
+        assert main(["shards", str(recipe_file), "--lake", bucket]) == 1
+        told = capsys.readouterr().err.strip().splitlines()
+        assert len(told) == 1 and "No space left on device" in told[0]
+        assert objects(bucket).items() <= on_disk(drawn_lake).items()
+        resize("8m")
+        assert main(["shards", str(recipe_file), "--lake", bucket]) == 0
+        assert objects(bucket) == on_disk(drawn_lake)
+
+
+@pytest.mark.slow
+def test_workers_draw_into_a_bucket(proxy, bucket, recipe_file, drawn_lake, monkeypatch):
+    from gpo_data.cli import main
+    from gpo_data.lake.verify import verify
+
+    pytest.importorskip("ray")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # that the command sets go with the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert main(["shards", str(recipe_file), "--lake", bucket, "--workers", "2"]) == 0
+    assert not verify(place(bucket) / "dataset=small").problems
+    ours, theirs = objects(bucket), on_disk(drawn_lake)
+    assert {name: ours[name] for name in ours if name.endswith(".tar")} == {
+        name: theirs[name] for name in theirs if name.endswith(".tar")
+    }
+    assert main(["measure", str(recipe_file), "--lake", bucket, "--workers", "2", "--evaluators", "[color]"]) == 0
 
 
 @pytest.mark.slow
