@@ -13,6 +13,7 @@ import torch
 from gpo_data import models, recipe
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.latents import StoredLatents
 from gpo_data.lake.reader import Reader, batches
 from gpo_data.recipe import Train
 from gpo_train import cli
@@ -168,6 +169,8 @@ def test_lent_members_have_noise_of_their_own(here: Path) -> None:
     noise, before = sample_noise(group, 2, seed=3, shared=False), sample_noise(alone, 2, seed=3, shared=False)
     assert torch.equal(noise.e[:, :4], before.e)  # its own members have what they had
     assert len(noise.u[0].unique()) == 24
+    reader.large = 1  # read by rows, of six records
+    assert isinstance(reader[0].latents, StoredLatents) and torch.equal(reader[0].latents[:], group.latents)
 
 
 def test_a_run_on_several_rewards_has_a_column_of_each(here: Path) -> None:
