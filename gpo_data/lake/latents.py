@@ -53,7 +53,7 @@ class StoredLatents:
 
     def __getitem__(self, rows: Tensor | slice | Sequence[int]) -> Tensor:
         """Raises RunError."""
-        wanted = torch.arange(len(self))[rows].tolist()
+        wanted = torch.arange(len(self))[rows if isinstance(rows, slice | Tensor) else list(rows)].tolist()
         found = torch.empty((len(wanted), *self.of_member), dtype=self.dtype)
         for place, row in enumerate(wanted):
             record = self.rows[row]
