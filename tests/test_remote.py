@@ -345,6 +345,18 @@ def test_two_machines_draw_at_once(s3, bucket, recipe_file, drawn_lake, tmp_path
         assert objects(bucket) == on_disk(drawn_lake) and not verify(place(bucket) / "dataset=small").problems
 
 
+@pytest.mark.slow
+def test_resuming_lists_once_and_fetches_each_sidecar_once(proxy, bucket, recipe_file, drawn_lake):
+    from gpo_data.generation.generate import draw
+
+    copied(drawn_lake, bucket)
+    draw(recipe_of(recipe_file, bucket), QUIET)
+    proxy.seen.clear()
+    draw(recipe_of(recipe_file, bucket), QUIET)
+    assert proxy.count("GET", ".parquet") == proxy.count("HEAD", ".parquet") == 0  # each is on this machine
+    assert sum("list-type" in one.path for one in proxy.seen) == 1, proxy.seen
+
+
 @needs_mount
 @pytest.mark.slow
 def test_a_full_scratch_stops_clearly_and_the_next_run_goes_on(

@@ -25,6 +25,7 @@ from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
+from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import dataset_folder, sidecar_path
@@ -194,14 +195,17 @@ def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], cons
     """Shards without a sidecar, and those reopened because members failed; says what is skipped."""
     todo = Todo([])
     on_stage = {path.name for path in stage_folder(folder).glob("*.sample")}
+    committed = files_at_once(folder, "shard-*.parquet")
     for shard in shards:
-        failed, lacking = _left(folder, fingerprint, shard)
+        sidecar = sidecar_path(folder, shard.shard_id)
+        there = committed.get(sidecar.name)
+        failed, lacking = _left(there, fingerprint, shard) if there else NOT_COMMITTED
         left = [path for group in shard.groups if (path := staged_path(folder, group.key)).name in on_stage]
         if failed or lacking or (failed == 0 and left):
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
                     continue
-                failed, lacking = _left(folder, fingerprint, shard)  # another process may have tried them meanwhile
+                failed, lacking = _left(sidecar, fingerprint, shard)  # another process may have tried them meanwhile
                 if failed or lacking:
                     todo.retried += reopen(folder, shard.shard_id, fingerprint)
                 elif failed == 0:  # what was killed between its commit and the clearing of the stage
@@ -223,18 +227,20 @@ def _missing(folder: AnyPath, fingerprint: str, shards: list[PlannedShard], cons
     return todo
 
 
-def _left(folder: AnyPath, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
+NOT_COMMITTED: tuple[int | None, int] = (None, 0)
+
+
+def _left(sidecar: AnyPath, fingerprint: str, shard: PlannedShard) -> tuple[int | None, int]:
     """(members of a committed shard that failed, groups that it lacks because the dataset has grown).
 
-    (None, 0) where it is not committed. Raises RunError for another recipe's.
+    Raises RunError for another recipe's.
     """
-    sidecar = sidecar_path(folder, shard.shard_id)
     try:
         rows, footer = read_rows(sidecar, ["group_key", "status"]), footer_of(sidecar)
     except RunError:
         if sidecar.exists():
             raise
-        return None, 0  # also where another process takes it back just now
+        return NOT_COMMITTED  # also where another process takes it back just now
     if footer["fingerprint"] != fingerprint:
         raise RunError(
             f"{sidecar}: fingerprint {footer['fingerprint']}, expected {fingerprint}, the one of dataset.json: "

@@ -8,17 +8,20 @@ did not change is read there the next time.
 
 from __future__ import annotations
 
+import glob
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from gpo_data.lake.cache import Cache
-from gpo_data.lake.remote import open_store, scratch, version_of
+from gpo_data.lake.remote import AnyPath, RemotePath, open_store, scratch, version_of
 from gpo_data.lake.store_errors import explaining, lacks_bucket
 
 SIZE = 20 * 10**9  # bytes of the folder; a million members have about 0.1 GB of sidecars
@@ -116,3 +119,24 @@ class Mirror(fsspec.AbstractFileSystem):  # type: ignore[misc]
 
     def _key(self, path: str) -> str:
         return f"{self.unstrip_protocol(path)} {version_of(self.info(path))}"
+
+
+@dataclass(frozen=True, order=True)
+class Copied(RemotePath):
+    """An object as its store was listed, read from this machine."""
+
+    mirror: Mirror = field(compare=False)
+
+    def read_bytes(self) -> bytes:
+        with self.mirror.open(str(self.mirror._strip_protocol(self.url))) as stream:
+            return bytes(stream.read())
+
+
+def files_at_once(folder: AnyPath, pattern: str) -> dict[str, AnyPath]:
+    """{name: file} of a folder's files that fit. A store is listed once, and many files are fetched together."""
+    if isinstance(folder, Path):
+        return {path.name: path for path in folder.glob(pattern)}
+    mirror = Mirror(folder.url)
+    found = mirror.glob(f"{glob.escape(mirror.root)}/{pattern}")
+    mirror.fetch(found)
+    return {path.rpartition("/")[2]: Copied(f"{folder.url}/{path.rpartition('/')[2]}", mirror) for path in found}
