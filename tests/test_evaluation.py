@@ -118,6 +118,15 @@ def test_failed_pictures_are_wrong_and_shown(here: Path, capsys: pytest.CaptureF
         assert found[side]["scores"]["ocr_accuracy"] == pytest.approx(expected)
 
 
+def test_what_failed_has_no_reward_beside_a_run_and_alone(here: Path) -> None:
+    Path("flaky.py").write_text(FLAKY)
+    found = alone(here, "--evaluators", "[ocr, 'flaky:flaky']", "--trust", "--eval.group_size", "4")
+    paid = "SELECT avg(reward), count(*) FILTER (status <> 'ok'), count(*) FROM members WHERE dataset = ?"
+    mean, failed, drawn = catalog.connect("lake").execute(paid, [found["dataset"]]).fetchall()[0]
+    assert 0 < failed < drawn and found["all"]["failed"] == failed
+    assert found["all"]["reward"] == pytest.approx(mean)
+
+
 def test_a_failed_picture_counts_against_its_side(here: Path) -> None:
     """Beside a side where every picture is right, what one lacks to 100% is what failed."""
     from gpo_train.evaluation.evaluate import compare, members
@@ -154,10 +163,10 @@ BENCH += [("red", "HARB", "long"), ("green", "MOUN", "long"), ("red", "SUMS", "l
 SMALL = ["--eval.prompts", "bench.csv", "--eval.group_size", "2"]
 
 
-def alone(here: Path) -> dict[str, Any]:
+def alone(here: Path, *more: str) -> dict[str, Any]:
     rows = [text_caption(color, word).replace('"', '""') + f'",{tag}' for color, word, tag in BENCH]
     Path("bench.csv").write_text("prompt,length\n" + "".join(f'"{row}\n' for row in rows))
-    assert cli.main(["eval", str(here), "--base-only", *SMALL]) == 0
+    assert cli.main(["eval", str(here), "--base-only", *SMALL, *more]) == 0
     return json.loads(next(Path("runs").glob("*-base/eval-bench.json")).read_text())
 
 

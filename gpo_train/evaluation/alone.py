@@ -42,13 +42,13 @@ def evaluate_alone(recipe: Recipe, folder: Path, console: Console) -> Alone:
         rows = [members[pair] for pair, one in zip(pairs, chosen_ones, strict=True) if one]
         of = clusters[chosen_ones]
         exact = np.array([float(row["exact"]) for row in rows])
-        rewards = np.array([row["reward"] if row["reward"] is not None else 0.0 for row in rows], dtype=float)
+        rewards = np.array([np.nan if row["reward"] is None else row["reward"] for row in rows], dtype=float)
         return Figures(
             n=len(rows),
             exact=float(exact.mean()),
             exact95=share_interval(exact, of),
             lenient=float(np.mean([float(row["lenient"]) for row in rows])),
-            reward=float(rewards.mean()),
+            reward=evaluate.mean(rewards),
             reward95=open_interval(rewards, of),
             failed=sum(bool(row["failed"]) for row in rows),
             scores={name: float(np.mean([row[name] for row in rows])) for name in scores},

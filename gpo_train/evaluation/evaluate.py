@@ -186,7 +186,7 @@ def compare(
     scores = list(TASKS[recipe.task.kind].scores)
 
     def side(number: int) -> Side:
-        means = {key: _mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
+        means = {key: mean(column(number, key)) for key in sides[0][pairs[0]] if key not in ("level", "failed")}
         return Side(
             failed=int(column(number, "failed").sum()),
             exact95=share_interval(exact[number], clusters),
@@ -200,8 +200,8 @@ def compare(
     def level(these: np.ndarray) -> Level:
         return Level(
             n=int(these.sum()),
-            base=_mean(exact[0][these]),
-            policy=_mean(exact[1][these]),
+            base=mean(exact[0][these]),
+            policy=mean(exact[1][these]),
             base95=share_interval(exact[0][these], clusters[these]),
             policy95=share_interval(exact[1][these], clusters[these]),
             ci95=interval(difference[these], clusters[these]),
@@ -226,8 +226,8 @@ def compare(
         difference=Difference(
             exact=float(difference.mean()),
             ci95=interval(difference, clusters),
-            lenient=_mean(column(1, "lenient") - column(0, "lenient")),
-            reward=_mean(rewards),
+            lenient=mean(column(1, "lenient") - column(0, "lenient")),
+            reward=mean(rewards),
             reward95=open_interval(rewards, clusters),
         ),
         diversity_ratio=after.diversity / before.diversity,
@@ -244,5 +244,6 @@ def prompt_of(base: Recipe, groups: list[str]) -> np.ndarray:
     return np.array([index[group] for group in groups])
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+    """Of those that are there; NaN where none is."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

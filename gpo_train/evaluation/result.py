@@ -141,7 +141,10 @@ class Evaluation(Comparison, Prompts):
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Of n pictures of a model alone: shares and means. A picture that failed has the reward 0."""
+    """Of n pictures of a model alone: shares and means.
+
+    reward: of the pictures that have one, as in a Comparison; NaN where none has. One that failed is not exact.
+    """
 
     n: int
     exact: float
