@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -15,12 +16,13 @@ import torch
 from gpo_data.audit import audit
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group
-from gpo_data.lake import catalog
+from gpo_data.lake import catalog, latents
 from gpo_data.lake.lake import Lake
 from gpo_data.lake.latents import LARGE, StoredLatents
 from gpo_data.lake.reader import Reader, TrainGroup, spread
 from gpo_data.lake.shard import commit
 from gpo_data.lake.stage import stage
+from gpo_data.parts import Archive, Damage
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Train
 from gpo_data.tasks import align
@@ -214,6 +216,28 @@ def test_rows_that_are_read_or_made_are_those_that_are_held(tmp_path: Path) -> N
     for rows in (slice(0, 4), slice(4, 9), slice(9, 18)):
         ours, theirs = policy._asked(reader[0], by_rows, rows), policy._asked(held, noise, rows)
         assert torch.equal(ours.x_t, theirs.x_t) and torch.equal(ours.target, theirs.target)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"no JSON",
+        b"{}",
+        b'{"latents": 3}',
+        b'{"latents": {"dtype": "I8", "shape": [2, 1, 2, 2], "data_offsets": [0, 8]}}',
+        b'{"latents": {"dtype": "F32", "shape": [2, 1, 2, 2], "data_offsets": ["a", 8]}}',
+        b'{"latents": {"dtype": "F32", "shape": [2, -1, -2, 2], "data_offsets": [0, 32]}}',
+        b'{"latents": {"dtype": "F32", "shape": [2, 0, 2, 2], "data_offsets": [0, 0]}}',
+        b'{"latents": {"dtype": "F32", "shape": [3, 1, 2, 2], "data_offsets": [0, 48]}}',
+        b'{"latents": {"dtype": "F32", "shape": [2, 1, 2, 2], "data_offsets": [0, 4000]}}',
+        b'{"latents": {"dtype": "F32", "shape": [2, 1, 2, 2], "data_offsets": [-32, 0]}}',
+    ],
+)
+def test_a_header_that_lies_is_damage(header: bytes) -> None:
+    part = len(header).to_bytes(8, "little") + header + bytes(32)
+    archive = Archive(io.BytesIO(part), "a", {"latents.safetensors": (0, len(part))})
+    with pytest.raises(Damage, match=r"latents\.safetensors: expected"):
+        latents._stored("shard-000000.tar", io.BytesIO(part), archive, [0, 1], ["ok", "ok"])
 
 
 @linux

@@ -114,11 +114,12 @@ def _stored(
         raise Damage(f"{PART}: expected a header of at most {HEADER} bytes, found {length} in {size} bytes")
     try:
         facts = json.loads(stream.read(length))["latents"]
-        dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(map(int, facts["shape"])), facts["data_offsets"]
+        dtype, shape = DTYPES[facts["dtype"]], tuple(map(int, facts["shape"]))
+        begin, end = map(int, facts["data_offsets"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise Damage(f"{PART}: expected numbers named latents, found no such header") from None
     of_member = math.prod(shape[1:]) * dtype.itemsize
-    inside = 0 <= begin <= end <= size - 8 - length
+    inside = min(shape, default=0) > 0 and 0 <= begin <= end <= size - 8 - length
     if len(shape) != 4 or shape[0] != len(statuses) or not inside or end - begin != shape[0] * of_member:
         raise Damage(f"{PART}: expected numbers of shape [{len(statuses)}, C, h, w], found {facts}"[:500])
 
