@@ -33,6 +33,7 @@ from gpo_data.errors import few
 from gpo_data.parts import PICTURE, UNCONDITIONAL, Damage, open_json, open_picture, open_tensors
 from gpo_data.prompt import Prompt
 
+NOT_FINITE = "latents.safetensors: expected finite latents of the members that are ok"
 LOSSLESS_BELOW = 128  # pixels; small pictures lose letters to lossy coding
 
 
@@ -154,7 +155,7 @@ def _latents(data: bytes, statuses: list[str]) -> torch.Tensor:
         raise Damage(f"latents.safetensors: expected numbers of shape [{len(statuses)}, C, h, w], found {found}")
     # One by one: a mask would copy them all, and a group may have thousands.
     if not all(torch.isfinite(latent).all() for latent, one in zip(latents, statuses, strict=True) if one == status.OK):
-        raise Damage("latents.safetensors: expected finite latents of the members that are ok")
+        raise Damage(NOT_FINITE)
     return latents
 
 

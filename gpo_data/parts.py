@@ -123,11 +123,17 @@ def open_json(data: bytes) -> dict[str, Any]:
     return meta
 
 
+def header_length(first: bytes, size: int, name: str) -> int:
+    """Bytes of the JSON in a .safetensors of `size` bytes that begins with these eight. Raises Damage."""
+    length = int.from_bytes(first, "little") if len(first) >= 8 else 0
+    if not 0 < length <= min(HEADER, size - 8):
+        raise Damage(f"{name}: expected a header of at most {HEADER} bytes, found {length} in {size} bytes")
+    return length
+
+
 def open_tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors. Raises Damage."""
-    header = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
-    if not 0 < header <= min(HEADER, len(data) - 8):
-        raise Damage(f"{name}: expected a header of at most {HEADER} bytes, found {header} in {len(data)} bytes")
+    header_length(data[:8], len(data), name)
     try:
         return load_safetensors(data)
     except Exception as error:  # the library raises many kinds on damaged bytes

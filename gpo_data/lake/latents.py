@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from gpo_data import status
-from gpo_data.group import Group, from_sample
+from gpo_data.group import NOT_FINITE, Group, from_sample
 from gpo_data.lake.cache import Cache
 from gpo_data.lake.record import Record
-from gpo_data.parts import HEADER, Archive, Damage, open_archive
+from gpo_data.parts import Archive, Damage, header_length, open_archive
 
 LARGE = 2**26  # bytes of a record
 PART = "latents.safetensors"
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-NOT_FINITE = f"{PART}: expected finite latents of the members that are ok"
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,7 @@ def _stored(
     """Raises Damage."""
     first, size = archive.places[PART]
     stream.seek(first)
-    length = int.from_bytes(stream.read(8), "little")
-    if not 0 < length <= min(HEADER, size - 8):
-        raise Damage(f"{PART}: expected a header of at most {HEADER} bytes, found {length} in {size} bytes")
+    length = header_length(stream.read(8), size, PART)
     try:
         facts = json.loads(stream.read(length))["latents"]
         dtype, shape = DTYPES[facts["dtype"]], tuple(map(int, facts["shape"]))
