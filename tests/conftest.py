@@ -116,6 +116,14 @@ def drawn_lake(tmp_path_factory: pytest.TempPathFactory, random_sd3: Path) -> Pa
 
 
 @pytest.fixture
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpo[ray]'")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # that the command sets go with the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
 def here(drawn_lake: Path, tmp_path: Path, random_sd3: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe file whose dataset is drawn, with the lake and runs/ in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)

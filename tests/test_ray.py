@@ -64,14 +64,6 @@ def bright(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return recipe_file
 
 
-@pytest.fixture
-def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpo[ray]'")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # that the command sets go with the test
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-
-
 def drawn(folder: Path) -> dict[str, bytes]:
     """Tars, and rows of sidecars, by name."""
     found = {path.name: path.read_bytes() for path in folder.glob("shard-*.tar")}

@@ -376,14 +376,10 @@ def test_a_full_scratch_stops_clearly_and_the_next_run_goes_on(
 
 
 @pytest.mark.slow
-def test_workers_draw_into_a_bucket(proxy, bucket, recipe_file, drawn_lake, monkeypatch):
+def test_workers_draw_into_a_bucket(proxy, bucket, recipe_file, drawn_lake, own_ray):
     from gpo_data.cli import main
     from gpo_data.lake.verify import verify
 
-    pytest.importorskip("ray")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # that the command sets go with the test
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     assert main(["shards", str(recipe_file), "--lake", bucket, "--workers", "2"]) == 0
     assert not verify(place(bucket) / "dataset=small").problems
     ours, theirs = objects(bucket), on_disk(drawn_lake)
