@@ -206,13 +206,15 @@ def tag(recipe: Recipe, options: Options) -> None:
     argument("--license", default="other", help="of the dataset, in the hub's words; default: other"),
     argument("--private", action="store_true", help="a new repository is seen by its owners alone"),
     argument("--tag", metavar="NAME", help="tag the repository as it is then"),
+    argument("--no-pictures", action="store_true", help="no table with pictures, which sends them a second time"),
     runs=never,
 )
 def push(recipe: Recipe, options: Options) -> None:
     """send the dataset to a hub, with a card; resumes"""
     from gpo_data.sharing.hub import push
 
-    url = push(_folder(recipe), options.repository, options.license, options.private, options.tag)
+    o = options
+    url = push(_folder(recipe), o.repository, o.license, o.private, o.tag, pictures=not o.no_pictures)
     console.print(f"pushed: {url}", soft_wrap=True)
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from gpo_data.errors import UsageError
 from gpo_data.lake.manifest import read_manifest
+from gpo_data.lake.record import PLACE
 from gpo_data.sharing.card import card
+from gpo_data.sharing.pictures import files_of, write_pictures
 from gpo_data.sharing.tag import differences, make_tag, read_tag
 from tests.parts.hub import Hub
 
@@ -56,16 +58,28 @@ def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
     text = card(dataset, read_manifest(dataset), "apache-2.0", "org/words")
     (folder / "README.md").write_text(text)
     head = yaml.safe_load(text.split("---")[1])
-    assert head["license"] == "apache-2.0" and [c["config_name"] for c in head["configs"]] == ["members"]
+    assert head["license"] == "apache-2.0"
+    assert [(c["config_name"], c.get("default", False)) for c in head["configs"]] == [
+        ("pictures", True),
+        ("members", False),
+    ]
     assert "6 prompts, each drawn 4 times" in text and "| `reward` | double |" in text and "####" in text
     cache = str(tmp_path / "cache")
+    write_pictures(folder / dataset.name, folder, largest=1)
+    assert len(list(folder.glob(files_of("small")))) == 6
+    shown = datasets.load_dataset(str(folder), split="train", cache_dir=cache)
     members = datasets.load_dataset(str(folder), "members", split="train", cache_dir=cache)
+    assert shown.column_names == ["image", *(name for name in members.column_names if name not in PLACE)]
+    assert shown["seed"] == members["seed"]
     assert members.num_rows == 24 and {"group_key", "reward", "ocr_text"} <= set(members.column_names)
     tars = str(folder / "dataset=*" / "shard-*.tar")
     groups = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=cache)
     assert groups.num_rows == 6 and {"00.png", "group.json", "latents.safetensors"} <= set(groups.column_names)
     tars = sorted(str(path) for path in folder.glob("dataset=*/*.tar"))
     samples = list(wds.WebDataset(tars, shardshuffle=False))
+    stored = [one[f"{member:02d}.png"] for one in samples for member in range(4)]
+    assert [one["bytes"] for one in shown.cast_column("image", datasets.Image(decode=False))["image"]] == stored
+    assert shown[0]["image"].size == (64, 64)
     assert [one["__key__"] for one in samples] == sorted(set(members["group_key"]))
 
 
@@ -121,9 +135,10 @@ def test_push_pull_and_read_in_place(dataset, here, tmp_path):
         )
         assert codes == [0, 0, 0, 0, 0, 2, 2], told
         assert "n\n24\n" in told and "there are: small" in told and "no such repository" in told
-        assert hub.puts == 7  # three tars, three sidecars, the picture of the card; nothing twice
+        assert hub.puts == 8  # three tars, three sidecars, the picture of the card, the table; nothing twice
         files = hub.commits["datasets/org/words"][-1]
         assert {"README.md", "groups.png", "dataset=small/dataset.json", "dataset=small/tags/v1.json"} <= files.keys()
+        assert "pictures/small-00000.parquet" in files
         assert not [name for name in files if ".stage" in name]
     for path in dataset.glob("shard-*"):
         assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()

@@ -1,7 +1,7 @@
 """A dataset's card: README.md at the root of a hub repository, which its viewer and `datasets` read as well.
 
-The head says that the sidecars are the table, a row a picture; a repository has one kind of table, and the tars, a
-row a group, are opened by their names.
+The head names two tables, a row a member: the first, which is shown and loaded where none is named, has the pictures,
+the second is the sidecars. The tars, a row a group, are opened by their names.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gpo_data.lake.manifest import Manifest
 from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import parquet_of
+from gpo_data.sharing.pictures import FOLDER
 
 PICTURE = "groups.png"
 MEANING = {
@@ -35,29 +36,35 @@ MEANING = {
 BARS = 10
 
 
-def card(folder: AnyPath, manifest: Manifest, license: str, repo: str) -> str:
+def card(folder: AnyPath, manifest: Manifest, license: str, repo: str, pictures: bool = True) -> str:
     """Markdown. Raises UsageError where the sidecars cannot be read."""
     name = str(manifest.name)
     tags = ["group-preference-optimization", "webdataset", str(manifest.fields.get("task.kind", ""))]
+    tables = {"pictures": f"{FOLDER}/*.parquet"} if pictures else {}
+    tables["members"] = "dataset=*/shard-*.parquet"
     head = DatasetCardData(
         license=license,
         task_categories=["text-to-image"],
         tags=[tag for tag in tags if tag],
         pretty_name=name,
         configs=[
-            {"config_name": "members", "default": True, "data_files": "dataset=*/shard-*.parquet"},
+            {"config_name": table, "data_files": files} | ({} if i else {"default": True})
+            for i, (table, files) in enumerate(tables.items())
         ],
     )
-    return f"---\n{head.to_yaml()}\n---\n\n{_body(folder, name, manifest, repo)}"
+    return f"---\n{head.to_yaml()}\n---\n\n{_body(folder, name, manifest, repo, pictures)}"
 
 
-def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str) -> str:
+def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str, pictures: bool) -> str:
     lake = str(folder.parent)
     facts, bars = _facts(lake, name)
     fields = manifest.fields
     drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
     columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
     rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
+    first = (
+        f'members = load_dataset("{repo}", split="train")   # a row a member, with its picture\n' if pictures else ""
+    )
     tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in files_in(folder, "tags/*.json")) or "none"
     return f"""# {name}
 
@@ -89,7 +96,7 @@ equal rewards and teach nothing.
 
 ```python
 from datasets import load_dataset
-members = load_dataset("{repo}", "members", split="train")             # a row a picture
+{first}table = load_dataset("{repo}", "members", split="train")   # a row a member, without pictures
 tars = "hf://datasets/{repo}/dataset=*/shard-*.tar"
 groups = load_dataset("webdataset", data_files=tars, split="train")   # a row a prompt: pictures, latents, embeddings
 ```

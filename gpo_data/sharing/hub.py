@@ -1,6 +1,7 @@
 """`push` and `pull`: a dataset and a hub, through huggingface_hub, which resumes and sends nothing twice.
 
     <repo>/README.md, groups.png           the card
+    <repo>/pictures/<name>-00000.parquet   a row a member, with its picture (pictures.py)
     <repo>/dataset=<name>/...              the dataset's folder as it is: a repository is a lake
 
 What always holds: a dataset is proved (`verify`) before it is sent and after it came; tars go and come before the
@@ -24,15 +25,24 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.verify import verify
 from gpo_data.sharing.card import PICTURE, card
+from gpo_data.sharing.pictures import files_of, write_pictures
 
 IGNORED = [".stage/**", ".quarantine/**", "**/.*", f"**/*{TEMPORARY}", f"*{TEMPORARY}"]
 
 
-def push(folder: AnyPath, repo: str, license: str, private: bool = False, tag: str | None = None) -> str:
+def push(
+    folder: AnyPath,
+    repo: str,
+    license: str,
+    private: bool = False,
+    tag: str | None = None,
+    pictures: bool = True,
+) -> str:
     """Send a dataset; its URL. Raises UsageError, RunError.
 
     Args:
         tag: of the hub's repository, for what it holds now.
+        pictures: whether they also go as a table, which is what a hub's viewer shows. They take their room twice.
     """
     if not isinstance(folder, Path):
         raise UsageError(f"lake: {folder}: expected a folder of this machine to push from; copy the dataset there")
@@ -41,7 +51,7 @@ def push(folder: AnyPath, repo: str, license: str, private: bool = False, tag: s
     hub = HfApi()
     with explained(repo), tempfile.TemporaryDirectory() as temporary:
         made = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        text = card(folder, manifest, license, made.repo_id)
+        text = card(folder, manifest, license, made.repo_id, pictures)
         (Path(temporary) / "README.md").write_text(text, encoding="utf-8")
         grid(load_groups(folder)).save(Path(temporary) / PICTURE)
         for part in ("*.tar", None):  # the tars first
@@ -54,8 +64,14 @@ def push(folder: AnyPath, repo: str, license: str, private: bool = False, tag: s
                 ignore_patterns=IGNORED,
                 commit_message=f"{manifest.name}, fingerprint {manifest.fingerprint}",
             )
+        if pictures:
+            write_pictures(folder, Path(temporary))
         hub.upload_folder(
-            repo_id=made.repo_id, repo_type="dataset", folder_path=temporary, commit_message=f"card of {manifest.name}"
+            repo_id=made.repo_id,
+            repo_type="dataset",
+            folder_path=temporary,
+            delete_patterns=files_of(str(manifest.name)),  # of an earlier push, where it had more
+            commit_message=f"card of {manifest.name}",
         )
         if tag is not None:
             hub.create_tag(made.repo_id, tag=tag, repo_type="dataset")
