@@ -355,7 +355,8 @@ def test_all_verbs_have_workers(bright: Path, one: dict[str, bytes]) -> None:
 
 @pytest.mark.slow
 def test_online_with_workers_is_online(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, options in (("one", []), ("two", ["--workers", "2"])):
+    ranks = ["--workers", "1", "--train.trainer.devices", "2", "--train.trainer.strategy", "ddp"]
+    for name, options in (("one", []), ("two", ["--workers", "2"]), ("ranks", ranks)):
         done = run(
             here,
             *options,
@@ -372,6 +373,8 @@ def test_online_with_workers_is_online(here: Path, monkeypatch: pytest.MonkeyPat
     for number in range(2):
         one, two = (drawn(Path(f"lake/dataset={name}-it{number:04d}")) for name in ("one", "two"))
         assert len(one) == 6 and one == two
+        ranked = drawn(Path(f"lake/dataset=ranks-it{number:04d}"))
+        assert ranked.keys() == one.keys() and (number or ranked == one)  # then their policies differ by rounding
 
 
 @pytest.mark.slow
