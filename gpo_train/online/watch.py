@@ -57,16 +57,19 @@ def table(found: list[Summary], name: str) -> Table:
         "dead",
         "diversity",
         "distance",
-        "draw s",
-        "measure s",
-        "write s",
-        "train s",
+        "draw",
+        "measure",
+        "write",
+        "train",
         *found[-1].watched,
-        title=name,
+        title=f"{name} (draw, measure, write and train in seconds)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,  # so that 80 columns of a terminal hold it
     )
+    for column in made.columns:
+        column.justify, column.no_wrap = "right", True
     for one in found:
         seconds = share(one)
         made.add_row(
