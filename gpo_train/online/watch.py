@@ -79,10 +79,15 @@ def table(found: list[Summary], name: str) -> Table:
             f"{one.dead}/{one.groups}",
             f"{one.diversity:.3f}",
             "" if one.distance is None else f"{one.distance:.4f}",
-            f"{seconds['draw']:.0f}",
-            f"{seconds['measure']:.1f}",
-            f"{seconds['write'] + seconds['catalog']:.1f}",
-            f"{seconds['train']:.0f}",
+            *(
+                f"{spent:.{spent < 100:d}f}"  # tenths where they say something
+                for spent in (
+                    seconds["draw"],
+                    seconds["measure"],
+                    seconds["write"] + seconds["catalog"],
+                    seconds["train"],
+                )
+            ),
             *(f"{one.watched.get(name, math.nan):.3f}" for name in found[-1].watched),
         )
     return made
