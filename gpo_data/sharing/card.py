@@ -62,9 +62,7 @@ def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str, pictures: b
     drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
     columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
     rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
-    first = (
-        f'members = load_dataset("{repo}", split="train")  # a row a member, and its picture\n' if pictures else ""
-    )
+    first = f'members = load_dataset("{repo}", split="train")  # a row a member, and its picture\n' if pictures else ""
     tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in files_in(folder, "tags/*.json")) or "none"
     return f"""# {name}
 
