@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE
 from gpo_data.sharing.card import card
 from gpo_data.sharing.pictures import files_of, write_pictures
 from gpo_data.sharing.tag import differences, make_tag, read_tag
+from tests.parts.disk import needs_mount, small_disk
 from tests.parts.hub import Hub
 
 
@@ -81,6 +82,13 @@ def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
     assert [one["bytes"] for one in shown.cast_column("image", datasets.Image(decode=False))["image"]] == stored
     assert shown[0]["image"].size == (64, 64)
     assert [one["__key__"] for one in samples] == sorted(set(members["group_key"]))
+
+
+@needs_mount
+def test_a_full_disk_for_the_pictures_is_one_line(dataset, tmp_path):
+    full = pytest.raises(RunError, match="No space left.*--no-pictures leaves it out")
+    with small_disk(disk := tmp_path / "disk", "20k"), full:
+        write_pictures(dataset, disk)
 
 
 STEPS = """

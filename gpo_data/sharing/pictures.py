@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpo_data.errors import RunError
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.shard import sidecars
@@ -33,10 +34,20 @@ def files_of(name: str) -> str:
 
 def write_pictures(folder: Path, out: Path, largest: int = LARGEST) -> None:
     """Write the table of a dataset below `out`, one group after the other in memory. Raises RunError."""
+    try:
+        _write(folder, out, largest)
+    except OSError as error:
+        raise RunError(
+            f"{out}: cannot write the table of pictures: {error.strerror or error}; TMPDIR names another folder, or "
+            f"--no-pictures leaves it out"
+        ) from None
+
+
+def _write(folder: Path, out: Path, largest: int) -> None:
     from datasets import Features, Image
 
     drawn = pq.read_schema(parquet_of(sidecars(folder)[0])).remove_metadata()
-    told = pa.schema([column for column in drawn if column.name not in PLACE])
+    told = pa.schema([column for column in drawn if column.name not in (*PLACE, "image")])
     schema = Features({"image": Image(), **Features.from_arrow_schema(told)}).arrow_schema
     name, groups = read_manifest(folder).name, _groups(folder)
     (out / FOLDER).mkdir()
