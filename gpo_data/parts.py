@@ -16,7 +16,7 @@ import json
 import re
 import tarfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -121,6 +121,11 @@ def open_json(data: bytes) -> dict[str, Any]:
         if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
             raise Damage(f"group.json: {name}: expected entries of {' or '.join(kind.__name__ for kind in kinds)}")
     return meta
+
+
+def pictures_of(names: Iterable[str]) -> dict[int, str]:
+    """{member: name of its picture} among the names of a sample's files."""
+    return {int(found[1]): name for name in names if (found := PICTURE.fullmatch(name))}
 
 
 def header_length(first: bytes, size: int, name: str) -> int:

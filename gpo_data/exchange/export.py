@@ -32,7 +32,7 @@ from gpo_data.exchange.pairs import Pair, choose
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.group import from_sample
 from gpo_data.lake.durable import write_atomic
-from gpo_data.parts import PICTURE
+from gpo_data.parts import pictures_of
 from gpo_data.recipe import Recipe
 
 FILE_ROWS = 2000  # pairs in one Parquet file
@@ -172,10 +172,8 @@ KINDS: dict[str, Callable[[Recipe, Path, Iterator[tuple[Pair, Sample]]], None]] 
 
 def picture_of(sample: Sample, member: int) -> tuple[str, bytes]:
     """(extension, bytes) of a member's stored picture."""
-    for name, data in sample.items():
-        if (found := PICTURE.fullmatch(name)) and int(found[1]) == member:
-            return found[2], data
-    raise AssertionError("a member that is ok has a picture")  # from_sample holds this, and so does verify
+    name = pictures_of(sample)[member]  # one that is ok has a picture: from_sample holds this, and so does verify
+    return name.rpartition(".")[2], sample[name]
 
 
 def _saved(tensor: torch.Tensor) -> bytes:

@@ -21,15 +21,15 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import parquet_of, read_rows
-from gpo_data.parts import PICTURE
+from gpo_data.parts import pictures_of
 
 FOLDER = "pictures"
 LARGEST = 2**28  # bytes of pictures in a file, and a group more
 
 
-def files_of(name: str) -> str:
-    """Pattern of the files of a dataset."""
-    return f"{FOLDER}/{name}-?????.parquet"
+def files_of(name: str, number: str = "?????") -> str:
+    """A file of a dataset's table; without its number the pattern of all."""
+    return f"{FOLDER}/{name}-{number}.parquet"
 
 
 def write_pictures(folder: Path, out: Path, largest: int = LARGEST) -> None:
@@ -55,7 +55,7 @@ def _write(folder: Path, out: Path, largest: int) -> None:
         if (rows := next(groups, None)) is None:
             return
         written = 0
-        with pq.ParquetWriter(out / files_of(str(name)).replace("?????", f"{number:05d}"), schema) as writer:
+        with pq.ParquetWriter(out / files_of(str(name), f"{number:05d}"), schema) as writer:
             while rows:
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                 written += sum(len(row["image"]["bytes"]) for row in rows if row["image"])
@@ -67,9 +67,8 @@ def _groups(folder: Path) -> Iterator[list[dict[str, Any]]]:
     for sidecar in sidecars(folder):
         for key, members in groupby(read_rows(sidecar), key=lambda row: row["group_key"]):
             rows = list(members)
+            sample = Record.of(rows[0], folder).read()
             pictures = {
-                int(found[1]): {"bytes": data, "path": f"{key}.{name}"}
-                for name, data in Record.of(rows[0], folder).read().items()
-                if (found := PICTURE.fullmatch(name))
+                member: {"bytes": sample[name], "path": f"{key}.{name}"} for member, name in pictures_of(sample).items()
             }
             yield [row | {"image": pictures.get(row["member"])} for row in rows]
