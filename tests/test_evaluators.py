@@ -194,6 +194,15 @@ def test_image_stats_of_known_pictures():
     assert second == {"entropy": 1.0, "edge_density": 1 / 8, "dark_fraction": 0.5}
 
 
+def test_evaluators_that_see_the_same_stay_open():
+    made = Recipe(evaluators=["ocr", "color"], reward="1", name="a")
+    opened = build(made)
+    again = build(replace(made, name="b", seed=5), opened=opened)
+    assert all(one is other for one, other in zip(again, opened, strict=True))
+    larger = build(replace(made, ocr=replace(made.ocr, upscale=2.0)), opened=opened)
+    assert [one is other for one, other in zip(larger, opened, strict=True)] == [True, False, True]
+
+
 def test_build_puts_image_stats_first():
     evaluators = build(Recipe(evaluators=["ocr", "yolo"], reward="1", task=Task(kind="count"), yolo=YOLO))
     assert [e.name for e in evaluators] == ["image_stats", "ocr", "yolo"]

@@ -8,6 +8,8 @@ import pytest
 
 from gpo_data import recipe
 from gpo_data.errors import UsageError
+from gpo_data.evaluators import ocr
+from gpo_data.evaluators.pool import Measure
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Online
@@ -41,6 +43,19 @@ def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
     assert third == set(sorted(spread, key=lambda prompt: -spread[prompt])[:2])
     same = choose(made, Online(prompt_selection="same"), Iteration(run, 3))
     assert same == choose(made, Online(), Iteration(run, 0)) != choose(made, Online(), Iteration(run, 1))
+
+
+def test_a_run_opens_its_evaluators_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def load(settings: ocr.Settings, threads: int) -> Measure:
+        opened.append(settings)
+        return real(settings, threads)
+
+    real = ocr.load
+    monkeypatch.setattr(ocr, "load", load)
+    online(here, "--online.iterations", "2", "--online.grid_every", "1")
+    assert len(opened) == 1
 
 
 def test_prompts_that_end_come_round_again(here: Path) -> None:

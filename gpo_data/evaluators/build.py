@@ -89,20 +89,31 @@ def try_out(evaluators: list[Evaluator], prompt: Prompt, sampler: Sampler) -> No
             ) from error
 
 
-def build(recipe: Recipe, alone: bool = False) -> list[Evaluator]:
+def build(recipe: Recipe, alone: bool = False, opened: Sequence[Evaluator] = ()) -> list[Evaluator]:
     """`image_stats`, the recipe's evaluators in its order, then its watchers. Raises UsageError for what is missing.
 
-    `alone`: nothing is drawn beside them. A denoiser on the CPU has its cores; an evaluator then gets one thread of its
-    own in what it leaves, which measured a tenth more pictures a second than as many threads again.
+    Args:
+        alone: nothing is drawn beside them. A denoiser on the CPU has its cores; an evaluator then gets one thread of
+            its own in what it leaves, which measured a tenth more pictures a second than as many threads again.
+        opened: evaluators of the same settings; those that would still see the same stay, with their models loaded.
     """
     from gpo_data.evaluators.image_stats import ImageStats
 
     shared = not alone and hardware.device_of(recipe.sampler.device) == "cpu"
     threads = 1 if shared else None
     names = [*recipe.evaluators, *recipe.watchers]
-    evaluators: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in names)]
+    stay = {(one.name, one.version): one for one in opened}
+    made: list[Evaluator] = [ImageStats(), *(_named(name, recipe, threads) for name in names)]
+    evaluators = [stay.get((one.name, one.version), one) for one in made]
     refuse_same_columns(f"task.kind: {recipe.task.kind}", TASKS[recipe.task.kind].columns, evaluators)
     return evaluators
+
+
+def close(evaluators: Sequence[Any]) -> None:
+    """End the processes of those that have some."""
+    for evaluator in evaluators:
+        if hasattr(evaluator, "close"):
+            evaluator.close()
 
 
 def chosen(recipe: Recipe, names: Sequence[str]) -> list[Evaluator]:

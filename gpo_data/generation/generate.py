@@ -49,6 +49,7 @@ def draw(
     share: tuple[int, int] = (0, 1),
     clock: Clock | None = None,
     workers: Begin | None = None,
+    measuring: list[evaluators.Evaluator] | None = None,
 ) -> AnyPath:
     """Draw all missing shards of the recipe's dataset; its folder. Raises Interrupted after Ctrl-C or SIGTERM.
 
@@ -57,9 +58,11 @@ def draw(
         share: (rank, world): of the missing shards only those at [rank::world].
         clock: gets the seconds of each part; of workers it does not know them.
         workers: that draw, kept from one dataset to the next (remote.py); None: those that the recipe asks for.
+        measuring: the recipe's evaluators, open; None builds them.
     """
     with kept_workers(recipe, console) as own:
-        return _draw(recipe, console, model, share, clock, workers or (own if model is None else lambda: None))
+        begin = workers or (own if model is None else lambda: None)
+        return _draw(recipe, console, model, share, clock, begin, measuring)
 
 
 def _draw(
@@ -69,6 +72,7 @@ def _draw(
     share: tuple[int, int],
     clock: Clock | None,
     begin: Begin,
+    measuring: list[evaluators.Evaluator] | None,
 ) -> AnyPath:
     new = drawn_in(recipe.lake, str(recipe.name)) is None
     if new and recipe.ray.address is not None and (workers := begin()):
@@ -80,7 +84,7 @@ def _draw(
             f"--name, or train on both (train.datasets)"
         )
     shards = plan(recipe)
-    chosen = evaluators.build(recipe)
+    chosen = measuring or evaluators.build(recipe)
     evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
     paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
     watching = evaluators.watching(recipe, chosen)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError
-from gpo_data.evaluators import asked, build, chosen
+from gpo_data.evaluators import asked, build, chosen, close
 from gpo_data.generation.progress import bar_of_groups
 from gpo_data.group import Group
 from gpo_data.lake.durable import write_atomic
@@ -96,9 +96,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
         raise
     finally:
-        for evaluator in measuring:
-            if hasattr(evaluator, "close"):  # ends its worker processes
-                evaluator.close()
+        close(measuring)
     if work:
         console.print(f"measured {len(written)} of {len(work)} shards", soft_wrap=True)
     if len(written) < len(work):

@@ -52,13 +52,13 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     manifest = run.manifest()
     recipe = settle(recipe, run.folder, [])
     run.expect_policy()
-    expect_measured(recipe)
+    measuring = expect_measured(recipe)
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)
     with kept_workers(recipe, console) as workers:
         for side in (base, policy):
             console.print(f"{'policy' if side.policy else 'base'}: dataset {side.name}", soft_wrap=True)
-            draw(side, console, workers=workers)
+            draw(side, console, workers=workers, measuring=measuring)
     sides = members(recipe, base, policy)
     compared = compare(recipe, base, policy, sides, chosen)
     found = Evaluation(
@@ -79,10 +79,12 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     return found
 
 
-def expect_measured(recipe: Recipe) -> None:
-    """Raise UsageError, before anything is drawn, where nothing will tell what is right."""
-    measured = evaluators.columns_of(evaluators.build(recipe))
-    expect_right(recipe.task.kind, measured.keys() | TASKS[recipe.task.kind].columns.keys(), "evaluators")
+def expect_measured(recipe: Recipe) -> list[evaluators.Evaluator]:
+    """The recipe's evaluators. Raises UsageError, before anything is drawn, where nothing will tell what is right."""
+    measuring = evaluators.build(recipe)
+    columns = evaluators.columns_of(measuring).keys() | TASKS[recipe.task.kind].columns.keys()
+    expect_right(recipe.task.kind, columns, "evaluators")
+    return measuring
 
 
 def eval_recipes(recipe: Recipe, task: Task, name: str, weights: Path, alone: bool = False) -> tuple[Recipe, Recipe]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gpo_data import evaluators
 from gpo_data.generation.generate import draw
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.reader import diversity
@@ -34,12 +35,13 @@ def against_base(
 
     `name`: of the run; a glob over its iterations, to train on them, shall not find evaluations.
     """
+    measuring = evaluators.build(recipe)
     spread = functools.cache(diversity)  # the base's is asked for every time
     drawn = False
     for number, folder in weights.items():
         base, policy = evaluate.eval_recipes(recipe, chosen.task, name, folder)
         for side in (policy,) if drawn else (base, policy):
-            draw(side, console, workers=workers)
+            draw(side, console, workers=workers, measuring=measuring)
         drawn = True
         sides = evaluate.members(recipe, base, policy)
         yield number, evaluate.compare(recipe, base, policy, sides, chosen, spread)

@@ -54,11 +54,12 @@ class Ranks:
 
 
 class Rollout:
-    """Draws iterations of `recipe` with weights that change; the model stays open between them."""
+    """Draws iterations of `recipe` with weights that change; model and evaluators stay open between them."""
 
     def __init__(self, recipe: Recipe, online: Online, console: Console, loggers: Callable[[], list[Any]]) -> None:
         self.recipe, self.online, self.console, self.loggers = recipe, online, console, loggers
         self._model: Model | None = None
+        self._evaluators: list[evaluators.Evaluator] = []
         self._workers: Begin | None = None
         self._begun = ExitStack()
         self._told = 0.0
@@ -84,7 +85,8 @@ class Rollout:
         if by_workers:
             self._have_drawn(recipe, ranks)
         else:
-            draw(recipe, self.console, model, (ranks.rank, ranks.world), clock)
+            self._evaluators = evaluators.build(recipe, opened=self._evaluators)
+            draw(recipe, self.console, model, (ranks.rank, ranks.world), clock, measuring=self._evaluators)
         ranks.barrier("drawn")
         folder = dataset_folder(recipe.lake, iteration.name)
         missing = [shard for shard in plan(recipe) if not sidecar_path(folder, shard.shard_id).is_file()]
@@ -143,7 +145,8 @@ class Rollout:
         ranks.broadcast("")
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers and the evaluators' processes."""
+        evaluators.close(self._evaluators)
         self._begun.close()
         self._workers = None
 
@@ -169,7 +172,7 @@ class Rollout:
         every = self.online.grid_every
         if not every or iteration.number % every:
             return
-        measuring = evaluators.build(self.recipe)
+        self._evaluators = evaluators.build(self.recipe, opened=self._evaluators)
         groups = []
         for planned in [g for shard in plan(self.recipe) for g in shard.groups][:GRID_PROMPTS]:
             seeds = planned.seeds[:GRID_MEMBERS]
@@ -177,7 +180,7 @@ class Rollout:
             latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)
             one = {k: v[0] for k, v in conditioning.items()}
             few = dataclasses.replace(planned, seeds=seeds)
-            groups.append(finish_group(self.recipe, model, measuring, few, latents, one))
+            groups.append(finish_group(self.recipe, model, self._evaluators, few, latents, one))
         sheet = grid(groups)
         sheet.save(iteration.folder / "grid.png")
         for logger in self.loggers():

@@ -13,7 +13,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from gpo_train.settings import train_settings
 WARM = 1  # first steps that are not counted
 
 
-def measure_steps(made: Recipe, dataset: str, device: str, console: Console) -> dict[str, dict[str, Any]]:
-    """{tuning: {variant: samples_per_s, peak_gb, or failed: why}}"""
+def measure_steps(
+    made: Recipe, dataset: str, device: str, console: Console
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields tuning, variant and its {samples_per_s, peak_gb}, or {failed: why}."""
     reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), dataset, made.reward))
-    found: dict[str, dict[str, Any]] = {}
     for tuning, own in (("lora", "adapters"), ("full", "frozen")):
         settings = {name: settings_of(made, tuning=tuning, reference=name) for name in (own, "stored")}
         variants: dict[str, Callable[[], float]] = {
@@ -49,7 +50,6 @@ def measure_steps(made: Recipe, dataset: str, device: str, console: Console) -> 
             f"ours, reference: {own}": partial(ours, made, settings[own], reader),
             "ours, reference: stored": partial(ours, made, settings["stored"], reader),
         }
-        found[tuning] = {}
         for name, rate in variants.items():
             console.print(f"{made.sampler.height} px: step, {tuning}, {name}", soft_wrap=True)
             gc.collect()
@@ -59,11 +59,10 @@ def measure_steps(made: Recipe, dataset: str, device: str, console: Console) -> 
             try:
                 samples_per_s = rate()
             except torch.OutOfMemoryError:
-                found[tuning][name] = {"failed": "out of memory"}
+                yield tuning, name, {"failed": "out of memory"}
                 continue
             peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
-            found[tuning][name] = {"samples_per_s": samples_per_s, "peak_gb": peak}
-    return found
+            yield tuning, name, {"samples_per_s": samples_per_s, "peak_gb": peak}
 
 
 def settings_of(made: Recipe, **changes: Any) -> Train:
