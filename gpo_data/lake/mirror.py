@@ -37,7 +37,8 @@ class Mirror(fsspec.AbstractFileSystem):  # type: ignore[misc]
         super().__init__(use_listings_cache=False)
         self.url = url
         self.store, self.root = open_store(url)
-        self.protocol = self.store.protocol
+        # As the lake names it: a store has several schemes, and DuckDB is allowed paths of this one.
+        self.protocol = url.partition("://")[0]
         self.cache = Cache(scratch() / "sidecars", SIZE)
         self._listed: dict[str, dict[str, Any]] = {}  # by folder: {path: what the store says of it}
 
@@ -45,7 +46,7 @@ class Mirror(fsspec.AbstractFileSystem):  # type: ignore[misc]
         return str(self.store._strip_protocol(path))
 
     def unstrip_protocol(self, name: str) -> str:
-        return str(self.store.unstrip_protocol(name))
+        return f"{self.protocol}://{name.lstrip('/')}"
 
     def listing(self, folder: str) -> dict[str, Any]:
         """{path: what the store says} of all files below a folder, asked for once. Raises UsageError, RunError."""

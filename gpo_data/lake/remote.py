@@ -30,6 +30,9 @@ from gpo_data.errors import UsageError
 from gpo_data.home import user_cache
 from gpo_data.lake.store_errors import explaining, is_wordless
 
+# The extra of this package that brings a scheme's client.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+
 
 class Stat(NamedTuple):
     st_size: int
@@ -196,8 +199,9 @@ def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         store = _store(url.partition("://")[0])
     except (ImportError, ValueError) as error:
-        extra = "; `pip install 'gpo[s3]'`" if url.startswith("s3") else ""
-        raise UsageError(f"lake: {url}: {error}{extra}") from None
+        extra = EXTRAS.get(url.partition("://")[0]) if isinstance(error, ImportError) else None
+        told = f"; `pip install 'gpo[{extra}]'`" if extra else ""
+        raise UsageError(f"lake: {url}: {error}{told}") from None
     return store, str(store._strip_protocol(url))
 
 

@@ -8,9 +8,17 @@ from contextlib import contextmanager
 from gpo_data.errors import RunError, StoreError, UsageError
 
 EXPIRED = ("ExpiredToken", "RequestExpired", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException")
-UNKNOWN = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentialsError", "PartialCredentialsError")
+UNKNOWN = (
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentialsError", "PartialCredentialsError"),
+    *("AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo"),  # Azure's
+)
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+DENIED = ("AuthorizationPermissionMismatch", "InsufficientAccountPermissions")  # where it is no PermissionError
 CLOCKS = ("RequestTimeTooSkewed",)
-CREDENTIALS = "the environment or the store's own files give them (AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
+CREDENTIALS = (
+    "the environment or the store's own files give them (AWS_PROFILE, AZURE_STORAGE_CONNECTION_STRING, "
+    "GOOGLE_APPLICATION_CREDENTIALS, ...)"
+)
 
 
 @contextmanager
@@ -41,7 +49,7 @@ def explained(error: Exception, url: str, writing: bool = False) -> Exception:
         return UsageError(f"lake: {url}: no credentials that {bucket} knows ({code}); {CREDENTIALS}")
     if code in CLOCKS:
         return UsageError(f"lake: {url}: the clocks of this machine and the store differ too much; set this one's")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or code in DENIED:
         what = "written" if writing else "read"
         return UsageError(f"lake: {url}: must not be {what} with these credentials ({words}); {CREDENTIALS}")
     return StoreError(
@@ -51,7 +59,7 @@ def explained(error: Exception, url: str, writing: bool = False) -> Exception:
 
 
 def lacks_bucket(error: BaseException) -> bool:
-    return _code(error) == "NoSuchBucket" or "bucket does not exist" in str(error)
+    return _code(error) in NO_BUCKET or "bucket does not exist" in str(error)
 
 
 def is_wordless(error: BaseException) -> bool:
@@ -62,6 +70,8 @@ def is_wordless(error: BaseException) -> bool:
 def _code(error: BaseException | None) -> str:
     """The store's own name of what is wrong."""
     while error is not None:
+        if isinstance(code := getattr(error, "error_code", None), str):  # Azure's, an enumeration of texts
+            return str(getattr(code, "value", code))
         response = getattr(error, "response", None)
         if isinstance(response, dict) and "Error" in response:
             return str(response["Error"].get("Code", ""))
