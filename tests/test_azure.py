@@ -64,7 +64,9 @@ def test_two_machines_draw_at_once(azurite, container, recipe_file, drawn_lake, 
     from tests.test_crash import lives
 
     both = [
-        lives().Process(target=life, args=(str(recipe_file), container, environment(azurite, tmp_path / f"scratch-{i}")))
+        lives().Process(
+            target=life, args=(str(recipe_file), container, environment(azurite, tmp_path / f"scratch-{i}"))
+        )
         for i in range(2)
     ]
     for process in both:
