@@ -16,6 +16,7 @@ from rich.console import Console
 from gpo_data.errors import RunError, StoreError, UsageError
 from gpo_data.lake.cache import Cache, bytes_of
 from gpo_data.lake.remote import RemotePath, place
+from gpo_data.lake.store_errors import explained
 from tests.conftest import TRAIN
 from tests.parts.disk import needs_mount, small_disk
 from tests.parts.s3 import Proxy, Request, Server, connected, environment, make_bucket, server
@@ -81,6 +82,13 @@ def test_places(tmp_path, monkeypatch):
             place(lake)
     with pytest.raises(UsageError, match="nosuch://"):
         RemotePath("nosuch://b/lake").is_file()
+
+
+def test_a_listing_that_google_has_not_is_a_bucket_that_is_not_there():
+    found = explained(FileNotFoundError("b/nowhere/o"), "gs://nowhere/lake")  # what gcsfs 2026.10.1 raises
+    assert isinstance(found, UsageError) and "no bucket gs://nowhere" in str(found)
+    there = FileNotFoundError("b/bucket/o/lake%2Fdataset.json")
+    assert explained(there, "gs://bucket/lake") is there
 
 
 def test_the_cache_is_bounded_and_checked(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -207,6 +208,7 @@ def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @functools.cache
 def _store(scheme: str) -> fsspec.AbstractFileSystem:
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it writes a traceback of what it raises as well
     return fsspec.filesystem(scheme, use_listings_cache=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -59,7 +60,8 @@ def explained(error: Exception, url: str, writing: bool = False) -> Exception:
 
 
 def lacks_bucket(error: BaseException) -> bool:
-    return _code(error) in NO_BUCKET or "bucket does not exist" in str(error)
+    told = str(error)  # gcsfs tells the address that it listed, and of a bucket that is there, no objects
+    return _code(error) in NO_BUCKET or "bucket does not exist" in told or bool(re.fullmatch(r"b/[^/]+/o", told))
 
 
 def is_wordless(error: BaseException) -> bool:
