@@ -270,9 +270,9 @@ def test_a_lake_behind_a_url():
 
 
 class Bucket(AbstractFileSystem):
-    """An object store, which names its objects without a slash in front, as S3 does; over memory."""
+    """An object store of two schemes, which names its objects without a slash in front, as S3 does; over memory."""
 
-    protocol, cachable = "bucket", False
+    protocol, cachable = ("bucket", "pail"), False
 
     def ls(self, path, detail=True, **kwargs):
         found = fsspec.filesystem("memory").ls("/" + self._strip_protocol(path), detail=True)
@@ -286,9 +286,10 @@ class Bucket(AbstractFileSystem):
         return fsspec.filesystem("memory").open("/" + self._strip_protocol(path), mode)
 
 
-@pytest.mark.parametrize("lake", ["memory://store/lake", "bucket://store/lake"])
+@pytest.mark.parametrize("lake", ["memory://store/lake", "bucket://store/lake", "pail://store/lake"])
 def test_a_url_lake_is_locked_like_a_folder(lake, tmp_path):
-    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    for scheme in Bucket.protocol:
+        fsspec.register_implementation(scheme, Bucket, clobber=True)
     files = fsspec.filesystem("memory")
     files.store.clear()
     write_shard("/store/lake/dataset=a", 0, rows_of(0, [0.0, 1.0]), files=files)
