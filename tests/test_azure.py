@@ -13,9 +13,8 @@ from gpo_data.cli import main
 from gpo_data.generation.generate import draw
 from gpo_data.lake import catalog
 from gpo_data.lake.remote import place
-from gpo_data.lake.verify import verify
 from tests.parts.azure import PROGRAM, connected, environment, server
-from tests.test_remote import life, objects, on_disk, recipe_of
+from tests.test_remote import draw_at_once, objects, on_disk, recipe_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,20 +60,8 @@ def test_a_lake_in_a_container(container, recipe_file, drawn_lake, capsys):
 
 
 def test_two_machines_draw_at_once(azurite, container, recipe_file, drawn_lake, tmp_path):
-    from tests.test_crash import lives
-
-    both = [
-        lives().Process(
-            target=life, args=(str(recipe_file), container, environment(azurite, tmp_path / f"scratch-{i}"))
-        )
-        for i in range(2)
-    ]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
-    assert objects(container) == on_disk(drawn_lake) and not verify(place(container) / "dataset=small").problems
+    draw_at_once(recipe_file, container, [environment(azurite, tmp_path / f"scratch-{i}") for i in range(2)])
+    assert objects(container) == on_disk(drawn_lake)
 
 
 def test_what_is_wrong_is_one_line(azurite, container, recipe_file, tmp_path, capsys):

@@ -299,6 +299,20 @@ def life(recipe_file: str, lake: str, env: dict[str, str]) -> None:
     draw(recipe_of(Path(recipe_file), lake), QUIET)
 
 
+def draw_at_once(recipe_file: Path, lake: str, environments: list[dict[str, str]]) -> None:
+    """As many machines draw the same dataset; each comes to its end, and nothing is wrong with what lies there."""
+    from gpo_data.lake.verify import verify
+    from tests.test_crash import lives
+
+    drawing = [lives().Process(target=life, args=(str(recipe_file), lake, env)) for env in environments]
+    for process in drawing:
+        process.start()
+    for process in drawing:
+        process.join(120)
+    assert {process.exitcode for process in drawing} == {0}
+    assert not verify(place(lake) / "dataset=small").problems
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kill", range(1, 8))
@@ -334,23 +348,9 @@ def test_killed_at_every_put(s3, bucket, recipe_file, drawn_lake, tmp_path, kill
 
 @pytest.mark.slow
 def test_two_machines_draw_at_once(s3, bucket, recipe_file, drawn_lake, tmp_path):
-    from gpo_data.lake.verify import verify
-    from tests.test_crash import lives
-
-    context = lives()
     with Proxy(s3.port) as proxy, connected(proxy.url, tmp_path / "here"):
-        both = [
-            context.Process(
-                target=life, args=(str(recipe_file), bucket, environment(proxy.url, tmp_path / f"scratch-{i}"))
-            )
-            for i in range(2)
-        ]
-        for process in both:
-            process.start()
-        for process in both:
-            process.join(120)
-        assert [process.exitcode for process in both] == [0, 0]
-        assert objects(bucket) == on_disk(drawn_lake) and not verify(place(bucket) / "dataset=small").problems
+        draw_at_once(recipe_file, bucket, [environment(proxy.url, tmp_path / f"scratch-{i}") for i in range(2)])
+        assert objects(bucket) == on_disk(drawn_lake)
 
 
 @pytest.mark.slow

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.parts.serving import free_port
+from tests.parts.serving import free_port, started
 
 PROGRAM = "azurite-blob"
 # The account that every Azurite has; its key is in its documentation.
@@ -26,20 +23,8 @@ def server(folder: Path) -> Iterator[int]:
     program = shutil.which(PROGRAM)
     assert program is not None
     command = [program, "--silent", "--location", str(folder), "--blobPort", str(port), "--skipApiVersionCheck"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < until, "Azurite does not start"
-                time.sleep(0.05)
+    with started(command, port):
         yield port
-    finally:
-        process.kill()
-        process.wait()
 
 
 def environment(port: int, scratch: Path, key: str = KEY) -> dict[str, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.parts.serving import Served, free_port
+from tests.parts.serving import Served, free_port, started
 
 Fault = str | float | None
 ANSWERS = {
@@ -61,20 +60,8 @@ def server() -> Iterator[Server]:
     """moto's server, empty."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < until, "moto's server does not start"
-                time.sleep(0.05)
+    with started(command, port) as process:
         yield Server(port, process)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def environment(url: str, scratch: Path) -> dict[str, str]:

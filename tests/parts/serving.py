@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -12,6 +16,25 @@ def free_port() -> int:
     """Of loopback; somebody else may take it before it is used."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+@contextmanager
+def started(command: list[str], port: int) -> Iterator[Any]:
+    """A program that listens on `port` of loopback, as a process; ended at the end."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < until, f"{command[0]} does not start"
+                time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Quiet(ThreadingHTTPServer):
