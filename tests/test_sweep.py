@@ -23,6 +23,7 @@ from gpo_train.sweep import processes
 from gpo_train.sweep.line import Gain, front, gain
 from gpo_train.sweep.plan import read_plan
 from gpo_train.sweep.processes import Job, run_all
+from gpo_train.sweep.sweep import crowded
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes/experiments").glob("*.yaml"))
 
@@ -153,6 +154,12 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     jobs.append(Job("killed", signal.raise_signal, (signal.SIGKILL,), tmp_path / "killed.log"))  # type: ignore[arg-type]
     run_all(jobs, 2, lambda job, code: found.update({job.name: code}))
     assert found == {"3": 3, "0": 0, "killed": -signal.SIGKILL}
+
+
+def test_more_rows_at_once_than_cores_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpo_data.hardware.cores", lambda: 2)
+    assert crowded(3, {"cpu"}) == "warning: jobs: 3 rows at once on 2 physical cores take longer than 2 at once would"
+    assert crowded(2, {"cpu"}) is None and crowded(0, set()) is None
 
 
 @pytest.mark.slow

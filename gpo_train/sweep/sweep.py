@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gpo_data import hardware
 from gpo_data.lake.durable import write_atomic
 from gpo_train.evaluation.report import points_text
 from gpo_train.sweep import page
@@ -36,6 +37,8 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
         f"{plan.sweep.jobs} at once; {folder}",
         soft_wrap=True,
     )
+    if warning := crowded(min(plan.sweep.jobs, len(todo)), {row.recipe.sampler.device for row in todo}):
+        console.print(warning, soft_wrap=True)
     failed: list[str] = []
     started, done = time.monotonic(), 0
 
@@ -70,6 +73,13 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
     console.print(table, soft_wrap=True)
     console.print(f"page: {folder / 'index.html'}", soft_wrap=True)
     return len(failed)
+
+
+def crowded(at_once: int, devices: set[str]) -> str | None:
+    """A warning where rows that compute on the processor are more at once than it has cores."""
+    if (cores := hardware.cores()) >= at_once or "cpu" not in {hardware.device_of(device) for device in devices}:
+        return None
+    return f"warning: jobs: {at_once} rows at once on {cores} physical cores take longer than {cores} at once would"
 
 
 def show(plan: Plan, folder: Path, found: dict[str, Result], failed: int) -> str:
