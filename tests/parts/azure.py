@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.parts.serving import free_port, started
+from tests.parts.serving import free_port, started, talking
 
 PROGRAM = "azurite-blob"
 # The account that every Azurite has; its key is in its documentation.
@@ -41,16 +40,5 @@ def connected(port: int, scratch: Path, key: str = KEY) -> Iterator[None]:
     """Inside, this process talks to the server, with connections of its own."""
     import adlfs
 
-    from gpo_data.lake import remote
-
-    old = dict(os.environ)
-    os.environ.update(environment(port, scratch, key))
-    try:
-        adlfs.AzureBlobFileSystem.clear_instance_cache()
-        remote._store.cache_clear()
+    with talking(environment(port, scratch, key), adlfs.AzureBlobFileSystem):
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(old)
-        adlfs.AzureBlobFileSystem.clear_instance_cache()
-        remote._store.cache_clear()

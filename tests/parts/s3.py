@@ -11,7 +11,6 @@ seconds to wait.
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.parts.serving import Served, free_port, started
+from tests.parts.serving import Served, free_port, started, talking
 
 Fault = str | float | None
 ANSWERS = {
@@ -81,19 +80,8 @@ def connected(url: str, scratch: Path) -> Iterator[None]:
     """Inside, this process talks to the server at `url`, with connections of its own."""
     import s3fs
 
-    from gpo_data.lake import remote
-
-    old = dict(os.environ)
-    os.environ.update(environment(url, scratch))
-    try:
-        s3fs.S3FileSystem.clear_instance_cache()
-        remote._store.cache_clear()
+    with talking(environment(url, scratch), s3fs.S3FileSystem):
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(old)
-        s3fs.S3FileSystem.clear_instance_cache()
-        remote._store.cache_clear()
 
 
 def make_bucket(url: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -35,6 +36,24 @@ def started(command: list[str], port: int) -> Iterator[Any]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def talking(environment: dict[str, str], client: Any) -> Iterator[None]:
+    """Inside, this process has that environment, and stores of fsspec's class `client` are connected anew."""
+    from gpo_data.lake import remote
+
+    old = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        client.clear_instance_cache()
+        remote._store.cache_clear()
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(old)
+        client.clear_instance_cache()
+        remote._store.cache_clear()
 
 
 class Quiet(ThreadingHTTPServer):
