@@ -304,7 +304,8 @@ def draw_at_once(recipe_file: Path, lake: str, environments: list[dict[str, str]
     from gpo_data.lake.verify import verify
     from tests.test_crash import lives
 
-    drawing = [lives().Process(target=life, args=(str(recipe_file), lake, env)) for env in environments]
+    context = lives()
+    drawing = [context.Process(target=life, args=(str(recipe_file), lake, env)) for env in environments]
     for process in drawing:
         process.start()
     for process in drawing:

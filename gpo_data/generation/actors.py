@@ -5,7 +5,6 @@ A worker opens model and evaluators once and keeps them while it is told of othe
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import tempfile
@@ -101,7 +100,7 @@ class Opened:
     """In a worker: what stays open from one dataset to the next."""
 
     model: tuple[Any, models.Model] | None = None
-    evaluators: tuple[Any, list[Any]] | None = None
+    evaluators: Sequence[Any] = ()
 
 
 def open_parts(
@@ -119,13 +118,10 @@ def open_parts(
 
     with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
         recipe = arrived(recipe, files, Path(scratch))
-        plain = dataclasses.replace(recipe, name=None, policy=None, seed=0, lake="lake", reward="1", where=None)
-        key = dataclasses.replace(plain, task=dataclasses.replace(recipe.task, prompts=None, num_prompts=1))
-        if Opened.evaluators is None or Opened.evaluators[0] != key:
-            Opened.evaluators = key, evaluators.build(recipe)
+        Opened.evaluators = evaluators.build(recipe, opened=Opened.evaluators)
         measuring = [
             Remote(one, actors[name]) if (name := _named(recipe, i)) in actors else one
-            for i, one in enumerate(Opened.evaluators[1])
+            for i, one in enumerate(Opened.evaluators)
         ]
         if blank:
             evaluators.try_out(measuring, blank, recipe.sampler)

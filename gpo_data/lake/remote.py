@@ -197,10 +197,11 @@ def place(lake: str | Path) -> AnyPath:
 
 def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The store behind a URL, and the path in it. Raises UsageError."""
+    scheme = url.partition("://")[0]
     try:
-        store = _store(url.partition("://")[0])
+        store = _store(scheme)
     except (ImportError, ValueError) as error:
-        extra = EXTRAS.get(url.partition("://")[0]) if isinstance(error, ImportError) else None
+        extra = EXTRAS.get(scheme) if isinstance(error, ImportError) else None
         told = f"; `pip install 'gpo[{extra}]'`" if extra else ""
         raise UsageError(f"lake: {url}: {error}{told}") from None
     return store, str(store._strip_protocol(url))
