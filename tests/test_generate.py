@@ -19,7 +19,7 @@ from gpo_data import cli, evaluators, models, recipe
 from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import image_stats
 from gpo_data.generation.generate import draw
-from gpo_data.generation.plan import plan
+from gpo_data.generation.plan import PlannedGroup, PlannedShard, plan
 from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator, Interrupted
 from gpo_data.group import from_sample
@@ -27,6 +27,7 @@ from gpo_data.lake.manifest import identity, open_dataset
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.verify import verify
+from gpo_data.prompt import Prompt
 from tests.parts.disk import needs_mount, small_disk
 
 
@@ -54,6 +55,18 @@ def test_draws_verified_groups_of_distinct_members(drawn: tuple[recipe.Recipe, P
     first = from_sample(Record.of(rows[0], folder).read())
     assert first.latents.shape == (4, 16, 8, 8) and first.images[0] is not None
     assert not torch.equal(first.latents[0], first.latents[1])
+
+
+@pytest.mark.parametrize(
+    ("group_size", "batch_size", "parts"),
+    [(4, 4, [[0], [1], [2], [3]]), (4, 2, [[0], [1], [2], [3]]), (4, 6, [[0, 1, 2], [3]]), (4, 64, [[0, 1, 2, 3]])],
+)
+def test_parts_of_a_shard_share_no_batch(group_size: int, batch_size: int, parts: list[list[int]]) -> None:
+    prompt = Prompt("p", "a sign", {})
+    shard = PlannedShard(0, [PlannedGroup(str(g), prompt, list(range(group_size))) for g in range(4)])
+    assert shard.parts(batch_size) == parts
+    for batch in shard.batches(batch_size):
+        assert len([part for part in parts if {g for g, _ in batch} & set(part)]) == 1
 
 
 def test_a_member_is_what_the_plain_pipeline_draws(drawn: tuple[recipe.Recipe, Path]) -> None:

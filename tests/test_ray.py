@@ -40,6 +40,9 @@ import numpy as np
 
 def bright(images, targets):
     time.sleep(float(os.environ.get("JUDGE_SECONDS", 0)))
+    if "JUDGES" in os.environ:
+        with open(os.path.join(os.environ["JUDGES"], str(os.getpid())), "a") as calls:
+            calls.write(".")
     return [{"brightness": float(np.mean(image))} for image in images]
 
 
@@ -80,10 +83,11 @@ def test_two_workers_draw_the_bytes_of_one_process(bright: Path, own_ray: None) 
 
 
 def drawn_by_two(bright: Path) -> None:
-    stored = ["--sampler.store_unconditional", "true"]  # in the first group of each shard
-    one = draw(recipe.load(bright, ["--name", "one", *stored], trust=True), QUIET)
-    two = draw(recipe.load(bright, ["--name", "two", *stored, "--workers", "2"], trust=True), QUIET)
-    assert len(drawn(two)) == 6 and drawn(two) == drawn(one)
+    settings = ["--sampler.store_unconditional", "true"]  # in the first group of each shard
+    settings += ["--group_size", "3", "--groups_per_shard", "4"]  # of which two at a time are a job
+    one = draw(recipe.load(bright, ["--name", "one", *settings], trust=True), QUIET)
+    two = draw(recipe.load(bright, ["--name", "two", *settings, "--workers", "2"], trust=True), QUIET)
+    assert len(drawn(two)) == 4 and drawn(two) == drawn(one)
     assert not verify(two).problems and not list((two / ".stage").glob("*.sample"))
 
 
@@ -226,6 +230,20 @@ def test_a_node_dies(bright: Path, one: dict[str, bytes], cluster: Callable[...,
     assert process.returncode == 0, output
     assert "a worker died; another takes its place" in output
     assert same(bright, one)
+
+
+@pytest.mark.slow
+def test_two_workers_share_one_shard(bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*MANY, "--groups_per_shard", "24"]
+    here = drawn(draw(recipe.load(bright, [*settings, "--lake", "plain"], trust=True), QUIET))
+    (tmp_path / "judges").mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "JUDGES", str(tmp_path / "judges"))
+    monkeypatch.setitem(ENVIRONMENT, "JUDGE_SECONDS", "0.5")
+    done = run(bright, *settings, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert same(bright, here)
+    calls = [path.stat().st_size for path in (tmp_path / "judges").iterdir()]
+    assert len(calls) == 2 and min(calls) >= 4, calls  # one of a blank picture, and two jobs of two groups
 
 
 @pytest.mark.slow

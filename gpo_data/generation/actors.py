@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import gpo_data
 from gpo_data import evaluators, hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.generation.plan import PlannedShard
-from gpo_data.generation.worker import GROUPS_WAITING, Drawer
+from gpo_data.generation.worker import Drawer
 from gpo_data.group import from_sample, to_sample
 from gpo_data.lake.stage import END, pack_sample
 from gpo_data.parts import open_archive
@@ -30,33 +30,23 @@ from gpo_data.recipe import Recipe
 if TYPE_CHECKING:
     from gpo_data.generation.travel import Files
 
-Work = Callable[[Iterator[Any]], Iterator[Any]]
+Work = Callable[[Any], Any]  # a job to its result; of two jobs at a time in threads of their own
 
 
 class Worker:
-    """An actor's side."""
+    """An actor's side. `open` is called when nothing else is under way."""
 
-    def open(self, version: str, threads: int, work: Callable[..., Work], *arguments: Any) -> None:
+    def open(self, version: str, threads: int, opening: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
         if version != gpo_data.__version__:
             where = f"gpo is {gpo_data.__version__} on {socket.gethostname()} and {version} where the command runs"
             raise UsageError(f"ray: {where}; install one version on all machines")
         os.environ["OMP_NUM_THREADS"] = str(threads)
         hardware.take_threads()
-        self._jobs: deque[Any] = deque()
-        self._results: Iterator[Any] = iter(())
+        work, arguments = opening
         self._work = work(*arguments)
 
-    def next(self, *jobs: Any) -> Any:
-        """The next result, after some more jobs were taken on."""
-        self._jobs.extend(jobs)
-        for result in self._results:
-            return result
-        self._results = self._work(self._taken())
-        return next(self._results)
-
-    def _taken(self) -> Iterator[Any]:
-        while self._jobs:
-            yield self._jobs.popleft()
+    def do(self, job: Any) -> Any:
+        return self._work(job)
 
 
 class Remote:
@@ -138,28 +128,24 @@ def _named(recipe: Recipe, number: int) -> str:
     return ["image_stats", *recipe.evaluators, *recipe.watchers][number]
 
 
-def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Any:
-    """In a worker: (shard, numbers of groups) ... -> each group's blocks."""
+def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Work:
+    """In a worker: (shard, numbers of groups) -> each group's blocks."""
     recipe, model, measuring = open_parts(recipe, files, actors, blank=blank)
     drawer = Drawer(recipe, model, measuring, lambda group: pack_sample(group.key, to_sample(group)))
+    turn = threading.Lock()
 
-    def results(jobs: Iterator[tuple[PlannedShard, list[int]]]) -> Iterator[bytes]:
-        waiting: deque[Future[bytes]] = deque()
-        for shard, missing in jobs:
-            for group in drawer.groups(shard, missing):
-                waiting.append(group)
-                while waiting and (len(waiting) > GROUPS_WAITING or waiting[0].done()):
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    def result(job: tuple[PlannedShard, list[int]]) -> list[bytes]:
+        with turn:  # of the denoiser; the job before is measured meanwhile
+            groups = list(drawer.groups(*job))
+        return [group.result() for group in groups]
 
-    return results
+    return result
 
 
 def measuring(
     recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], names: Sequence[str] | None
-) -> Any:
-    """In a worker: (number of an evaluator, a shard's samples) ... -> (rows, reasons)."""
+) -> Work:
+    """In a worker: (number of an evaluator, a shard's samples) -> (rows, reasons)."""
     from gpo_data.generation.measure import evaluators_of, measure_groups
     from gpo_data.generation.travel import arrived
 
@@ -167,28 +153,29 @@ def measuring(
         recipe = arrived(recipe, files, Path(scratch))
     own = {name.replace(":", "."): those for name, those in actors.items()}
     chosen = [Remote(one, own[one.name]) if one.name in own else one for one in evaluators_of(recipe, names)]
+    turn = threading.Lock()
 
-    def results(jobs: Iterator[tuple[int, list[bytes]]]) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
-        for number, samples in jobs:
-            groups = (from_sample(open_archive(blocks + END)) for blocks in samples)
-            rows, reasons = [], []
-            for group_rows, group_reasons in measure_groups(chosen[number], groups):
-                rows += group_rows
-                reasons += group_reasons
-            yield rows, reasons
+    def result(job: tuple[int, list[bytes]]) -> tuple[list[dict[str, Any]], list[str]]:
+        number, samples = job
+        groups = (from_sample(open_archive(blocks + END)) for blocks in samples)
+        with turn:
+            rows, reasons = zip(*measure_groups(chosen[number], groups), strict=True)
+        return list(chain(*rows)), list(chain(*reasons))
 
-    return results
+    return result
 
 
-def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]]) -> Any:
-    """In a worker: members with their groups ... -> what drawing them again gives."""
+def redrawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]]) -> Work:
+    """In a worker: members with their groups -> what drawing them again gives."""
     from gpo_data.generation.redraw import Part, redraw_members
 
     recipe, model, measuring = open_parts(recipe, files, actors)
+    turn = threading.Lock()
 
-    def results(jobs: Iterator[Part]) -> Iterator[Any]:
-        for rows, samples, columns in jobs:
-            groups = [from_sample(open_archive(blocks + END), images=False) for blocks in samples]
-            yield redraw_members(recipe, model, measuring, columns, rows, groups)
+    def result(job: Part) -> Any:
+        rows, samples, columns = job
+        groups = [from_sample(open_archive(blocks + END), images=False) for blocks in samples]
+        with turn:
+            return redraw_members(recipe, model, measuring, columns, rows, groups)
 
-    return results
+    return result

@@ -18,9 +18,10 @@ from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
-from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_drawing, with_their_dtype
+from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_in, with_their_dtype
 from gpo_data.generation.worker import Generator
 from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
@@ -121,7 +122,9 @@ def _draw(
             try:
                 if workers is not None:
                     columns = shards[0].columns | evaluators.columns_of(chosen)
-                    elsewhere = draw_shards(workers, folder, fingerprint, todo.shards, columns, progress.group, stop)
+                    elsewhere = draw_shards(
+                        workers, recipe, folder, fingerprint, todo.shards, columns, progress.group, stop
+                    )
                 else:
                     assert model is not None
                     generator = Generator(recipe, folder, fingerprint, model, chosen, progress.group, stop, clock)
@@ -168,7 +171,7 @@ def _open(
         return model or _open_model(recipe, wanted, model_folder, policy, console)
     each = f"threads each: {workers.threads}" + (f", GPUs each: {workers.gpus:g}" if workers.gpus else "")
     console.print(f"drawing with {recipe.model}; workers: {workers.number}, {each}", soft_wrap=True)
-    open_drawing(workers, recipe, prompt)
+    open_in(workers, recipe, actors.drawing, prompt)
     return None
 
 

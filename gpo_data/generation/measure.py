@@ -145,11 +145,12 @@ def _by_workers(
     advance: Advance,
 ) -> Iterator[Measured]:
     """A shard's samples go to a worker and its rows come back; the locks are held here."""
-    from gpo_data.generation.remote import Once, open_measuring, workers_for
+    from gpo_data.generation import actors
+    from gpo_data.generation.remote import Job, open_in, workers_for
 
     with ExitStack() as locks, workers_for(recipe, console, drawing=False) as workers:
         assert workers is not None
-        open_measuring(workers, recipe, names)
+        open_in(workers, recipe, actors.measuring, names)
 
         def samples(evaluator: Any, sidecar: AnyPath) -> tuple[int, list[bytes]] | None:
             key = (id(evaluator), sidecar)
@@ -161,13 +162,9 @@ def _by_workers(
             return chosen.index(evaluator), [record.blocks() for record in _records(sidecar)]
 
         held: dict[Any, ExitStack] = {}
-        jobs = {
-            f"{evaluator.name} of {sidecar}": (Once(f"{evaluator.name} of {sidecar}", partial(samples, *pair)), pair)
-            for pair in work
-            for evaluator, sidecar in [pair]
-        }
-        for job, (rows, reasons) in workers.run([job for job, _ in jobs.values()]):
-            evaluator, sidecar = jobs[job.name][1]
+        jobs = [Job(f"{pair[0].name} of {pair[1]}", partial(samples, *pair), of=pair) for pair in work]
+        for job, (rows, reasons) in workers.run(jobs):
+            evaluator, sidecar = job.of
             yield evaluator, sidecar, rows, reasons
             held[id(evaluator), sidecar].close()
             advance(evaluator, sidecar, len({row["group_key"] for row in rows}))

@@ -44,6 +44,16 @@ class PlannedShard:
         flat = [(g, m) for g, group in enumerate(self.groups) for m in range(len(group.seeds))]
         return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
 
+    def parts(self, batch_size: int) -> list[list[int]]:
+        """Numbers of groups that share batches with each other and with no other group."""
+        found, members = list[list[int]](), 0
+        for g, group in enumerate(self.groups):
+            if members % batch_size == 0:
+                found.append([])
+            found[-1].append(g)
+            members += len(group.seeds)
+        return found
+
 
 def plan(recipe: Recipe) -> list[PlannedShard]:
     """Every shard that the recipe wants, with its groups' keys, prompts and noise seeds."""

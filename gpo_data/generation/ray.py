@@ -1,12 +1,11 @@
 """Ray: jobs done by actors, on this machine or on a cluster. Imported only where a recipe asks for it.
 
     workers = Workers(settings, ...)
-    workers.open(work, *arguments)          each actor calls work(*arguments), which gives a function: jobs -> results
+    workers.open(work, *arguments)          each actor calls work(*arguments), which gives a function: job -> result
     for job, result in workers.run(jobs):   in the order in which they arrive
 
-An actor's function is a generator over its jobs, so that it may begin the next while the last of one is measured. This
-process calls `next` of each actor, at most twice ahead, and hands out another job when little of the last is left: what
-waits is bounded by that, and a slow actor gets fewer jobs.
+An actor has two jobs at a time, so that it may begin one while the last of another is measured: what waits is bounded
+by that, and a slow actor gets fewer jobs.
 
 What always holds: results come to this process, which alone writes; so actors and nodes may die at any moment, and need
 neither the lake nor its locks. A job whose actor died is handed to another, for what is left of it. At the end an actor
@@ -19,12 +18,11 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
@@ -35,47 +33,24 @@ from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation import cluster
 from gpo_data.generation.actors import Work, Worker
+from gpo_data.generation.remote import Job
 from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Ray
 
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)
 DEATHS = 3  # of actors at one job, or of one actor after another before they are open
-AHEAD = 2  # calls of `next` that wait at an actor
+AT_ONCE = 2  # jobs that an actor has
 PATIENCE = 30.0  # seconds without any actor before a word is said
 
 
-class Job(Protocol):
-    """`name` is for people; `done`: nothing is left of it."""
-
-    name: str
-    done: bool
-
-    def hand_out(self) -> tuple[int, Any] | None:
-        """(how many results, what the actor gets) of what is left of it; None: nothing, or not for this process."""
-
-
-@dataclass
-class Held:
-    """A job at an actor: results that it owes, and since when."""
-
-    job: Job
-    owed: int
-    since: float
-
-
-@dataclass
+@dataclass(eq=False)
 class Hand:
-    """An actor as this process sees it: its jobs, oldest first, and those that it was not told of yet."""
+    """An actor as this process sees it; `of`: what its last job was a part of."""
 
     actor: Any
-    held: deque[Held] = field(default_factory=deque)
-    untold: list[Any] = field(default_factory=list)
     calls: int = 0
     ready: bool = False
-
-    @property
-    def owed(self) -> int:
-        return sum(held.owed for held in self.held)
+    of: Any = None
 
 
 class Workers:
@@ -101,10 +76,9 @@ class Workers:
         beside = list((evaluators or {}).values())
         self.beside: dict[str, list[Any]] = {}  # evaluators' own actors
         self._hands: list[Hand] = []
-        self._pending: dict[Any, Hand] = {}
-        self._opening: tuple[Any, ...] = ()
+        self._calls: dict[Any, tuple[Hand, Job | None]] = {}  # None: opens
+        self._opening: Any = None
         self._failures = 0
-        self._deaths: dict[int, int] = {}
         self._ray = ExitStack()
         number = settings.workers or 0
         self.threads = settings.num_cpus or (1 if settings.address else hardware.threads(number))
@@ -129,14 +103,14 @@ class Workers:
 
     def open(self, work: Callable[..., Work], *arguments: Any) -> None:
         """Have every actor call `work(*arguments)`; returns when the first one has. Raises what it raises."""
-        self._opening, self._pending, self._failures = (gpo_data.__version__, self.threads, work, *arguments), {}, 0
-        self._deaths = {}
-        self._hands = [Hand(hand.actor) for hand in self._hands] or [Hand(None) for _ in range(self.number)]
+        self._opening, self._failures = ray.put((work, arguments)), 0  # once for all actors
         for hand in self._hands:
-            self._open(hand)
+            hand.ready = False
+        self._hands = self._hands or [self._begun() for _ in range(self.number)]
         waited = time.monotonic()
         while not any(hand.ready for hand in self._hands):
-            for _ in self._settled(threading.Event(), deque()):
+            self._open()
+            for _ in self._settled([]):
                 pass
             if time.monotonic() - waited > PATIENCE:
                 waited += 10 * PATIENCE
@@ -148,23 +122,23 @@ class Workers:
                     soft_wrap=True,
                 )
 
-    def run(self, jobs: list[Any], stop: threading.Event | None = None) -> Iterator[tuple[Any, Any]]:
+    def run(self, jobs: list[Job], stop: threading.Event | None = None) -> Iterator[tuple[Job, Any]]:
         """(job, result) as they arrive, until all jobs are done. Raises Interrupted and what actors raise."""
-        todo, stop, seconds = deque(jobs), stop or threading.Event(), list[float]()
-        self._deaths = {}
-        while todo or any(not held.job.done for hand in self._hands for held in hand.held):
-            for hand in self._hands:
-                self._hand_out(hand, todo, seconds)
-            for hand, result in self._settled(stop, todo):
-                held = hand.held[0]
-                held.owed -= 1
-                if not held.owed:
-                    hand.held.popleft()
-                if not held.job.done:
-                    if not held.owed:
-                        held.job.done = True
-                        seconds.append(time.monotonic() - held.since)
-                    yield held.job, result
+        todo, seconds = list(jobs), list[float]()
+        try:
+            while todo or any(job and not job.done for _, job in self._calls.values()):
+                self._open()
+                for number in range(AT_ONCE):  # all have one before any has two
+                    for hand in [hand for hand in self._hands if hand.ready and hand.calls == number]:
+                        self._hand_out(hand, todo, seconds)
+                for job, result in self._settled(todo, stop):
+                    if not job.done:  # by another actor
+                        job.done = True
+                        seconds.append(time.monotonic() - job.since)
+                        yield job, result
+        finally:
+            for job in jobs:  # what still comes is of no use
+                job.done = True
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function says where a worker may be; before `open`, which takes the GPUs."""
@@ -181,7 +155,7 @@ class Workers:
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
         self._ray.close()
-        self._hands, self.beside = [], {}
+        self._hands, self._calls, self.beside = [], {}, {}
 
     def __enter__(self) -> Workers:
         return self
@@ -189,82 +163,93 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _open(self, hand: Hand) -> None:
-        if hand.actor is None:
-            kind = ray.remote(Worker).options(
-                num_cpus=self.threads, num_gpus=self.gpus, scheduling_strategy="SPREAD", max_restarts=0
-            )
-            hand.actor = kind.remote()
-        self._pending[hand.actor.open.remote(*self._opening)] = hand
+    def _begun(self) -> Hand:
+        """A new actor; Ray starts it where there is room."""
+        kind = ray.remote(Worker).options(
+            num_cpus=self.threads, num_gpus=self.gpus, scheduling_strategy="SPREAD", max_concurrency=AT_ONCE
+        )
+        return Hand(kind.remote())
 
-    def _hand_out(self, hand: Hand, todo: deque[Job], seconds: list[float]) -> None:
-        """Give it a job if it has little left to do, and call for as many results as it may owe."""
-        while hand.ready and hand.owed <= AHEAD and (todo or not hand.held):
-            job = todo.popleft() if todo else self._late(seconds)
+    def _open(self) -> None:
+        """Have those open it that are neither ready nor at work on something of before."""
+        for hand in self._hands:
+            if not hand.ready and not hand.calls:
+                self._call(hand, None, hand.actor.open.remote(gpo_data.__version__, self.threads, self._opening))
+
+    def _call(self, hand: Hand, job: Job | None, call: Any) -> None:
+        self._calls[call] = hand, job
+        hand.calls += 1
+
+    def _hand_out(self, hand: Hand, todo: list[Job], seconds: list[float]) -> None:
+        """Give it a job: one of the same thing as its last, or the first; where none is left, one that is late."""
+        while todo or not hand.calls:
+            job = next((job for job in todo if job.of is hand.of), todo[0]) if todo else self._late(seconds)
             if job is None:
-                break
-            if (found := job.hand_out()) is None:
+                return
+            if job in todo:
+                todo.remove(job)
+            given = None if job.done else job.make()
+            if given is None:
                 job.done = True
                 continue
-            number, given = found
-            hand.held.append(Held(job, number, time.monotonic()))
-            hand.untold.append(given)
-        while hand.ready and hand.calls < min(AHEAD, hand.owed):
-            self._pending[hand.actor.next.remote(*hand.untold)] = hand
-            hand.untold, hand.calls = [], hand.calls + 1
+            job.since, job.hands, hand.of = time.monotonic(), job.hands + 1, job.of
+            self._call(hand, job, hand.actor.do.remote(given))
+            return
 
     def _late(self, seconds: list[float]) -> Job | None:
         """A job that takes an actor more than twice the usual time, and that no other has."""
-        held = [one for hand in self._hands for one in hand.held if not one.job.done]
         usual = sum(seconds) / len(seconds) if seconds else float("inf")
-        late = [one for one in held if time.monotonic() - one.since > 2 * usual]
-        return next((one.job for one in late if sum(other.job is one.job for other in held) == 1), None)
+        held = [job for _, job in self._calls.values() if job and not job.done and job.hands == 1]
+        return next((job for job in held if time.monotonic() - job.since > 2 * usual), None)
 
-    def _settled(self, stop: threading.Event, todo: deque[Any]) -> Iterator[tuple[Hand, Any]]:
-        """(actor, result) of the calls that have ended; those that died are replaced, their jobs are to do again."""
-        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=0.5)
+    def _settled(self, todo: list[Job], stop: threading.Event | None = None) -> Iterator[tuple[Job, Any]]:
+        """Of the calls that have ended; an actor that died is replaced, and its jobs are to do again."""
+        ended, _ = ray.wait(list(self._calls), timeout=0.5) if self._calls else ([], [])
         self.tick()
-        if stop.is_set():
+        if stop is not None and stop.is_set():
             raise Interrupted
-        for call in done:
-            hand = self._pending.pop(call, None)
-            if hand is None:  # of an actor that died meanwhile
-                continue
+        for call in ended:
+            hand, job = self._calls.pop(call)
+            hand.calls -= 1
+            if job is not None:
+                job.hands -= 1
             try:
                 result = ray.get(call)
             except LOST as error:
-                self._replace(hand, todo, error)
-                continue
+                self._replace(hand, job, todo, error)
             except RayTaskError as error:
-                raise _cause(error) from None
-            if hand.ready:
-                hand.calls -= 1
-                yield hand, result
-            hand.ready = True
+                if job is None or not job.done:
+                    raise _cause(error) from None
+            else:
+                hand.ready |= job is None
+                if job is not None:
+                    yield job, result
 
-    def _replace(self, hand: Hand, todo: deque[Job], error: Exception) -> None:
-        """Another actor in the place of one that died; Ray starts it where there is room."""
+    def _replace(self, hand: Hand, job: Job | None, todo: list[Job], error: Exception) -> None:
+        """Another actor in the place of one that died, or lost a result; its jobs are to do if no other has them."""
         reason = " ".join(str(error).split())[:300]
-        first = next((held.job for held in hand.held if not held.job.done), None)
-        self._failures += not hand.ready
-        if self._failures >= DEATHS * self.number:
-            raise RunError(f"ray: workers die before they have opened the model: {reason}")
-        if first is not None:
-            self._deaths[id(first)] = self._deaths.get(id(first), 0) + 1
-            if self._deaths[id(first)] >= DEATHS:
+        self.console.print("a worker died; another takes its place and what it had in hand", soft_wrap=True)
+        lost = [job] if job is not None else []
+        for call, (_, other) in [(call, of) for call, of in self._calls.items() if of[0] is hand]:
+            del self._calls[call]
+            if other is not None:
+                other.hands -= 1
+                lost.append(other)
+        lost = sorted((job for job in lost if not job.done), key=lambda job: job.since)
+        if not hand.ready:
+            self._failures += 1
+            if self._failures >= DEATHS * self.number:
+                raise RunError(f"ray: workers die before they have opened the model: {reason}")
+        elif lost:
+            lost[0].deaths += 1
+            if lost[0].deaths >= DEATHS:
                 raise RunError(
-                    f"{first.name}: {DEATHS} workers died of it; what is finished is kept. If it is memory, lower "
+                    f"{lost[0].name}: {DEATHS} workers died of it; what is finished is kept. If it is memory, lower "
                     f"sampler.batch_size or take fewer --workers. The last: {reason}"
                 )
-        self.console.print("a worker died; another takes its place and what it had in hand", soft_wrap=True)
-        others = [held.job for other in self._hands if other is not hand for held in other.held]
-        again = [held.job for held in hand.held if not held.job.done and held.job not in others]
-        todo.extendleft(reversed(again))
-        self._pending = {call: other for call, other in self._pending.items() if other is not hand}
+        todo[:0] = [job for job in lost if not job.hands]
         ray.kill(hand.actor)  # also where only a result was lost
-        new = Hand(None)
-        self._hands[self._hands.index(hand)] = new
-        self._open(new)
+        self._hands[self._hands.index(hand)] = self._begun()
 
 
 def _expect(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
 from gpo_data.errors import UsageError
+from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedGroup
-from gpo_data.generation.remote import Once, open_redrawing, workers_for
+from gpo_data.generation.remote import Job, open_in, workers_for
 from gpo_data.generation.worker import finish_group
 from gpo_data.group import Group
 from gpo_data.lake.manifest import imported, settle
@@ -61,13 +62,10 @@ def redraw(recipe: Recipe, folder: AnyPath, count: int, console: Console | None 
     columns = measured_columns(sidecars(folder)[0]) if rows else {}
     with workers_for(recipe, console or Console(quiet=True)) as workers:
         if workers is not None:
-            open_redrawing(workers, recipe)
-            jobs = [
-                Once(f"part {i} of the members", partial(_samples, part, folder, columns))
-                for i, part in enumerate(parts)
-            ]
-            found = {job.name: again for job, again in workers.run(jobs)}
-            return [row for job in jobs for row in found[job.name]]
+            open_in(workers, recipe, actors.redrawing)
+            jobs = [Job(f"{len(part)} members", partial(_samples, part, folder, columns)) for part in parts]
+            found = dict(workers.run(jobs))
+            return [row for job in jobs for row in found[job]]
     hardware.take_threads()
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:

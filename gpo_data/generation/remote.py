@@ -5,18 +5,20 @@
         draw(policy, console, workers=workers)
 
 A worker gets planned groups and gives their samples, as bytes; or gets samples and gives measurements (actors.py). An
-evaluator with `actors` measures in those, for all workers.
+evaluator with `actors` measures in those, for all workers. The groups of a shard that share no batch with its others
+are a job, so that few shards keep many workers busy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,6 @@ from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import END, stage_blocks
 from gpo_data.parts import open_archive
-from gpo_data.prompt import Prompt
 from gpo_data.recipe import EVALUATORS, Recipe, section_of
 
 if TYPE_CHECKING:
@@ -112,54 +113,72 @@ def _beside(workers: Workers, recipe: Recipe, files: dict[str, Files]) -> dict[s
     return workers.beside
 
 
+@dataclasses.dataclass(eq=False)
+class Job:
+    """What a worker makes one result of.
+
+    Args:
+        name: for people.
+        make: gives what the worker gets: all that is left to do; None: nothing, or not for this process.
+        of: what it is a part of. A worker gets parts of the same thing one after another.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    of: Any = None
+    done: bool = False
+    since: float = 0.0  # it was last handed out
+    hands: int = 0  # that have it
+    deaths: int = 0
+
+
 @dataclasses.dataclass
 class ShardToDraw:
-    """A job: the groups of a shard that are not staged. Its lock is held here, from when it is first handed out."""
+    """The groups of a shard that are not staged. Its lock is held here, from when the first is handed out."""
 
     shard: PlannedShard
     folder: AnyPath
     fingerprint: str
     columns: dict[str, pa.DataType]
-    done: bool = False
     elsewhere: bool = False
     lock: ExitStack | None = None
     left: set[str] = dataclasses.field(default_factory=set)  # keys
 
-    @property
-    def name(self) -> str:
-        return f"shard {self.shard.shard_id} of {self.folder}"
+    def jobs(self, batch_size: int) -> list[Job]:
+        name = f"shard {self.shard.shard_id} of {self.folder}"
+        return [Job(name, functools.partial(self._left_of, part), self) for part in self.shard.parts(batch_size)]
 
-    def hand_out(self) -> tuple[int, tuple[PlannedShard, list[int]]] | None:
+    def _left_of(self, part: list[int]) -> tuple[PlannedShard, list[int]] | None:
         if self.lock is None:
-            self.lock = ExitStack()
-            mine = self.lock.enter_context(claim(self.folder, self.shard.shard_id))
-            if not mine or sidecar_path(self.folder, self.shard.shard_id).is_file():
-                self.elsewhere = True
-                self.lock.close()
-                return None
-            clear_temporaries(self.folder, self.shard)
+            self._begin()
+        missing = [g for g in part if self.shard.groups[g].key in self.left]
+        return (self.shard, missing) if missing else None
+
+    def _begin(self) -> None:
+        self.lock = ExitStack()
+        mine = self.lock.enter_context(claim(self.folder, self.shard.shard_id))
+        if not mine or sidecar_path(self.folder, self.shard.shard_id).is_file():
+            self.elsewhere = True
+            self.lock.close()
+            return
+        clear_temporaries(self.folder, self.shard)
         missing = not_staged(self.folder, self.shard, self.fingerprint)
         self.left = {self.shard.groups[g].key for g in missing}
         if not missing:
-            self.commit()
-            return None
-        return len(missing), (self.shard, missing)
+            self._commit()
 
-    def keep(self, blocks: bytes) -> Group | None:
-        """Stage a group, and commit the shard if it was the last; None where another worker drew it as well."""
+    def keep(self, blocks: bytes) -> Group:
+        """Stage a group, and commit the shard if it was the last."""
         group = from_sample(open_archive(blocks + END), images=False)
-        if group.key not in self.left:
-            return None
         stage_blocks(self.folder, group.key, blocks, self.fingerprint)
         self.left.discard(group.key)
         if not self.left:
-            self.commit()
+            self._commit()
         return group
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         keys = [group.key for group in self.shard.groups]
         self.elsewhere = not commit(self.folder, self.shard.shard_id, keys, self.columns, self.fingerprint)
-        self.done = True
         self.close()
 
     def close(self) -> None:
@@ -176,12 +195,8 @@ def _dtype(setting: str, device: str) -> hardware.Dtype:
     return hardware.dtype_for(setting, hardware.device_of(device))
 
 
-def open_drawing(workers: Workers, recipe: Recipe, blank: Prompt | None) -> None:
-    """Have the workers open the model. Raises what they raise."""
-    _open(workers, recipe, actors.drawing, blank)
-
-
-def _open(workers: Workers, recipe: Recipe, work: Any, *arguments: Any) -> None:
+def open_in(workers: Workers, recipe: Recipe, work: Callable[..., actors.Work], *arguments: Any) -> None:
+    """Have the workers open what that work (actors.py) needs of the recipe. Raises what they raise."""
     from gpo_data.generation.travel import absolute, sent
 
     recipe = absolute(recipe)
@@ -191,6 +206,7 @@ def _open(workers: Workers, recipe: Recipe, work: Any, *arguments: Any) -> None:
 
 def draw_shards(
     workers: Workers,
+    recipe: Recipe,
     folder: AnyPath,
     fingerprint: str,
     shards: list[PlannedShard],
@@ -199,33 +215,15 @@ def draw_shards(
     stop: threading.Event,
 ) -> int:
     """Draw them; how many another process has. Raises Interrupted, RunError, and what workers raise."""
-    jobs = [ShardToDraw(shard, folder, fingerprint, columns) for shard in shards]
+    to_draw = [ShardToDraw(shard, folder, fingerprint, columns) for shard in shards]
+    parts = [shard.jobs(recipe.sampler.batch_size) for shard in to_draw]
+    # The first of each shard, the second of each, ...: workers begin with shards of their own, and share the last ones.
+    jobs = [job for turn in itertools.zip_longest(*parts) for job in turn if job is not None]
     try:
-        for job, blocks in workers.run(jobs, stop):
-            if (group := job.keep(blocks)) is not None:
-                on_group(group)
+        for job, groups in workers.run(jobs, stop):
+            for blocks in groups:
+                on_group(job.of.keep(blocks))
     finally:
-        for job in jobs:
-            job.close()
-    return sum(job.elsewhere for job in jobs)
-
-
-@dataclasses.dataclass
-class Once:
-    """A job of one result. `make` gives what the worker gets, or None where there is nothing to do."""
-
-    name: str
-    make: Callable[[], Any]
-    done: bool = False
-
-    def hand_out(self) -> tuple[int, Any] | None:
-        made = self.make()
-        return None if made is None else (1, made)
-
-
-def open_measuring(workers: Workers, recipe: Recipe, names: Sequence[str] | None) -> None:
-    _open(workers, recipe, actors.measuring, names)
-
-
-def open_redrawing(workers: Workers, recipe: Recipe) -> None:
-    _open(workers, recipe, actors.redrawing)
+        for shard in to_draw:
+            shard.close()
+    return sum(shard.elsewhere for shard in to_draw)

@@ -64,13 +64,16 @@ class Drawer(Generic[T]):
         self.recipe, self.model, self.evaluators, self.made = recipe, model, evaluators, made
         self.stop, self.clock = stop or threading.Event(), clock or Clock()
         self.second = ThreadPoolExecutor(1, thread_name_prefix="measure")
+        self._encoded: tuple[int, Conditioning] | None = None  # of the last shard, which may come in parts
 
     def groups(self, shard: PlannedShard, missing: list[int]) -> Iterator[Future[T]]:
         """Each of the groups with those numbers, as soon as it is denoised."""
         if not missing:
             return
         with self.clock.time("encode"):
-            conditioning = self.model.encode([g.prompt.text for g in shard.groups])
+            if self._encoded is None or self._encoded[0] != shard.shard_id:
+                self._encoded = shard.shard_id, self.model.encode([g.prompt.text for g in shard.groups])
+            conditioning = self._encoded[1]
             # Of the whole dataset, once a shard, so that each shard can be read by itself.
             keeps = self.recipe.sampler.store_unconditional and 0 in missing
             unconditional = self.model.unconditional() if keeps else None
