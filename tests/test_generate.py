@@ -28,6 +28,8 @@ from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.verify import verify
 from gpo_data.prompt import Prompt
+from gpo_data.sharing.pictures import files_of, write_pictures
+from gpo_data.status import OK
 from tests.parts.disk import needs_mount, small_disk
 
 
@@ -217,7 +219,9 @@ def test_where_many_members_fail_drawing_stops_and_keeps_what_it_has(
     assert cli.main(line) == 0 and verify(folder).failed == 0  # the same dataset, whose failed members are tried again
 
 
-def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_from_the_model_gives_a_status_row(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gpo_data.models.sd3 import SD3
 
     plain = SD3.draw
@@ -232,6 +236,10 @@ def test_nan_from_the_model_gives_a_status_row(recipe_file: Path, monkeypatch: p
         folder = draw(recipe.load(recipe_file), quiet())
     report = verify(folder)
     assert report.failed == 6 and report.problems == []  # one in each batch: a shard is two batches, 6 and 2 members
+    write_pictures(folder, tmp_path)
+    shown = pq.read_table(tmp_path / files_of("small", "00000"), columns=["status", "image"]).to_pylist()
+    assert [row["image"] is None for row in shown] == [row["status"] != OK for row in shown]
+    assert sum(row["image"] is None for row in shown) == 6
     draw(recipe.load(recipe_file), quiet())
     assert verify(folder).failed == 0
 

@@ -274,6 +274,25 @@ def test_a_node_is_slow(bright: Path, one: dict[str, bytes], cluster: Callable[.
 
 
 @pytest.mark.slow
+def test_who_is_slow_to_open_does_not_work_with_what_was_before(own_ray: None, tmp_path: Path) -> None:
+    from gpo_data.generation.ray import Workers
+    from gpo_data.generation.remote import Job
+
+    def opened(name: str) -> Callable[[int], str]:
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / name).touch(exist_ok=False)
+            return lambda job: time.sleep(0.1) or f"first, {name}"
+        time.sleep(3 if name == "before" else 0)
+        return lambda job: time.sleep(0.1) or f"second, {name}"
+
+    with Workers(recipe.Ray(workers=2), QUIET) as workers:
+        workers.open(opened, "before")
+        workers.open(opened, "after")
+        found = [result for _, result in workers.run([Job(str(i), lambda: 0) for i in range(100)])]
+    assert len(found) == 100 and set(found) == {"first, after", "second, after"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_what_is_begun_here_ends_with_the_command(bright: Path, one: dict[str, bytes], number: int) -> None:
     with begun(bright, *MANY, "--workers", "2") as process:

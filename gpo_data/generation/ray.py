@@ -76,8 +76,8 @@ class Workers:
         beside = list((evaluators or {}).values())
         self.beside: dict[str, list[Any]] = {}  # evaluators' own actors
         self._hands: list[Hand] = []
-        self._calls: dict[Any, tuple[Hand, Job | None]] = {}  # None: opens
-        self._opening: Any = None
+        self._calls: dict[Any, tuple[Hand, Job]] = {}
+        self._opening = _opening(None)
         self._failures = 0
         self._ray = ExitStack()
         number = settings.workers or 0
@@ -103,7 +103,7 @@ class Workers:
 
     def open(self, work: Callable[..., Work], *arguments: Any) -> None:
         """Have every actor call `work(*arguments)`; returns when the first one has. Raises what it raises."""
-        self._opening, self._failures = ray.put((work, arguments)), 0  # once for all actors
+        self._opening, self._failures = _opening(ray.put((work, arguments))), 0  # there once for all actors
         for hand in self._hands:
             hand.ready = False
         self._hands = self._hands or [self._begun() for _ in range(self.number)]
@@ -126,16 +126,15 @@ class Workers:
         """(job, result) as they arrive, until all jobs are done. Raises Interrupted and what actors raise."""
         todo, seconds = list(jobs), list[float]()
         try:
-            while todo or any(job and not job.done for _, job in self._calls.values()):
+            while todo or not all(job.done for _, job in self._calls.values()):
                 self._open()
                 for number in range(AT_ONCE):  # all have one before any has two
                     for hand in [hand for hand in self._hands if hand.ready and hand.calls == number]:
                         self._hand_out(hand, todo, seconds)
                 for job, result in self._settled(todo, stop):
-                    if not job.done:  # by another actor
-                        job.done = True
-                        seconds.append(time.monotonic() - job.since)
-                        yield job, result
+                    job.done = True
+                    seconds.append(time.monotonic() - job.since)
+                    yield job, result
         finally:
             for job in jobs:  # what still comes is of no use
                 job.done = True
@@ -174,11 +173,13 @@ class Workers:
         """Have those open it that are neither ready nor at work on something of before."""
         for hand in self._hands:
             if not hand.ready and not hand.calls:
-                self._call(hand, None, hand.actor.open.remote(gpo_data.__version__, self.threads, self._opening))
+                of = self._opening.of
+                self._call(hand, self._opening, hand.actor.open.remote(gpo_data.__version__, self.threads, of))
 
-    def _call(self, hand: Hand, job: Job | None, call: Any) -> None:
+    def _call(self, hand: Hand, job: Job, call: Any) -> None:
         self._calls[call] = hand, job
         hand.calls += 1
+        job.hands += 1
 
     def _hand_out(self, hand: Hand, todo: list[Job], seconds: list[float]) -> None:
         """Give it a job: one of the same thing as its last, or the first; where none is left, one that is late."""
@@ -192,18 +193,18 @@ class Workers:
             if given is None:
                 job.done = True
                 continue
-            job.since, job.hands, hand.of = time.monotonic(), job.hands + 1, job.of
+            job.since, hand.of = time.monotonic(), job.of
             self._call(hand, job, hand.actor.do.remote(given))
             return
 
     def _late(self, seconds: list[float]) -> Job | None:
         """A job that takes an actor more than twice the usual time, and that no other has."""
         usual = sum(seconds) / len(seconds) if seconds else float("inf")
-        held = [job for _, job in self._calls.values() if job and not job.done and job.hands == 1]
+        held = [job for _, job in self._calls.values() if not job.done and job.hands == 1]
         return next((job for job in held if time.monotonic() - job.since > 2 * usual), None)
 
     def _settled(self, todo: list[Job], stop: threading.Event | None = None) -> Iterator[tuple[Job, Any]]:
-        """Of the calls that have ended; an actor that died is replaced, and its jobs are to do again."""
+        """Of calls that have ended, but for jobs that are done; an actor that died is replaced, its jobs are to do."""
         ended, _ = ray.wait(list(self._calls), timeout=0.5) if self._calls else ([], [])
         self.tick()
         if stop is not None and stop.is_set():
@@ -211,30 +212,28 @@ class Workers:
         for call in ended:
             hand, job = self._calls.pop(call)
             hand.calls -= 1
-            if job is not None:
-                job.hands -= 1
+            job.hands -= 1
             try:
                 result = ray.get(call)
             except LOST as error:
                 self._replace(hand, job, todo, error)
             except RayTaskError as error:
-                if job is None or not job.done:
+                if job is self._opening or not job.done:
                     raise _cause(error) from None
             else:
-                hand.ready |= job is None
-                if job is not None:
+                hand.ready |= job is self._opening  # and not one of before
+                if not job.done:
                     yield job, result
 
-    def _replace(self, hand: Hand, job: Job | None, todo: list[Job], error: Exception) -> None:
+    def _replace(self, hand: Hand, job: Job, todo: list[Job], error: Exception) -> None:
         """Another actor in the place of one that died, or lost a result; its jobs are to do if no other has them."""
         reason = " ".join(str(error).split())[:300]
         self.console.print("a worker died; another takes its place and what it had in hand", soft_wrap=True)
-        lost = [job] if job is not None else []
+        lost = [job]
         for call, (_, other) in [(call, of) for call, of in self._calls.items() if of[0] is hand]:
             del self._calls[call]
-            if other is not None:
-                other.hands -= 1
-                lost.append(other)
+            other.hands -= 1
+            lost.append(other)
         lost = sorted((job for job in lost if not job.done), key=lambda job: job.since)
         if not hand.ready:
             self._failures += 1
@@ -250,6 +249,11 @@ class Workers:
         todo[:0] = [job for job in lost if not job.hands]
         ray.kill(hand.actor)  # also where only a result was lost
         self._hands[self._hands.index(hand)] = self._begun()
+
+
+def _opening(of: Any) -> Job:
+    """A call that opens: nothing to hand out again."""
+    return Job("opening", lambda: None, of, done=True)
 
 
 def _expect(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:
