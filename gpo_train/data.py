@@ -25,6 +25,7 @@ from gpo_data.lake.cache import Cache, bytes_of
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.reader import Reader, TrainGroup, batches
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.watched import refuse_watched, watched_columns
 from gpo_data.lifeline import end_with_parent
 from gpo_data.recipe import Recipe, Train
@@ -34,7 +35,7 @@ Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups ar
 
 
 def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
-    """`catalog.snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages.
+    """`take_snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages.
 
     Raises UsageError, as for a reward that reads what is only watched.
     """
@@ -47,7 +48,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         deciding.append(("train.diversity_bonus", train.diversity_bonus))
     for key, expression in deciding:
         refuse_watched(expression, watched, key)
-    return catalog.snapshot(
+    return take_snapshot(
         catalog.connect(recipe.lake, dataset),
         dataset,
         recipe.reward,

@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError, UsageError, few
-from gpo_data.lake import catalog
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.latents import LARGE
 from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, expect_unconditional, merge
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.snapshot import digest
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import Prepare, cache_of, snapshot_of
 from gpo_train.run import Run
@@ -138,7 +138,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
 def _turns(table: pa.Table) -> list[pa.Table]:
     """A merged snapshot's datasets, by name."""
     parts = [table.filter(pc.field("dataset") == name) for name in sorted(set(table["dataset"].to_pylist()))]
-    return [part.replace_schema_metadata({"digest": catalog.digest(part)}) for part in parts]
+    return [part.replace_schema_metadata({"digest": digest(part)}) for part in parts]
 
 
 def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:

@@ -13,6 +13,8 @@ from fsspec import AbstractFileSystem
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
+from gpo_data.lake.advantage import standardise
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.tasks import TASKS
 from tests.parts.lake import drawn as drawn
 from tests.parts.lake import lake as lake
@@ -69,17 +71,17 @@ def test_a_connection_to_one_dataset_shows_it_alone(lake):
         assert one.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall() == [("a",)]
         assert none.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall() == []
         assert len(whole.execute(f"SELECT DISTINCT dataset FROM {view}").fetchall()) == 2
-    assert catalog.snapshot(one, "a").equals(catalog.snapshot(whole, "a"), check_metadata=True)
+    assert take_snapshot(one, "a").equals(take_snapshot(whole, "a"), check_metadata=True)
     for con in (one, none, whole):
         with pytest.raises(UsageError, match="'nothing': no committed shard.*the lake has: a, ab"):
-            catalog.snapshot(con, "nothing")
+            take_snapshot(con, "nothing")
 
 
 def test_a_group_of_failed_members_is_dead(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [None, None]))
     con = catalog.connect(str(tmp_path))
     assert con.execute("SELECT n, failed, mean, dead FROM groups").fetchall() == [(0, 2, None, True)]
-    assert catalog.snapshot(con, "a").num_rows == 0
+    assert take_snapshot(con, "a").num_rows == 0
 
 
 @pytest.mark.parametrize("name", ["it's [a] 'quoted' *lake?", 'dou"ble', "run=5/lake", "ünï code"])
@@ -146,7 +148,7 @@ def test_another_reward_is_another_relation_and_changes_nothing(lake):
     assert con.execute("SELECT reward FROM members WHERE status <> 'ok'").fetchall() == [(None,)]
     con = catalog.scored(whole, "CASE WHEN member = 0 THEN 'nan'::DOUBLE ELSE true::INT END")
     assert con.execute("SELECT sum(failed) FROM groups").fetchall() == [(4,)]
-    catalog.snapshot(whole, "a", reward="0.0 + member")
+    take_snapshot(whole, "a", reward="0.0 + member")
     for unchanged in (whole, catalog.scored(whole, None)):
         assert [unchanged.execute(question).fetchall() for question in questions] == before
 
@@ -171,7 +173,7 @@ def test_members_say_whether_they_are_exact_and_how_hard_their_prompt_was(tmp_pa
 
 def test_the_extremes_keep_the_advantages_that_they_have_among_all(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.0, 0.4, 0.5, 0.6, 1.0]))
-    whole, few = (catalog.snapshot(catalog.connect(str(tmp_path)), "a", members=n) for n in (None, 2))
+    whole, few = (take_snapshot(catalog.connect(str(tmp_path)), "a", members=n) for n in (None, 2))
     assert few["member"].to_pylist() == [0, 4] and whole.num_rows == 5
     assert few["advantage"].to_pylist() == [whole["advantage"].to_pylist()[i] for i in (0, 4)]
     assert few.schema.metadata[b"digest"] != whole.schema.metadata[b"digest"]
@@ -181,8 +183,8 @@ def test_rewards_that_differ_by_rounding_are_one_reward(tmp_path):
     write_shard(str(tmp_path / "dataset=a"), 0, rows_of(0, [0.1 + 0.2, 0.3, 0.3, 0.3]))
     con = catalog.connect(str(tmp_path))
     assert con.execute("SELECT dead, std FROM groups").fetchall() == [(True, 0.0)]
-    assert catalog.snapshot(con, "a").schema.metadata[b"dead_groups"] == b"1"
-    assert catalog.snapshot(con, "a", keep_dead=True)["advantage"].to_pylist() == [0, 0, 0, 0]
+    assert take_snapshot(con, "a").schema.metadata[b"dead_groups"] == b"1"
+    assert take_snapshot(con, "a", keep_dead=True)["advantage"].to_pylist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("reward", ["text_edit(target, ocr_txt)", "avg(reward)", "target", "(1", "nonsense(1)", ""])
@@ -194,30 +196,30 @@ def test_a_bad_expression_is_a_usage_error(lake, reward):
 
 def test_snapshot(lake):
     con = catalog.connect(str(lake))
-    table = catalog.snapshot(con, "a")
+    table = take_snapshot(con, "a")
     assert table["group_key"].to_pylist() == ["text-00000000"] * 2 + ["text-00000002"] * 3
     assert table["member"].to_pylist() == [0, 1, 0, 2, 3]
     spread = np.std([0, 1, 0.5])
     expected = [-1, 1, -0.5 / spread, 0.5 / spread, 0]
     assert table["advantage"].to_pylist() == pytest.approx(expected)
     facts = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
-    assert facts.pop("digest") == catalog.snapshot(catalog.connect(str(lake)), "a").schema.metadata[b"digest"].decode()
+    assert facts.pop("digest") == take_snapshot(catalog.connect(str(lake)), "a").schema.metadata[b"digest"].decode()
     assert facts == {"groups": "2", "dead_groups": "1", "failed_members": "1"}
 
 
 def test_snapshot_with_another_reward_and_condition(lake):
     con = catalog.connect(str(lake))
-    stored = catalog.snapshot(con, "a")
-    edit = catalog.snapshot(con, "a", reward="text_edit(target, ocr_text)")
+    stored = take_snapshot(con, "a")
+    edit = take_snapshot(con, "a", reward="text_edit(target, ocr_text)")
     assert edit.schema.metadata[b"digest"] != stored.schema.metadata[b"digest"]
     assert edit["reward"].to_pylist() == [0.5, 1.0, 0.5, 1.0, 0.5]
-    some = catalog.snapshot(con, "a", where="mean < 0.9 AND n = 2 -- pairs")
+    some = take_snapshot(con, "a", where="mean < 0.9 AND n = 2 -- pairs")
     assert set(some["group_key"].to_pylist()) == {"text-00000000"}
-    assert catalog.snapshot(con, "a").equals(stored)
+    assert take_snapshot(con, "a").equals(stored)
     with pytest.raises(UsageError, match="^where: 'nope = 1'"):
-        catalog.snapshot(con, "a", where="nope = 1")
+        take_snapshot(con, "a", where="nope = 1")
     with pytest.raises(UsageError, match="the lake has: a$"):
-        catalog.snapshot(con, "b")
+        take_snapshot(con, "b")
 
 
 def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
@@ -226,21 +228,21 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     write_shard(str(tmp_path / "dataset=b"), 0, rows_of(0, [0.0, 1.0]))
     con = catalog.connect(str(tmp_path))
     how = {"reward": "text_exact(target, ocr_text)", "targets": ("target", "color")}
-    table = catalog.snapshot(con, "a", relabel="left(lender.target, 1) = left(borrower.target, 1) -- alike", **how)
+    table = take_snapshot(con, "a", relabel="left(lender.target, 1) = left(borrower.target, 1) -- alike", **how)
     found = [(r["group_key"][-1], r["lender"][-1], r["member"], r["reward"], r["seed"]) for r in table.to_pylist()]
     first = [("0", "0", 0, 1, 0), ("0", "0", 1, 0, 1), ("0", "1", 0, 1, 100), ("0", "1", 1, 0, 101)]
     second = [("1", "1", 0, 0, 100), ("1", "1", 1, 1, 101), ("1", "0", 0, 0, 0), ("1", "0", 1, 1, 1)]
     assert found == first + second
     assert set(table["prompt"].to_pylist()) == {"prompt 0", "prompt 1"}  # the third reads neither: dead
     assert con.execute("SELECT count(*) FROM members WHERE dataset = 'b'").fetchall() == [(2,)]
-    assert "lender" not in catalog.snapshot(catalog.connect(str(tmp_path)), "a").column_names
-    own = catalog.snapshot(catalog.connect(str(tmp_path)), "a", relabel="true", where="lender = group_key", **how)
-    plain = catalog.snapshot(catalog.connect(str(tmp_path)), "a", reward=how["reward"])
+    assert "lender" not in take_snapshot(catalog.connect(str(tmp_path)), "a").column_names
+    own = take_snapshot(catalog.connect(str(tmp_path)), "a", relabel="true", where="lender = group_key", **how)
+    plain = take_snapshot(catalog.connect(str(tmp_path)), "a", reward=how["reward"])
     assert own.drop_columns("lender").equals(plain)
     with pytest.raises(UsageError, match="^relabel: 'lender.target::INT = 1': Conversion Error"):  # found only by doing
-        catalog.snapshot(con, "a", relabel="lender.target::INT = 1", **how)
+        take_snapshot(con, "a", relabel="lender.target::INT = 1", **how)
     with pytest.raises(UsageError, match="^relabel: 'lender.n = 1': .*; columns of borrower and lender: group_key, "):
-        catalog.snapshot(con, "a", relabel="lender.n = 1", **how)
+        take_snapshot(con, "a", relabel="lender.n = 1", **how)
 
 
 def test_advantages_have_mean_0_and_std_1_in_every_living_group():
@@ -248,7 +250,7 @@ def test_advantages_have_mean_0_and_std_1_in_every_living_group():
     group = np.repeat(np.arange(50), 32)
     rewards = rng.choice([0.1, 0.3, 0.7], size=group.size)
     rewards[group == 7] = 0.1
-    advantages, alive = catalog.standardise(group, rewards, 50)
+    advantages, alive = standardise(group, rewards, 50)
     assert not alive[7] and alive.sum() == 49
     table = advantages.reshape(50, 32)[alive]
     np.testing.assert_allclose(table.mean(1), 0, atol=1e-12)
@@ -263,7 +265,7 @@ def test_a_lake_behind_a_url():
     assert con.execute("SELECT dataset, count(*) FROM members GROUP BY 1").fetchall() == [("a", 2)]
     assert con.execute("SELECT tar_bytes FROM shards").fetchall() == [(1024,)]
     assert con.execute("SELECT fingerprint FROM datasets").fetchall() == [("f00d",)]
-    assert catalog.snapshot(con, "a").num_rows == 2
+    assert take_snapshot(con, "a").num_rows == 2
     assert catalog.connect("memory://bucket/empty").execute("SELECT * FROM members").fetchall() == []
     with pytest.raises(UsageError, match="lake: nosuch://x"):
         catalog.connect("nosuch://x")
@@ -296,13 +298,13 @@ def test_a_url_lake_is_locked_like_a_folder(lake, tmp_path):
     files.pipe("/store/secret.csv", b"a\n1\n")
     (tmp_path / "secret.csv").write_text("a\n1\n")
     con = catalog.connect(lake, "a")
-    assert catalog.snapshot(con, "a", reward="1.0 * member", where="ocr_text <> ''").num_rows == 2
+    assert take_snapshot(con, "a", reward="1.0 * member", where="ocr_text <> ''").num_rows == 2
     assert catalog.ask(lake, "SELECT dataset, fingerprint FROM datasets").to_pylist() == [
         {"dataset": "a", "fingerprint": "f00d"}
     ]
     for place in (tmp_path, lake.partition("://")[0] + "://store"):
         with pytest.raises(UsageError, match="only reads the lake, found read_text"):
-            catalog.snapshot(con, "a", where=f"(SELECT count(*) FROM read_text('{place}/secret.csv')) > 0")
+            take_snapshot(con, "a", where=f"(SELECT count(*) FROM read_text('{place}/secret.csv')) > 0")
         with pytest.raises(duckdb.PermissionException):  # the connection itself, whoever asks
             con.execute(f"SELECT * FROM read_text('{place}/secret.csv')")
 

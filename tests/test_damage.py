@@ -32,6 +32,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
 from gpo_data.lake.repair import repair
 from gpo_data.lake.shard import commit, parquet_bytes
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.stage import END, pack_sample, stage
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Recipe
@@ -72,7 +73,7 @@ def readers(folder: Path) -> list[Callable[[], Any]]:
         galleries.choose(data, statistics.summarise(data))
 
     def train() -> None:
-        reader = Reader(lake, catalog.snapshot(catalog.connect(lake, name), name))
+        reader = Reader(lake, take_snapshot(catalog.connect(lake, name), name))
         for index in range(len(reader)):
             reader[index]
 

@@ -33,6 +33,7 @@ from gpo_data.errors import UsageError
 from gpo_data.generation import generate as draw
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Train
 from gpo_train.noise import sample_noise
@@ -265,7 +266,7 @@ def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None
             draw.draw(recipe.load(path, ["--sampler.store_unconditional", "true", "--name", "b"]), Console(quiet=True))
         assert not (tmp_path / "lake" / "dataset=b").exists()
         return
-    table = catalog.snapshot(catalog.connect(str(tmp_path / "lake")), family.name, keep_dead=True)
+    table = take_snapshot(catalog.connect(str(tmp_path / "lake")), family.name, keep_dead=True)
     group = Reader(str(tmp_path / "lake"), table, unconditional=["train.guidance_scale"])[1]
     guidance_is_trained_as_it_is_drawn(family, group)
 

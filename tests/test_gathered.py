@@ -14,6 +14,7 @@ import pytest
 
 from gpo_data.lake import catalog, gathered, measures
 from gpo_data.lake.lake import Lake
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.sql import listed
 from tests.parts.lake import COLUMNS, rows_of, write_measure, write_shard
 
@@ -74,7 +75,7 @@ def test_a_question_to_one_large_dataset_reads_copies_and_what_trains_its_sideca
 ) -> None:
     question = "SELECT * FROM members ORDER BY ALL"
     of_one = [row for row in expected[0] if row["dataset"] == "d03"]
-    frozen = catalog.snapshot(catalog.connect(str(lake), "d03"), "d03")
+    frozen = take_snapshot(catalog.connect(str(lake), "d03"), "d03")
     assert not parts(scratch) and len(of_one) == 12
     assert catalog.ask(str(lake), question, dataset=["d03"]).select(list(of_one[0])).to_pylist() == of_one
     assert Lake(str(lake))["d03"].members().num_rows == 12
@@ -86,7 +87,7 @@ def test_a_question_to_one_large_dataset_reads_copies_and_what_trains_its_sideca
         at = table.column_names.index("reward")
         pq.write_table(table.set_column(at, "reward", pa.array([0.125] * len(table))), path)
     assert not catalog.ask(str(lake), question, dataset=["d03"]).equals(changed)
-    assert catalog.snapshot(catalog.connect(str(lake), "d03"), "d03").equals(frozen)
+    assert take_snapshot(catalog.connect(str(lake), "d03"), "d03").equals(frozen)
 
 
 def test_no_copies_are_made_where_there_is_no_room(

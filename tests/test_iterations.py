@@ -62,8 +62,13 @@ def test_prompts_that_end_come_round_again(here: Path) -> None:
     made = recipe.load(here, ["--task.kind", "count"])
     found = [choose(made, Online(prompts=70), Iteration(Path("runs/a"), i)) for i in range(2)]
     assert len(set(p.text for p in found[0] + found[1])) < 140 and found[1][-1] in found[0]
-    with pytest.raises(UsageError, match="online.prompts: expected at most"):
-        choose(made, Online(prompts=1000), Iteration(Path("runs/a"), 0))
+    first = Iteration(Path("runs/a"), 0)
+    assert len(choose(made, Online(prompt_selection="unmastered", prompts=70), first)) == 70
+    for selection in ("next", "same", "unmastered"):
+        with pytest.raises(UsageError, match="online.prompts: expected at most [0-9]+, which .* found 1000"):
+            choose(made, Online(prompts=1000, prompt_selection=selection), first)
+    with pytest.raises(UsageError, match="online.pool: expected at most [0-9]+, which .* found 1000"):
+        choose(made, Online(prompts=10, pool=1000, prompt_selection="unmastered"), first)
 
 
 def test_old_iterations_lose_their_tars_and_keep_their_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from gpo_data.lake.lake import Lake
 from gpo_data.lake.latents import LARGE, StoredLatents
 from gpo_data.lake.reader import Reader, TrainGroup, spread
 from gpo_data.lake.shard import commit
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.stage import stage
 from gpo_data.parts import Archive, Damage
 from gpo_data.prompt import Prompt
@@ -48,7 +49,7 @@ def test_a_question_to_one_dataset_opens_no_other(lake: Path, capsys: pytest.Cap
     assert catalog.ask(str(lake), query, dataset=["a"])["n"].to_pylist() == [8]
     for ask in (
         lambda: catalog.ask(str(lake), query, dataset=["c"]),
-        lambda: catalog.snapshot(catalog.connect(str(lake), "c"), "c"),
+        lambda: take_snapshot(catalog.connect(str(lake), "c"), "c"),
     ):
         with pytest.raises(UsageError, match="'c'.*: a, b"):
             ask()
@@ -70,7 +71,7 @@ def test_questions_to_one_of_two_thousand_datasets_take_less_than_a_second(lake:
         "members": lambda: Lake(str(lake))[name].members(),
         "audit": lambda: audit.run(str(lake), "many"),  # of 3 shards, whose tars are there for its pictures
         "connect": lambda: catalog.connect(str(lake), name).execute(query).fetchall(),
-        "no such dataset": lambda: catalog.snapshot(catalog.connect(str(lake), "d"), "d"),
+        "no such dataset": lambda: take_snapshot(catalog.connect(str(lake), "d"), "d"),
         "no such name": lambda: Lake(str(lake))["d"],
         "no such glob": lambda: dataset_names(recipe, Train(datasets="x*")),
     }
@@ -108,7 +109,7 @@ def written(lake: Path, groups: int, members: int, shape: tuple[int, ...]) -> Re
             )
             stage(folder, group, "f00d")
         commit(folder, first // 50, keys, align.COLUMNS, "f00d")
-    return Reader(str(lake), catalog.snapshot(catalog.connect(str(lake), "many"), "many"))
+    return Reader(str(lake), take_snapshot(catalog.connect(str(lake), "many"), "many"))
 
 
 def megabytes(name: str) -> float:
@@ -171,7 +172,7 @@ def test_latents_of_a_large_group_are_read_by_rows(tmp_path: Path) -> None:
     """96 MB of 384 members: opening it and asking for the rows of a micro-batch holds neither twice nor once."""
     reader = written(tmp_path, 1, 384, (16, 64, 64))
     whole = reader[0].latents[:]
-    snapshot = catalog.snapshot(catalog.connect(reader.lake, "many"), "many", where="member % 3 <> 1")
+    snapshot = take_snapshot(catalog.connect(reader.lake, "many"), "many", where="member % 3 <> 1")
     lazily = Reader(reader.lake, snapshot, large=LARGE)
     rows = torch.tensor([200, 3, 3, 77])
     Path("/proc/self/clear_refs").write_text("5")

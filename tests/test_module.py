@@ -15,6 +15,7 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.latents import StoredLatents
 from gpo_data.lake.reader import Reader, batches
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.recipe import Train
 from gpo_train import cli
 from gpo_train.module import GPOModule, learning_rate_share
@@ -59,7 +60,7 @@ def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
 def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path) -> None:
     made, plain = recipe.load(here), {group.key: group for group in map(reader_of(here).__getitem__, range(6))}
     how = {"reward": made.reward, "targets": ("target", "color"), "relabel": "length(lender.target) > 0"}
-    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="member < 3", **how))
+    reader = Reader(made.lake, take_snapshot(catalog.connect(made.lake), "small", where="member < 3", **how))
     for index in range(len(reader)):
         group, place = reader[index], reader.places[index]
         mine = plain[group.key]
@@ -71,7 +72,7 @@ def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path)
             where = group.seeds.index(other.seeds[1])
             assert torch.equal(group.latents[where], other.latents[1]) and group.members[where] == 1
     with pytest.raises(UsageError, match="where: leaves group small/.* no member of its own"):
-        Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
+        Reader(made.lake, take_snapshot(catalog.connect(made.lake), "small", where="lender <> group_key", **how))
     run = train(here, "--relabel", "true", "--where", "member < 2", name="lent")
     assert run.manifest().state == "finished"
 
@@ -163,7 +164,7 @@ def test_timesteps_are_drawn_as_asked(here: Path) -> None:
 
 def test_lent_members_have_noise_of_their_own(here: Path) -> None:
     made, how = recipe.load(here), {"targets": ("target", "color"), "relabel": "length(lender.target) > 0"}
-    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small", made.reward, **how))
+    reader = Reader(made.lake, take_snapshot(catalog.connect(made.lake), "small", made.reward, **how))
     group, alone = reader[0], reader_of(here)[0]
     assert group.key == alone.key and group.lent[:5] == (False,) * 4 + (True,) and sum(group.lent) == 20
     noise, before = sample_noise(group, 2, seed=3, shared=False), sample_noise(alone, 2, seed=3, shared=False)

@@ -16,6 +16,7 @@ from rich.console import Console
 from gpo_data.errors import RunError, StoreError, UsageError
 from gpo_data.lake.cache import Cache, bytes_of
 from gpo_data.lake.remote import RemotePath, place
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.store_errors import explained
 from tests.conftest import TRAIN
 from tests.parts.disk import needs_mount, small_disk
@@ -257,7 +258,7 @@ def test_requests_for_one_dataset_do_not_grow_with_the_others(proxy, bucket, dra
 
     def requests() -> int:
         before = len(proxy.seen)
-        catalog.snapshot(catalog.connect(bucket, "small"), "small")
+        take_snapshot(catalog.connect(bucket, "small"), "small")
         return len(proxy.seen) - before
 
     requests()

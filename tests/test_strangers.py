@@ -16,6 +16,7 @@ from gpo_data.audit import members as audit_members
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog, locked, rewards
 from gpo_data.lake.lake import Lake
+from gpo_data.lake.snapshot import take_snapshot
 from tests.parts.lake import rows_of, write_shard
 
 ROOT = Path(__file__).parents[1]
@@ -107,9 +108,9 @@ def ask_all(lake: str, text: str) -> list[Callable[[], Any]]:
     return [
         lambda: rewards.check(text, COLUMNS),
         lambda: rewards.score([{"target": "AB", "ocr_text": "AB"}], text, COLUMNS),
-        lambda: catalog.snapshot(con, "a", reward=text),
-        lambda: catalog.snapshot(con, "a", where=text),
-        lambda: catalog.snapshot(con, "a", relabel=text, **how),
+        lambda: take_snapshot(con, "a", reward=text),
+        lambda: take_snapshot(con, "a", where=text),
+        lambda: take_snapshot(con, "a", relabel=text, **how),
         lambda: Lake(lake)["a"].members(where=text),
         lambda: Lake(lake)["a"].members(reward=text),
         lambda: audit_members.read(lake, "a", None, text),
@@ -165,15 +166,15 @@ def test_a_hostile_query_is_refused_in_one_line(
 )
 def test_good_expressions_go_on_working(text: str, lake: str) -> None:
     con = catalog.connect(lake, "a")
-    assert catalog.snapshot(con, "a", where=text).num_rows == 4
-    assert catalog.snapshot(con, "a", where=text).equals(catalog.snapshot(con, "a"))
+    assert take_snapshot(con, "a", where=text).num_rows == 4
+    assert take_snapshot(con, "a", where=text).equals(take_snapshot(con, "a"))
     assert Lake(lake)["a"].members(where=text, reward=f"({text}\n)::INT + 0.5 * member").num_rows == 4
 
 
 def test_a_condition_may_ask_the_lake(lake: str) -> None:
     con = catalog.connect(lake, "a")
     where = "reward >= (SELECT avg(reward) FROM members)"
-    assert catalog.snapshot(con, "a", where=where, keep_dead=True)["reward"].to_pylist() == [1.0, 0.5]
+    assert take_snapshot(con, "a", where=where, keep_dead=True)["reward"].to_pylist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.watched import refuse_watched, watched_columns
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
@@ -59,7 +60,7 @@ def choose(recipe: Recipe, margin: float | None = None) -> list[Pair]:
     refuse_watched(recipe.reward, watched_columns(folder, read_manifest(folder), recipe.watchers))
     con = catalog.connect(recipe.lake, recipe.name)
     targets = tuple(TASKS[recipe.task.kind].columns)
-    table = catalog.snapshot(con, str(recipe.name), recipe.reward, recipe.where, targets=targets)
+    table = take_snapshot(con, str(recipe.name), recipe.reward, recipe.where, targets=targets)
     return [pair for group in _groups(table, str(folder)) for pair in _of_group(group, margin)]
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import catalog, locked
 from gpo_data.lake.files import open_lake
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
@@ -105,5 +106,5 @@ class Dataset:
 
         con = catalog.connect(self.lake.path, self.name)
         targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
-        table = catalog.snapshot(con, self.name, reward, where, relabel=relabel, targets=targets)
+        table = take_snapshot(con, self.name, reward, where, relabel=relabel, targets=targets)
         return Reader(self.lake.path, table, unconditional=["unconditional=True"] if unconditional else [])

@@ -35,6 +35,7 @@ from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import RemotePath, place
 from gpo_data.lake.shard import dataset_folder, number_of, sidecar_path
 from gpo_data.lake.sidecar import read_rows
+from gpo_data.lake.snapshot import COLUMNS, take_snapshot
 from gpo_data.parts import UNCONDITIONAL
 
 AHEAD = 16  # groups on their way from an object store
@@ -102,7 +103,7 @@ class Place:
 
 
 class Reader(torch.utils.data.Dataset[TrainGroup]):
-    """The groups of a snapshot (see `catalog.snapshot`), by index. Picklable, so that worker processes can read."""
+    """The groups of a snapshot (see `take_snapshot`), by index. Picklable, so that worker processes can read."""
 
     def __init__(
         self,
@@ -233,7 +234,7 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
 def _places(lake: str, table: pa.Table) -> list[Place]:
     by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
     weighed = ["kl_weight"] if "kl_weight" in table.column_names else []
-    for row in table.select([*catalog.SNAPSHOT, "advantage", *weighed]).to_pylist():
+    for row in table.select([*COLUMNS, "advantage", *weighed]).to_pylist():
         by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
     places: list[Place] = []
     for (dataset, key), rows in by_group.items():
@@ -268,7 +269,7 @@ def spread(latents: Tensor | StoredLatents) -> float:
 def diversity(lake: str, dataset: str) -> float:
     """sqrt(mean over elements of the variance of latents over a group's members), mean over groups."""
     found = []
-    reader = Reader(lake, catalog.snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True), large=LARGE)
+    reader = Reader(lake, take_snapshot(catalog.connect(lake, dataset), dataset, keep_dead=True), large=LARGE)
     for group in reader.ahead(range(len(reader))):
         if len(group.members) > 1:
             found.append(spread(group.latents))

@@ -58,7 +58,7 @@ class Recipe:
         reward_weights: of `rewards`, by name; 1 where one has none.
         where: SQL condition on groups and members for audit and training.
         relabel: SQL condition on `borrower` and `lender`: members drawn for the lender's prompt join the borrower's
-            group in training and are judged against its target; see catalog.relabelled.
+            group in training and are judged against its target; see lake/relabel.py.
         train: settings of `gpo-train fit`.
         online: settings of `gpo-train fit --mode online`.
         eval: settings of `gpo-train eval`.

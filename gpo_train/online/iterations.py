@@ -155,23 +155,28 @@ def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]
     """The prompts of an iteration; see Online.prompt_selection. Raises UsageError."""
     count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
     if online.prompt_selection == "same":
-        return _all(recipe, count)
+        return _first(recipe, count, count, "online.prompts")
     if online.prompt_selection == "next":
         start = iteration.number * count
-        try:
-            found = _all(recipe, start + count)
-        except UsageError:  # fewer than that: they come round again
-            found = _all(recipe, None)
-        if len(found) < count:
-            raise UsageError(
-                f"online.prompts: expected at most {len(found)}, which is how many there are, found {count}"
-            )
+        found = _first(recipe, start + count, count, "online.prompts")  # where there are fewer they come round again
         return [found[i % len(found)] for i in range(start, start + count)]
-    pool = _all(recipe, online.pool or POOL * count)
+    least, key = (online.pool, "online.pool") if online.pool else (count, "online.prompts")
+    pool = _first(recipe, online.pool or POOL * count, least, key)
     con = catalog.connect(recipe.lake, [Iteration(iteration.run, i).name for i in range(iteration.number)])
     known = dict(con.execute("SELECT prompt, arg_max(std, dataset) FROM groups GROUP BY prompt").fetchall())
     ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
     return [pool[i] for i in sorted(ranked[:count])]
+
+
+def _first(recipe: Recipe, count: int, least: int, key: str) -> list[Prompt]:
+    """The task's first prompts, or all where there are fewer. Raises UsageError where there are fewer than `least`."""
+    try:
+        return _all(recipe, count)
+    except UsageError:
+        found = _all(recipe, None)
+    if len(found) < least:
+        raise UsageError(f"{key}: expected at most {len(found)}, which is how many prompts there are, found {least}")
+    return found
 
 
 def _all(recipe: Recipe, count: int | None) -> list[Prompt]:

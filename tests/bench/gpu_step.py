@@ -26,6 +26,7 @@ from rich.console import Console
 from gpo_data import models
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.recipe import Recipe, Train
 from gpo_train.data import GroupDataModule
 from gpo_train.fit import load_for_training
@@ -42,7 +43,7 @@ def measure_steps(
     made: Recipe, dataset: str, device: str, console: Console
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yields tuning, variant and its {samples_per_s, peak_gb}, or {failed: why}."""
-    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), dataset, made.reward))
+    reader = Reader(made.lake, take_snapshot(catalog.connect(made.lake), dataset, made.reward))
     for tuning, own in (("lora", "adapters"), ("full", "frozen")):
         settings = {name: settings_of(made, tuning=tuning, reference=name) for name in (own, "stored")}
         variants: dict[str, Callable[[], float]] = {

@@ -32,6 +32,7 @@ from gpo_data import audit, hardware
 from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake.shard import commit
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.stage import stage
 from gpo_data.lake.verify import verify
 from gpo_data.prompt import Prompt
@@ -81,7 +82,7 @@ def many_datasets(folder: Path, datasets: int, repeats: int) -> None:
             "sql --dataset": lambda: catalog.ask(path, COUNT, dataset=[one]),
             "audit of one": lambda: _audit(path, one),
             "verify of one": lambda: verify(lake / f"dataset={one}"),
-            "snapshot of one": lambda: catalog.snapshot(catalog.connect(path, one), one),
+            "snapshot of one": lambda: take_snapshot(catalog.connect(path, one), one),
             "newest of as many runs": lambda: newest("x0", "offline", runs),
         },
         repeats,
@@ -138,7 +139,7 @@ def many_members(folder: Path, members: int, memory: str, repeats: int) -> None:
         f"connect, standardise within {memory}": standardise,
     }
     if members <= SNAPSHOTS:
-        questions["snapshot"] = lambda: catalog.snapshot(catalog.connect(path, "bench"), "bench")
+        questions["snapshot"] = lambda: take_snapshot(catalog.connect(path, "bench"), "bench")
     table(f"{members:,} members, {size / 1e6:,.0f} MB of sidecars", questions, repeats)
     shutil.rmtree(lake)
 

@@ -28,6 +28,7 @@ from gpo_data import hardware, models, recipe
 from gpo_data.generation.generate import draw
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_train import fit as fitting
 from gpo_train.settings import train_settings
 from tests.bench.train import RECIPE, ours
@@ -126,7 +127,7 @@ def main() -> None:
 def step(made: recipe.Recipe, folder: str) -> float:
     """Seconds."""
     draw(made, Console(quiet=True))
-    reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), str(made.name)))
+    reader = Reader(made.lake, take_snapshot(catalog.connect(made.lake), str(made.name)))
     return statistics.median(ours(made, reader, Path(folder) / "run", STEPS).steps[2:])
 
 

@@ -28,6 +28,7 @@ from gpo_data import hardware, recipe
 from gpo_data.generation.generate import draw
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.models import resolve
 from gpo_train import fit as fitting
 from gpo_train.module import GPOModule
@@ -110,7 +111,7 @@ def main() -> None:
         shared = ["--lake", f"{temporary}/lake", "--task.num_prompts", "16", "--train.checkpoint_steps", "100000"]
         made = recipe.load(RECIPE, shared)
         draw(made, Console(quiet=True))
-        reader = Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), str(made.name)))
+        reader = Reader(made.lake, take_snapshot(catalog.connect(made.lake), str(made.name)))
         groups = [reader[i] for i in range(len(reader))]
         rates: dict[str, list[float]] = {"plain loop": [], "ours, frozen copy": [], "ours, stored errors": []}
         waits = []

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from gpo_data import recipe
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_train.checkpoint import newest
 from gpo_train.fit import fit
 from gpo_train.run import Run
@@ -42,4 +43,4 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def reader_of(path: Path) -> Reader:
     made = recipe.load(path)
-    return Reader(made.lake, catalog.snapshot(catalog.connect(made.lake), "small"))
+    return Reader(made.lake, take_snapshot(catalog.connect(made.lake), "small"))

@@ -1,0 +1,219 @@
+"""The snapshot: what a run trains on, frozen: a dataset's members with their advantages.
+
+    dataset, group_key, prompt_id, prompt, member, seed, reward, tar, offset, size, crc32     of the catalog's `members`
+    lender          whose member it is, where members are borrowed (relabel.py)
+    reward_<name>   of each reward of several
+    bonus           what the advantage was multiplied with before it was clipped (novelty.py)
+    uncertainty     how much other judges doubt the reward (uncertainty.py), and kl_weight, 1 of those that are gated
+    advantage       (advantage.py)
+
+    by group_key and member; own members before borrowed ones
+
+What always holds: the same lake and the same question give the same table, bit for bit: advantages are computed in
+numpy, in a fixed order, since DuckDB's parallel sums differ in the last bit from run to run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpo_data.errors import UsageError, few
+from gpo_data.lake import locked
+from gpo_data.lake.advantage import Scale, extremes, standardise, together
+from gpo_data.lake.catalog import scored
+from gpo_data.lake.novelty import as_features, bonus, feature_rows
+from gpo_data.lake.sidecar import REPAIR
+from gpo_data.lake.sql import identifier, quote
+from gpo_data.lake.uncertainty import as_numbers, expect_finite, gated, uncertainty
+from gpo_data.status import OK
+
+COLUMNS = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
+
+
+def take_snapshot(
+    con: duckdb.DuckDBPyConnection,
+    dataset: str,
+    reward: str | None = None,
+    where: str | None = None,
+    keep_dead: bool = False,
+    relabel: str | None = None,
+    targets: tuple[str, ...] = (),
+    members: int | None = None,
+    scale: Scale | None = None,
+    rewards_of: Sequence[tuple[str, str, float]] = (),
+    features: str | None = None,
+    judges: Sequence[str] = (),
+    share: float = 1.0,
+) -> pa.Table:
+    """The groups and advantages that a run trains on.
+
+    Args:
+        con: of `catalog.connect`.
+        reward: expression in the place of the stored reward.
+        where: SQL condition on the columns of members and groups; filters members before standardisation.
+        keep_dead: keep groups whose rewards are all equal, with advantages of 0 (for losses that compare nothing).
+        relabel: see relabel.py, with the task's `targets`.
+        members: of each group keep so many, its best and its worst, with the advantages that they have among all.
+        scale: of advantages; None divides by the group's std.
+        rewards_of: (name, expression, weight) of the rewards whose weighted sum `reward` is; each is standardised by
+            itself before they are summed for the advantages.
+        features: expression for a list of numbers, by which members are alike.
+        judges: expressions for numbers, by which the reward is doubted.
+        share: of the members whose uncertainty is above 0 that are gated.
+
+    The table's metadata: `digest` (16 bytes of blake2b over keys, members, seeds, rewards and checksums, hex),
+    `groups` kept, `dead_groups` dropped for a std of 0, `failed_members` left out. Raises UsageError.
+    """
+    _expect_whole(con, dataset)
+    own = scored(con, reward, dataset, relabel, targets)
+    if where is not None:
+        locked.check_expression("where", where)
+    chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
+                       FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
+                 WHERE ({where or "true"}\n)"""
+    lent = ["lender"] if relabel is not None else []
+    columns = [*map(identifier, (*COLUMNS, *lent)), *_measured(own, rewards_of, features, judges)]
+    table = locked.answer(
+        own,
+        f"""SELECT {", ".join(columns)} {chosen} AND status = '{OK}' AND reward IS NOT NULL
+            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member""",
+        reward=reward,
+        where=where,
+    )
+    failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
+    _refuse_twins(table, dataset)
+    keys = table["group_key"].combine_chunks().dictionary_encode()
+    group = keys.indices.to_numpy()
+    table, alive = _with_advantages(table, group, len(keys.dictionary), scale or Scale(), rewards_of, features)
+    if judges:
+        table = _with_doubts(table, judges)
+    kept = np.ones(len(group), bool) if keep_dead else alive[group]
+    if members is not None:
+        kept &= extremes(group, table["advantage"].to_numpy(), members)
+    table = table.filter(pa.array(kept))
+    if judges:
+        gate = gated(table["uncertainty"].to_numpy(), share)
+        table = table.append_column("kl_weight", pa.array(gate.astype(np.float64)))
+    if lent:
+        _expect_own_members(table, dataset)
+    facts = {
+        "digest": digest(table),
+        "groups": str(len(alive) if keep_dead else int(alive.sum())),
+        "dead_groups": str(int((~alive).sum())),
+        "failed_members": str(failed["n"][0].as_py()),
+    }
+    return table.combine_chunks().replace_schema_metadata(facts)
+
+
+def _measured(
+    own: duckdb.DuckDBPyConnection,
+    rewards_of: Sequence[tuple[str, str, float]],
+    features: str | None,
+    judges: Sequence[str],
+) -> list[str]:
+    """SQL of the columns that advantages and doubts are made of: reward_<name>, features, judge_<i>."""
+    for name, expression, _ in rewards_of:
+        locked.check_expression(f"rewards.{name}", expression)
+    found = [f"CAST(({sql}\n) AS DOUBLE) AS {identifier(f'reward_{name}')}" for name, sql, _ in rewards_of]
+    if features is not None:
+        found.append(f"{as_features(own, features)} AS features")
+    return found + [f"{sql} AS judge_{i}" for i, sql in enumerate(as_numbers(own, judges))]
+
+
+def _with_advantages(
+    table: pa.Table,
+    group: np.ndarray,
+    groups: int,
+    scale: Scale,
+    rewards_of: Sequence[tuple[str, str, float]],
+    features: str | None,
+) -> tuple[pa.Table, np.ndarray]:
+    """(the table with `advantage`, and `bonus` in the place of `features`; alive [groups])."""
+    values = _floats(table, "reward")
+    if rewards_of:
+        each = [_floats(table, f"reward_{name}") for name, _, _ in rewards_of]
+        values = together(group, each, [weight for _, _, weight in rewards_of], groups, scale)
+    advantages, alive = standardise(group, values, groups, dataclasses.replace(scale, clip=None))
+    if features is not None:
+        factor = bonus(group, advantages, feature_rows(table["features"], features))
+        advantages = advantages * factor
+        table = table.drop_columns("features").append_column("bonus", pa.array(factor))
+    if scale.clip is not None:
+        advantages = advantages.clip(-scale.clip, scale.clip)
+    return table.append_column("advantage", pa.array(advantages)), alive
+
+
+def _with_doubts(table: pa.Table, judges: Sequence[str]) -> pa.Table:
+    """The table with `uncertainty` in the place of judge_<i>."""
+    told = [expect_finite(table[f"judge_{i}"], judge) for i, judge in enumerate(judges)]
+    doubt = uncertainty(_floats(table, "reward"), told)
+    return table.drop_columns([f"judge_{i}" for i in range(len(judges))]).append_column("uncertainty", pa.array(doubt))
+
+
+def _floats(table: pa.Table, name: str) -> np.ndarray:
+    values: np.ndarray = table[name].to_numpy().astype(np.float64)
+    return values
+
+
+def _expect_whole(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
+    """Raise UsageError where the dataset has no committed shard, or one that was not drawn by its dataset.json."""
+    if not con.execute("SELECT 1 FROM drawn_members WHERE dataset = $1 LIMIT 1", [dataset]).fetchall():
+        present = [row[0] for row in con.execute("SELECT dataset FROM present ORDER BY 1").fetchall()]
+        raise UsageError(
+            f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
+        )
+    _check_fingerprints(con, dataset)
+
+
+def _expect_own_members(table: pa.Table, dataset: str) -> None:
+    """Raise UsageError where a group has borrowed members alone."""
+    keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
+    with_own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
+    for key in keys:
+        if key not in with_own:
+            raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
+
+
+def _refuse_twins(table: pa.Table, dataset: str) -> None:
+    """Raise UsageError where a member is there twice: two rows of measures for one member would do that."""
+    names = [name for name in ("group_key", "lender", "member") if name in table.column_names]
+    counts = table.group_by(names).aggregate([([], "count_all")])
+    if counts.num_rows != table.num_rows:
+        twin = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
+        raise UsageError(f"dataset {dataset}: {twin['group_key']} member {twin['member']} is there twice; {REPAIR}")
+
+
+def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
+    """Raise UsageError where a shard was not drawn by the recipe in dataset.json."""
+    found = con.execute(
+        """SELECT file_name, f.fingerprint, d.fingerprint FROM footers f LEFT JOIN datasets d USING (dataset)
+           WHERE dataset = $1 AND f.fingerprint IS DISTINCT FROM d.fingerprint ORDER BY 1 LIMIT 1""",
+        [dataset],
+    ).fetchall()
+    for path, fingerprint, expected in found:
+        if expected is None:
+            raise UsageError(
+                f"dataset {dataset}: dataset.json has no fingerprint; it is missing or damaged: restore it"
+            )
+        raise UsageError(
+            f"{path}: fingerprint {fingerprint}, expected {expected}, the one of dataset.json: another recipe drew it; "
+            f"{REPAIR}"
+        )
+
+
+def digest(table: pa.Table) -> str:
+    """Of a snapshot's content; the advantages follow from it, or, with `members`, from the dataset's whole groups."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update("\0".join(table["group_key"].to_pylist()).encode())
+    for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
+        state.update(table[name].to_numpy().astype(kind).tobytes())
+    for name in (name for name in table.column_names if name in ("bonus", "kl_weight") or name.startswith("reward_")):
+        state.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
+    return state.hexdigest()
