@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,35 +134,9 @@ def _fit(
     trainer = make_trainer(recipe, settings, run, callbacks, console)
     resume = newest(checkpoints.folder, console)
     if trainer.is_global_zero:
-        size = sum(p.numel() for p in policy.trainable())
-        console.print(
-            f"run {run.folder}: {'resuming' if resume else 'training'} {size / 1e6:.2f} M parameters "
-            f"({settings.tuning}) on {hardware.describe(trainer.strategy.root_device.type, settings.precision)}, "
-            f"{settings.epochs} epochs of {settings.num_inner_epochs} inner epochs",
-            soft_wrap=True,
-        )
-        if warning := hardware.warning_of("train.precision", settings.precision, trainer.strategy.root_device.type):
-            console.print(warning, soft_wrap=True)
-        if told := dead_zone.warning(recipe, settings, policy.denoiser):
-            console.print(told, soft_wrap=True)
-    try:
-        with same_signals():
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except Interrupted:
-        raise Stopped from None
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
-            f"{settings.micro_batch_size}; the gradient stays the same), set train.gradient_checkpointing: "
-            f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is in {checkpoints.folder}"
-        ) from None
-    except RuntimeError as error:
-        if trainer.world_size == 1 or not OF_A_RANK.search(str(error)):
-            raise
-        raise RunError(
-            f"another rank has ended, so this one does; its own output says why. The same command on all nodes goes on "
-            f"from the last checkpoint in {checkpoints.folder}. Heard: {' '.join(str(error).split())[:200]}"
-        ) from None
+        _say_what_begins(recipe, settings, run, policy, trainer.strategy.root_device.type, bool(resume), console)
+    with _told(settings, trainer, checkpoints.folder), same_signals():
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise Stopped
     if trial:
@@ -195,6 +170,44 @@ def _fit(
             f"trained {trainer.global_step} steps in {checkpoints.seconds:.0f} s; policy: {run.policy}", soft_wrap=True
         )
     return run
+
+
+def _say_what_begins(
+    recipe: Recipe, settings: Train, run: Run, policy: Policy, device: str, resuming: bool, console: Console
+) -> None:
+    size = sum(p.numel() for p in policy.trainable())
+    console.print(
+        f"run {run.folder}: {'resuming' if resuming else 'training'} {size / 1e6:.2f} M parameters ({settings.tuning}) "
+        f"on {hardware.describe(device, settings.precision)}, {settings.epochs} epochs of {settings.num_inner_epochs} "
+        f"inner epochs",
+        soft_wrap=True,
+    )
+    if warning := hardware.warning_of("train.precision", settings.precision, device):
+        console.print(warning, soft_wrap=True)
+    if told := dead_zone.warning(recipe, settings, policy.denoiser):
+        console.print(told, soft_wrap=True)
+
+
+@contextmanager
+def _told(settings: Train, trainer: L.Trainer, checkpoints: Path) -> Iterator[None]:
+    """What ends a training, in words: Stopped, or a RunError that says what to do."""
+    try:
+        yield
+    except Interrupted:
+        raise Stopped from None
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
+            f"{settings.micro_batch_size}; the gradient stays the same), set train.gradient_checkpointing: "
+            f"true, train.precision: bfloat16 or train.tuning: lora; the last checkpoint is in {checkpoints}"
+        ) from None
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not OF_A_RANK.search(str(error)):
+            raise
+        raise RunError(
+            f"another rank has ended, so this one does; its own output says why. The same command on all nodes goes on "
+            f"from the last checkpoint in {checkpoints}. Heard: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _rank() -> int:

@@ -86,14 +86,7 @@ def _draw(
         )
     shards = plan(recipe)
     chosen = measuring or evaluators.build(recipe)
-    evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
-    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
-    watching = evaluators.watching(recipe, chosen)
-    refuse_watched(recipe.reward, evaluators.columns_of(watching))
-    rewards.check(recipe.reward, shards[0].columns | paid)
-    if recipe.task.prompts is not None:
-        prompts = [group.prompt for shard in shards for group in shard.groups]
-        evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
+    watching = _checked(recipe, shards, chosen)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     models.expect_unconditional(model_folder, recipe.sampler.unconditional)
@@ -142,6 +135,21 @@ def _draw(
         console.print(f"{elsewhere} shards were drawn by another process; run again to see whether it finished")
     console.print(f"dataset {folder}", soft_wrap=True)
     return folder
+
+
+def _checked(
+    recipe: Recipe, shards: list[PlannedShard], chosen: list[evaluators.Evaluator]
+) -> list[evaluators.Evaluator]:
+    """The evaluators that only watch. Raises UsageError where evaluators, reward and prompts do not go together."""
+    evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
+    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
+    watching = evaluators.watching(recipe, chosen)
+    refuse_watched(recipe.reward, evaluators.columns_of(watching))
+    rewards.check(recipe.reward, shards[0].columns | paid)
+    if recipe.task.prompts is not None:
+        prompts = [group.prompt for shard in shards for group in shard.groups]
+        evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
+    return watching
 
 
 def _draw_here(generator: Generator, shards: list[PlannedShard]) -> int:
