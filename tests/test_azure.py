@@ -1,4 +1,4 @@
-"""A lake in an Azure container: a real Azurite on loopback, where there is one. What S3 shows is in test_remote.py."""
+"""A lake in an Azure container: a real Azurite on loopback, where there is one. S3 is in test_remote*.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpo_data.generation.generate import draw
 from gpo_data.lake import catalog
 from gpo_data.lake.remote import place
 from tests.parts.azure import PROGRAM, connected, environment, server
-from tests.test_remote import draw_at_once, objects, on_disk, recipe_of
+from tests.parts.bucket import draw_at_once, objects, on_disk, recipe_of
 
 pytestmark = [
     pytest.mark.slow,
