@@ -131,7 +131,7 @@ def verify(recipe: Recipe, options: Options) -> int:
     from gpo_data.lake.verify import verify
 
     folder = _folder(recipe)
-    report = verify(folder)
+    report = verify(folder, console)
     console.print(
         f"{folder}: {report.shards} shards, {report.groups} groups, {report.members} members "
         f"({report.failed} failed), {len(report.problems)} problems",
@@ -214,7 +214,7 @@ def push(recipe: Recipe, options: Options) -> None:
     from gpo_data.sharing.hub import push
 
     o = options
-    url = push(_folder(recipe), o.repository, o.license, o.private, o.tag, pictures=not o.no_pictures)
+    url = push(_folder(recipe), o.repository, o.license, o.private, o.tag, not o.no_pictures, console)
     console.print(f"pushed: {url}", soft_wrap=True)
 
 
@@ -223,7 +223,7 @@ def pull(recipe: Recipe, options: Options) -> None:
     """fetch the recipe's dataset from a hub into the lake, and prove it; resumes"""
     from gpo_data.sharing.hub import pull
 
-    console.print(f"dataset {pull(_folder(recipe), options.repository, options.revision)}", soft_wrap=True)
+    console.print(f"dataset {pull(_folder(recipe), options.repository, options.revision, console)}", soft_wrap=True)
 
 
 @command.verb(

@@ -14,7 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from rich.console import Console
 
-from gpo_data.generation.progress import EVERY
+from gpo_data.progress import EVERY
 from gpo_train.data import GroupDataModule
 
 

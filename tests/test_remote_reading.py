@@ -42,6 +42,22 @@ def test_requests_for_one_dataset_do_not_grow_with_the_others(proxy, bucket, dra
     assert requests() == one <= 2
 
 
+def test_what_is_verified_is_read_once(proxy, bucket, drawn_lake):
+    from gpo_data.lake.verify import verify
+
+    copied(drawn_lake, bucket)
+    before = len(proxy.seen)
+    report = verify(place(bucket) / "dataset=small")
+    assert report.groups == 6 and not report.problems
+    read: dict[str, int] = {}
+    for request in proxy.seen[before:]:
+        name = request.path.partition("?")[0].rpartition("/")[2]
+        read[name] = read.get(name, 0) + request.sent
+    assert {name: size for name, size in read.items() if name.startswith("shard-")} == {
+        name: len(content) for name, content in on_disk(drawn_lake).items()
+    }
+
+
 @pytest.mark.slow
 def test_a_store_that_stumbles(proxy, bucket, recipe_file, drawn_lake, tmp_path):
     """Every fifth request fails, is cut in its answer, is done with its answer lost, or comes late."""

@@ -29,10 +29,10 @@ from rich.console import Console
 
 from gpo_data.errors import UsageError
 from gpo_data.exchange.pairs import Pair, choose
-from gpo_data.generation.progress import bar_of_groups
 from gpo_data.group import from_sample
 from gpo_data.lake.durable import write_atomic
 from gpo_data.parts import pictures_of
+from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
 
 FILE_ROWS = 2000  # pairs in one Parquet file
@@ -54,10 +54,8 @@ def export(recipe: Recipe, out: Path, kind: str, margin: float | None, console: 
         how = "two members of different reward" if margin is None else f"members whose rewards differ by {margin:g}"
         raise UsageError(f"dataset {recipe.name}: no group has {how}; try another reward: or --margin")
     out.mkdir(parents=True, exist_ok=True)
-    progress = bar_of_groups("exporting", console)
     groups = len({pair.key for pair in pairs})
-    with progress:
-        bar = progress.add_task("exporting", total=groups, line="")
+    with Bar("exporting", groups, "groups", console) as bar:
 
         def samples() -> Iterator[tuple[Pair, Sample]]:
             for key, of_group in groupby(pairs, key=lambda pair: pair.key):
@@ -65,7 +63,7 @@ def export(recipe: Recipe, out: Path, kind: str, margin: float | None, console: 
                 sample = together[0].record.read()
                 for pair in together:
                     yield pair, sample
-                progress.update(bar, advance=1, line=key)
+                bar.step(line=key)
 
         KINDS[kind](recipe, out, samples())
     console.print(f"{len(pairs)} pairs of {groups} groups: {out}", soft_wrap=True)

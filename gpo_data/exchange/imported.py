@@ -32,7 +32,6 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.protocol import Malformed, picture
 from gpo_data.exchange.sources import Picture, pictures
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
-from gpo_data.generation.progress import bar_of_groups
 from gpo_data.generation.worker import judged
 from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import rewards
@@ -42,6 +41,7 @@ from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import stage, staged
 from gpo_data.lake.watched import refuse_watched
+from gpo_data.progress import Bar
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
@@ -79,9 +79,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     hardware.take_threads()
     model = models.load(model_folder, recipe.sampler)
     failed, total, why = 0, 0, ""
-    progress = bar_of_groups("importing", console)
-    with progress:
-        bar = progress.add_task("importing", total=sum(len(shard.groups) for shard in todo), line="")
+    with Bar("importing", sum(len(shard.groups) for shard in todo), "groups", console) as bar:
         for shard in todo:
             with claim(folder, shard.shard_id) as mine:
                 if not mine:
@@ -97,7 +95,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                         said = [reason for reason in group.reasons if reason]
                         failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
                         stage(folder, group, fingerprint)
-                    progress.update(bar, advance=1, line=planned.key)
+                    bar.step(line=planned.key)
                 commit(folder, shard.shard_id, [one.key for one in shard.groups], shard.columns | columns, fingerprint)
     for one in measuring:
         if hasattr(one, "close"):

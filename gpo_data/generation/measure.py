@@ -25,7 +25,6 @@ from rich.console import Console
 
 from gpo_data.errors import RunError
 from gpo_data.evaluators import asked, build, chosen, close
-from gpo_data.generation.progress import bar_of_groups
 from gpo_data.group import Group
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
@@ -35,6 +34,7 @@ from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
 from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
+from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
 
 MEASURES = "measures"
@@ -72,14 +72,12 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
     written: list[AnyPath] = []
     failures: list[str] = []
-    progress = bar_of_groups("measuring", console)
     total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
     try:
-        with progress:
-            bar = progress.add_task("measuring", total=total, line="")
+        with Bar("measuring", total, "groups", console) as bar:
 
             def advance(evaluator: Any, sidecar: AnyPath, groups: int) -> None:
-                progress.update(bar, advance=groups, line=f"{evaluator.name} {sidecar.stem}")
+                bar.step(groups, f"{evaluator.name} {sidecar.stem}")
 
             names = evaluators is None or all(isinstance(e, str) for e in evaluators)
             if recipe.ray.wanted and names and work:

@@ -1,7 +1,4 @@
-"""Progress of a drawing run: a live bar on a terminal, a line every few seconds in a log.
-
-Shows members/s, time left, the running mean reward and the dead groups (reward std 0, nothing to learn from).
-"""
+"""Progress of drawing: members/s, time left, the running mean reward and dead groups (std 0, nothing to learn from)."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group
 from gpo_data.lake.advantage import is_dead
+from gpo_data.progress import Bar
 
 
 class Clock:
@@ -34,24 +31,6 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
-EVERY = 10.0  # seconds between two lines of a log
-
-
-def bar_of_groups(what: str, console: Console) -> Progress:
-    """A bar on a terminal; its tasks have a field `line`, which stands beside the number of groups."""
-    return Progress(
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("groups  {task.fields[line]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 ENOUGH = 64  # members, before a share of failed ones says something
 
 
@@ -66,22 +45,21 @@ class DrawProgress:
     def __init__(
         self, total_groups: int, group_size: int, console: Console, staged: int = 0, max_failed: float = 1.0
     ) -> None:
-        self.total, self.size, self.console = total_groups, group_size, console
+        self.size, self.console = group_size, console
         self.before, self.max_failed = staged * group_size, max_failed
         self.groups = self.members = self.dead = self.failed = 0
         self.reward_sum, self.rewards = 0.0, 0
         self.reasons: Counter[str] = Counter()
-        self.started = self.printed = time.monotonic()
+        self.started = time.monotonic()
         self._lock = threading.Lock()
-        self._bar = bar_of_groups("drawing", console)
-        self._task = self._bar.add_task("drawing", total=total_groups, line="")
+        self._bar = Bar("drawing", total_groups, "groups", console)
 
     def __enter__(self) -> DrawProgress:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        self._bar.__exit__(*exc)
 
     def group(self, group: Group) -> None:
         with self._lock:
@@ -92,14 +70,7 @@ class DrawProgress:
             self.reasons.update(reason for reason in group.reasons if reason)
             self.dead += bool(is_dead(min(rewards), max(rewards))) if rewards else True
             self.reward_sum, self.rewards = self.reward_sum + sum(rewards), self.rewards + len(rewards)
-            self._bar.update(self._task, completed=self.groups, line=self.line())
-            now = time.monotonic()
-            if not self.console.is_terminal and (now - self.printed > EVERY or self.groups == self.total):
-                self.printed = now
-                left = (self.total - self.groups) * (now - self.started) / self.groups
-                self.console.print(
-                    f"drawing {self.groups}/{self.total} groups  {self.line()}  left {left:.0f} s", soft_wrap=True
-                )
+            self._bar.step(line=self.line())
             members = self.before + self.members
             if members >= ENOUGH and self.failed > self.max_failed * members:
                 raise RunError(

@@ -47,8 +47,12 @@ class Record:
 
     def group(self, cache: Cache | None = None, images: bool = True) -> Group:
         """The group, checked. Raises RunError. `images=False` leaves the previews undecoded."""
+        return self.opened(self.blocks(cache), images)
+
+    def opened(self, blocks: bytes, images: bool = True) -> Group:
+        """The group of bytes that `blocks` gave. Raises RunError."""
         try:
-            return from_sample(self.read(cache), images)
+            return from_sample(open_archive(blocks), images)
         except Damage as damage:
             raise self.damaged(str(damage)) from None
 

@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.home import user_cache
 from gpo_data.lake.store_errors import explaining, is_wordless
 
@@ -163,7 +163,27 @@ class RemotePath:
                 raise
 
 
+@dataclass(frozen=True, order=True)
+class Held(RemotePath):
+    """An object that was read, and is not asked for again."""
+
+    content: bytes = field(compare=False, repr=False)
+
+    def read_bytes(self) -> bytes:
+        return self.content
+
+
 AnyPath = Path | RemotePath
+
+
+def held(path: AnyPath) -> AnyPath:
+    """The file, read now where it lies in an object store. Raises RunError."""
+    if not isinstance(path, RemotePath):
+        return path
+    try:
+        return Held(path.url, path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
 
 
 def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:

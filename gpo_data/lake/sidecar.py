@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import RunError, words
-from gpo_data.lake.remote import AnyPath, RemotePath
+from gpo_data.lake.remote import AnyPath, held
 
 SCHEMA_VERSION = 1
 FOOTER = ("tar_sha256", "tar_bytes", "groups", "group_size", "schema_version", "fingerprint")
@@ -62,12 +62,8 @@ def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | Non
 
 def parquet_of(path: AnyPath) -> IO[bytes] | Path:
     """What pyarrow reads. Raises RunError where an object store does not give it."""
-    if not isinstance(path, RemotePath):
-        return path
-    try:
-        return io.BytesIO(path.read_bytes())
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
+    path = held(path)
+    return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())
 
 
 def read_rows(sidecar: AnyPath, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

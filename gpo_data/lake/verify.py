@@ -3,15 +3,20 @@
 Checks of each shard its sidecar, footer, rows, size and sha256, and opens every part of every sample as readers do
 (parts.py); of each measures file that it belongs to its shard and holds the values that were written; and the folder
 for orphans (a tar without a sidecar) and temporaries that a kill left. Without problems, everything can be opened.
+Every byte is read once, a group at a time, unless something is wrong with it: a tar's sha256 is that of its groups one
+after the other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from rich.console import Console
 
 from gpo_data import status
 from gpo_data.errors import RunError, StoreError, few
@@ -19,11 +24,12 @@ from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import Manifest, keeps_unconditional, read_manifest
 from gpo_data.lake.measures import problem_of_measures
 from gpo_data.lake.record import PLACE, Record
-from gpo_data.lake.remote import AnyPath, files_in
+from gpo_data.lake.remote import AnyPath, files_in, held
 from gpo_data.lake.shard import member_rows, sidecars
 from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, parquet_of, problem_of, read_rows
 from gpo_data.lake.stage import END
 from gpo_data.parts import UNCONDITIONAL
+from gpo_data.progress import Bar
 
 Stamp = tuple[tuple[int, int] | None, ...]
 
@@ -40,21 +46,25 @@ class Report:
     stamps: dict[AnyPath, Stamp] = field(default_factory=dict)  # of the files with problems, as they were looked at
 
 
-def verify(folder: AnyPath) -> Report:
+def verify(folder: AnyPath, console: Console | None = None) -> Report:
     """Check every byte of the dataset in `folder`. Raises UsageError where dataset.json is none."""
     report, manifest, seen = Report(), read_manifest(folder), dict[str, AnyPath]()
-    for sidecar in sidecars(folder):
-        report.shards += 1
-        stamp = stamp_of(sidecar)
-        try:
-            for problem in _shard(sidecar, manifest, seen, report):
-                _note(report, sidecar, problem, stamp)
-        except StoreError:
-            raise
-        except RunError as error:
-            _note(report, sidecar, str(error), stamp)
+    committed = sidecars(folder)
+    with Bar("verifying", len(committed), "shards", console or Console(quiet=True)) as bar:
+        for sidecar in committed:
+            report.shards += 1
+            stamp = stamp_of(sidecar)
+            try:
+                for problem in _shard(held(sidecar), stamp, manifest, seen, report):
+                    _note(report, sidecar, problem, stamp)
+            except StoreError:
+                raise
+            except RunError as error:
+                _note(report, sidecar, str(error), stamp)
+            bar.step(line=f"problems {len(report.problems)}" if report.problems else "")
+    there = {sidecar.stem for sidecar in committed}
     for tar in files_in(folder, "shard-*.tar"):
-        if not tar.with_suffix(".parquet").exists():
+        if tar.stem not in there and not tar.with_suffix(".parquet").exists():
             _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
     for path in files_in(folder, "measures/*@*/shard-*.parquet"):
         if wrong := problem_of_measures(path, folder / path.name):
@@ -83,7 +93,9 @@ def _note(report: Report, path: AnyPath, problem: str, stamp: Stamp | None = Non
     report.stamps[path] = stamp or stamp_of(path)
 
 
-def _shard(sidecar: AnyPath, manifest: Manifest, seen: dict[str, AnyPath], report: Report) -> Iterator[str]:
+def _shard(
+    sidecar: AnyPath, stamp: Stamp, manifest: Manifest, seen: dict[str, AnyPath], report: Report
+) -> Iterator[str]:
     if problem := problem_of(parquet_of(sidecar), whole=True):
         yield problem
         return
@@ -108,19 +120,34 @@ def _shard(sidecar: AnyPath, manifest: Manifest, seen: dict[str, AnyPath], repor
     report.groups += len(by_key)
     report.members += len(rows)
     report.failed += sum(row["status"] != status.OK for row in rows)
-    tar = sidecar.with_suffix(".tar")
-    if problem := _tar(tar, footer):
-        yield problem
-        return
-    end = 0
+    tar, keeps = sidecar.with_suffix(".tar"), keeps_unconditional(manifest)
+    sha256, problems, end = hashlib.sha256(), list[str](), 0
     for key, of_group in by_key.items():
         if any(row[name] != of_group[0][name] for row in of_group for name in PLACE) or of_group[0]["offset"] != end:
-            yield f"the rows of {key} place it at {of_group[0]['offset']} in {tar.name}, expected {end}"
+            problems.append(f"the rows of {key} place it at {of_group[0]['offset']} in {tar.name}, expected {end}")
         end = of_group[0]["offset"] + of_group[0]["size"]
         # Of the dataset, in the first group of each shard.
-        yield from _group(key, of_group, tar, keeps_unconditional(manifest) and key == rows[0]["group_key"])
+        problems += _group(key, of_group, tar, keeps and key == rows[0]["group_key"], sha256)
     if end + len(END) != int(footer["tar_bytes"]):
-        yield f"the rows end at byte {end} of {tar.name}, expected {int(footer['tar_bytes']) - len(END)}"
+        problems.append(f"the rows end at byte {end} of {tar.name}, expected {int(footer['tar_bytes']) - len(END)}")
+    if not _is_as_told(tar, stamp[1], footer, sha256) and (problem := _tar(tar, footer)):
+        yield problem  # of the tar as a whole, which says more than what follows from it
+    else:
+        yield from problems
+
+
+def _is_as_told(tar: AnyPath, told: tuple[int, int] | None, footer: dict[str, str], sha256: Any) -> bool:
+    """Whether a tar of which the groups were read is as long as its footer says, and has its sha256."""
+    size = int(footer["tar_bytes"])
+    if told is None or told[0] != size:
+        return False
+    try:
+        sha256.update(Record(str(tar), size - len(END), len(END), zlib.crc32(END)).blocks())
+    except StoreError:
+        raise
+    except RunError:
+        return False
+    return bool(sha256.hexdigest() == footer["tar_sha256"])
 
 
 def _bad_row(rows: list[dict[str, Any]], sidecar: AnyPath, size: int) -> str | None:
@@ -157,10 +184,13 @@ def _tar(tar: AnyPath, footer: dict[str, str]) -> str | None:
     return None
 
 
-def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath, keeps: bool) -> Iterator[str]:
+def _group(key: str, rows: list[dict[str, Any]], tar: AnyPath, keeps: bool, sha256: Any) -> Iterator[str]:
     """Opens every part; Parquet checksums its pages but not its footer, and what the tar says settles it."""
     try:
-        group = Record.of(rows[0], tar.parent).group()
+        record = Record.of(rows[0], tar.parent)
+        blocks = record.blocks()
+        sha256.update(blocks)
+        group = record.opened(blocks)
     except StoreError:
         raise
     except RunError as error:

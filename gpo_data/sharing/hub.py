@@ -17,6 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from rich.console import Console
 
 from gpo_data.audit.show import grid, load_groups
 from gpo_data.errors import RunError, UsageError, few
@@ -37,6 +38,7 @@ def push(
     private: bool = False,
     tag: str | None = None,
     pictures: bool = True,
+    console: Console | None = None,
 ) -> str:
     """Send a dataset; its URL. Raises UsageError, RunError.
 
@@ -47,7 +49,7 @@ def push(
     if not isinstance(folder, Path):
         raise UsageError(f"lake: {folder}: expected a folder of this machine to push from; copy the dataset there")
     manifest = read_manifest(folder)
-    _proved(folder, "`gpo-data verify RECIPE --repair` takes away what is damaged")
+    _proved(folder, console, "`gpo-data verify RECIPE --repair` takes away what is damaged")
     hub = HfApi()
     with explained(repo), tempfile.TemporaryDirectory() as temporary:
         made = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
@@ -78,7 +80,7 @@ def push(
     return str(made)
 
 
-def pull(folder: AnyPath, repo: str, revision: str | None = None) -> Path:
+def pull(folder: AnyPath, repo: str, revision: str | None = None, console: Console | None = None) -> Path:
     """Fetch the dataset of the folder's name; the folder. Raises UsageError, RunError."""
     if not isinstance(folder, Path):
         raise UsageError(f"lake: {folder}: expected a folder of this machine to pull to")
@@ -107,12 +109,13 @@ def pull(folder: AnyPath, repo: str, revision: str | None = None) -> Path:
                 allow_patterns=wanted,
                 ignore_patterns=unwanted,
             )
-    _proved(folder, "pull again; what is damaged here is fetched anew after `gpo-data verify RECIPE --repair`")
+    otherwise = "pull again; what is damaged here is fetched anew after `gpo-data verify RECIPE --repair`"
+    _proved(folder, console, otherwise)
     return folder
 
 
-def _proved(folder: Path, otherwise: str) -> None:
-    report = verify(folder)
+def _proved(folder: Path, console: Console | None, otherwise: str) -> None:
+    report = verify(folder, console)
     if report.problems:
         path, problem = report.problems[0]
         raise RunError(f"{path}: {problem}; {len(report.problems)} problems in all; {otherwise}")

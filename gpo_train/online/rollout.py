@@ -24,11 +24,12 @@ from gpo_data.audit.show import grid
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
-from gpo_data.generation.progress import EVERY, Clock
+from gpo_data.generation.progress import Clock
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.generation.worker import Interrupted, finish_group
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
+from gpo_data.progress import EVERY
 from gpo_data.recipe import Online, Recipe
 from gpo_data.tasks import TASKS
 from gpo_train.export import save_policy

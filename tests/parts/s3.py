@@ -42,6 +42,7 @@ class Request:
     method: str
     path: str  # with its query
     body: int  # bytes
+    sent: int = 0  # bytes of the answer
 
 
 @dataclass
@@ -124,6 +125,7 @@ class Proxy(Served):
         there.request(asked.command, asked.path, body, headers)
         answer = there.getresponse()
         content = answer.read()
+        request.sent = 0 if asked.command == "HEAD" else len(content)
         there.close()
         self.after(request)
         if fault == "lost":
