@@ -134,6 +134,10 @@ def test_measure_and_repair(proxy, bucket, recipe_file, drawn_lake, tmp_path, ca
     copied(drawn_lake, bucket)
     at = [str(recipe_file), "--lake", bucket]
     assert main(["measure", *at, "--evaluator", "color"]) == 0
+    before = len(proxy.seen)
+    assert main(["measure", *at, "--evaluator", "color"]) == 0 and "skipped 3 of 3" in capsys.readouterr().out
+    again = [one.path for one in proxy.seen[before:] if one.method != "HEAD" and "shard-" in one.path]
+    assert len(again) == len(set(again)) == 3, again  # the measures; sidecars that did not change are here
     assert main(["sql", *at, "select count(color_seen) as n from members", "--format", "csv"]) == 0
     assert capsys.readouterr().out.endswith("n\n24\n")
     folder = place(bucket) / "dataset=small"

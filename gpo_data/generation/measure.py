@@ -30,9 +30,10 @@ from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import Manifest, measured, read_manifest
 from gpo_data.lake.measures import values_digest
+from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
-from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes, sidecars
+from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes
 from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
 from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
@@ -54,15 +55,18 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
-    committed = sidecars(folder)
+    committed = files_at_once(folder, "shard-*.parquet")
     measuring = evaluators_of(recipe, evaluators)
-    work = [
-        (evaluator, sidecar)
-        for evaluator in measuring
-        for sidecar in committed
-        if not up_to_date(folder, evaluator, sidecar)
-        and (evaluators is not None or not _drawn_with(evaluator, sidecar, manifest, recipe))
-    ]
+    work: list[tuple[Any, AnyPath]] = []
+    total = 0
+    for evaluator in measuring:
+        measures = files_at_once(folder, f"{MEASURES}/{folder_name(evaluator)}/shard-*.parquet")
+        for name, sidecar in sorted(committed.items()):
+            if not _is_of(measures.get(name), sidecar) and (
+                evaluators is not None or not _drawn_with(evaluator, sidecar, manifest, recipe)
+            ):
+                work.append((evaluator, folder / name))
+                total += int(footer_of(sidecar)["groups"])
     skipped = len(measuring) * len(committed) - len(work)
     if skipped or not work:
         console.print(
@@ -72,7 +76,6 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         )
     written: list[AnyPath] = []
     failures: list[str] = []
-    total = sum(int(footer_of(sidecar)["groups"]) for _, sidecar in work)
     try:
         with Bar("measuring", total, "groups", console) as bar:
 
@@ -116,7 +119,8 @@ Advance = Callable[[Any, AnyPath, int], None]
 def _to_measure(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> Iterator[bool]:
     """Hold the shard's lock: nobody else measures it, and `shards` does not draw its failed members again."""
     with claim(folder, number_of(sidecar)) as mine:
-        yield mine and sidecar.is_file() and not up_to_date(folder, evaluator, sidecar)
+        there = folder / MEASURES / folder_name(evaluator) / sidecar.name
+        yield mine and sidecar.is_file() and not _is_of(there if there.is_file() else None, sidecar)
 
 
 def _here(folder: AnyPath, work: list[tuple[Any, AnyPath]], advance: Advance) -> Iterator[Measured]:
@@ -199,12 +203,10 @@ def folder_name(evaluator: Any) -> str:
     return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
 
 
-def up_to_date(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> bool:
-    path = folder / MEASURES / folder_name(evaluator) / sidecar.name
-    if not path.is_file():
-        return False
+def _is_of(measures: AnyPath | None, sidecar: AnyPath) -> bool:
+    """Whether measures are those of the shard as it is, and nothing failed; None: there are none."""
     try:
-        footer = footer_of(path)
+        footer = footer_of(measures) if measures is not None else {}
     except RunError:
         return False  # damaged: measured again and replaced
     return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"

@@ -134,10 +134,11 @@ class Copied(RemotePath):
 
 
 def files_at_once(folder: AnyPath, pattern: str) -> dict[str, AnyPath]:
-    """{name: file} of a folder's files that fit. A store is listed once, and many files are fetched together."""
+    """{name: file} of what fits below a folder. A store is listed once, and many files are fetched together."""
     if isinstance(folder, Path):
         return {path.name: path for path in folder.glob(pattern)}
     mirror = Mirror(folder.url)
     found = mirror.glob(f"{glob.escape(mirror.root)}/{pattern}")
     mirror.fetch(found)
-    return {path.rpartition("/")[2]: Copied(f"{folder.url}/{path.rpartition('/')[2]}", mirror) for path in found}
+    copies = [Copied(mirror.unstrip_protocol(path), mirror) for path in found]
+    return {one.name: one for one in copies}
