@@ -61,9 +61,10 @@ class GPOModule(L.LightningModule):
         self.policy, self.settings, self.seed = policy, settings, seed
         self.objective = objective_of(settings.loss)
         compares = settings.objective == "gpo" and self.objective.reference
-        self.stored = StoredErrors(folder / "reference") if compares and settings.reference == "stored" else None
+        looks_up = compares and settings.reference == "stored" and not settings.kl
+        self.stored = StoredErrors(folder / "reference") if looks_up else None
         # Where another reference is compared with, the policy that began the iteration is kept by its errors.
-        keeps_old = settings.objective == "gpo" and (settings.clip_range or settings.loss == "awm")
+        keeps_old = settings.objective == "gpo" and (settings.clip_range or settings.loss == "awm" or settings.anchored)
         self.old = StoredErrors(folder / "old") if keeps_old and self.stored is None else None
         if self.objective.predictions and not isinstance(policy.model, Flow):
             raise UsageError(f"train.loss: {settings.loss} is for rectified flow, found {type(policy.model).__name__}")
@@ -203,7 +204,8 @@ class GPOModule(L.LightningModule):
 
         def ask(rows: slice) -> Compared:
             found = self._compared(group, noise, rows, known)
-            found = found if before is None else found.replace(old=before[rows])
+            if before is not None:
+                found = found.against(before[rows]) if s.anchored else found.replace(old=before[rows])
             return found if gate is None else found.replace(kl_weight=gate[rows])
 
         unit = self.objective.unit(s)

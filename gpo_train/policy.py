@@ -15,7 +15,8 @@ gradient.
 
 The reference is the same network with its adapters off, a frozen copy, or its errors stored before the first step. If
 it is to follow the policy under LoRA, it is the same network with a second set of adapters, whose matrices are those of
-the policy at an iteration's start, or their average over steps: A and B each by itself, not their product.
+the policy at an iteration's start, or their average over steps: A and B each by itself, not their product. With
+`kl_reference: base` it is the base that is asked, and the policy at an iteration's start is known by its errors alone.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Policy(nn.Module):
         denoiser.requires_grad_(False)
         # A frozen copy is made before adapters are added: it is the model as it came.
         self.frozen = copy.deepcopy(denoiser).eval() if settings.reference == "frozen" else None
-        self.second = settings.reference == "adapters" and settings.reference_update in ("iteration", "ema")
+        self.second = settings.reference == "adapters" and self.follows
         if settings.tuning == "lora":
             lora = LoraConfig(
                 r=settings.lora_rank,
@@ -130,11 +131,10 @@ class Policy(nn.Module):
 
     def saved_names(self) -> set[str]:
         """Names of the parameters that a checkpoint holds."""
-        follows = self.settings.reference_update != "never"
         return {
             name
             for name, p in self.named_parameters()
-            if p.requires_grad or (follows and name.startswith("frozen.")) or of_reference(name)
+            if p.requires_grad or (self.follows and name.startswith("frozen.")) or of_reference(name)
         }
 
     def trainable(self) -> list[nn.Parameter]:
@@ -228,9 +228,7 @@ class Policy(nn.Module):
                 yield self.denoiser
             finally:
                 denoiser.set_adapter(POLICY)
-        elif self.settings.reference == "adapters" or (
-            self.settings.tuning == "lora" and self.settings.reference_update == "never"
-        ):
+        elif self.settings.reference == "adapters" or (self.settings.tuning == "lora" and not self.follows):
             self.denoiser.disable_adapters()
             try:
                 yield self.denoiser
@@ -258,7 +256,12 @@ class Policy(nn.Module):
     @property
     def reference_moves(self) -> bool:
         """Whether there is a reference beside the policy, that `follow` moves."""
-        return self.second or (self.frozen is not None and self.settings.reference_update in ("iteration", "ema"))
+        return self.second or (self.frozen is not None and self.follows)
+
+    @property
+    def follows(self) -> bool:
+        """Whether what is asked as the reference is another network from time to time, and not the base."""
+        return self.settings.reference_update in ("iteration", "ema") and not self.settings.anchored
 
 
 def of_reference(name: str) -> bool:

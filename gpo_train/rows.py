@@ -42,6 +42,11 @@ class Compared:
     def replace(self, **values: Tensor) -> Compared:
         return dataclasses.replace(self, **values)
 
+    def against(self, old: Tensor) -> Compared:
+        """With s against the policy as it began the iteration, in the place of the reference."""
+        error = self.s if self.reference is None else self.s + self.reference
+        return self.replace(s=error - old, reference=old, old=old)
+
     @staticmethod
     def cat(parts: Sequence[Compared]) -> Compared:
         named = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Compared)}

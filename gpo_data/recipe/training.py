@@ -99,6 +99,9 @@ class Train:
             is off.
         kl: weight of a penalty on the mean of ||f_theta - f_ref||^2 over members, in the units of the loss (so times
             `beta` with `logsigmoid`): a trust region around the reference; 0 is off.
+        kl_reference: what `kl` holds to where the reference follows the policy from iteration to iteration: the
+            `reference` itself, so that many iterations may go far, or the `base`, as the run began, as DGPO and
+            Flow-GRPO do; errors are then compared with those of the policy as it began the iteration, which are kept.
         kl_judges: GARDO's gate: SQL for numbers, such as columns of other evaluators. `kl` then holds only members
             whose reward is not to be trusted: their win rate by the reward is above their mean one by these. []: all.
         kl_share: of those members, in a dataset or iteration, the share that is held, the most doubtful first.
@@ -168,6 +171,7 @@ class Train:
     caption_dropout: Share = 0.0
     guidance_scale: NotNegative = 1.0
     kl: NotNegative = 0.0
+    kl_reference: Literal["reference", "base"] = "reference"
     kl_judges: list[str] = field(default_factory=list)
     kl_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     mean_shift_penalty: NotNegative = 0.0
@@ -219,10 +223,10 @@ class Train:
                 self.reference,
             )
             expect(
-                not self.kl,
+                not self.kl or (self.kl_reference == "base" and self.tuning == "lora"),
                 "train.kl",
                 "0 (it needs what the reference says, and of a `stored` one only its errors are kept; use "
-                "train.reference: frozen or adapters)",
+                "train.reference: frozen or adapters, or, with LoRA, train.kl_reference: base)",
                 self.kl,
             )
         if self.reference == "frozen" and self.tuning == "lora":
@@ -234,6 +238,13 @@ class Train:
             )
         expect(
             bool(self.kl) or not self.kl_judges, "train.kl", "above 0 beside kl_judges, which choose whom it holds", 0
+        )
+        expect(bool(self.kl) or self.kl_reference == "reference", "train.kl", "above 0 beside kl_reference: base", 0)
+        expect(
+            self.kl_reference == "reference" or self.reference_update != "ema",
+            "train.reference_update",
+            "iteration beside train.kl_reference: base (of an EMA no errors are kept)",
+            self.reference_update,
         )
         self._check_loss()
         if not isinstance(self.timestep_range, str):
@@ -260,6 +271,11 @@ class Train:
         )
 
     @property
+    def anchored(self) -> bool:
+        """Whether the base is asked for `kl`, and the policy as it began the iteration is known by its errors."""
+        return self.kl_reference == "base" and self.reference_update == "iteration"
+
+    @property
     def unconditional(self) -> list[str]:
         """The keys that ask for the unconditional embedding, which a dataset may have stored."""
         asking = {"caption_dropout": self.caption_dropout > 0, "guidance_scale": self.guidance_scale != 1}
@@ -282,6 +298,12 @@ class Train:
             "train.reference",
             "frozen or adapters with train.loss: nft (it needs what the reference says, and stored errors do not)",
             self.reference,
+        )
+        expect(
+            self.loss != "nft" or self.kl_reference == "reference",
+            "train.kl_reference",
+            "reference with train.loss: nft (it mixes its predictions with those of the reference that follows it)",
+            self.kl_reference,
         )
         expect(
             self.loss not in ("rwr", "best_of_n") or not self.mean_shift_penalty,

@@ -42,7 +42,7 @@ NAME = re.compile(r"[a-z0-9_-]{1,24}")
 YOUNGER = {
     "online": ("num_inference_steps",),
     "sampler": ("store_unconditional",),
-    "train": ("caption_dropout", "guidance_scale", "kl_judges", "kl_share"),
+    "train": ("caption_dropout", "guidance_scale", "kl_judges", "kl_share", "kl_reference"),
 }
 
 
