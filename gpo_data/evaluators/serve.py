@@ -25,7 +25,7 @@ from rich.console import Console
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import protocol
-from gpo_data.evaluators.build import Evaluator, columns_of
+from gpo_data.evaluators.build import Evaluator, close, columns_of
 from gpo_data.evaluators.protocol import Malformed, Request
 
 LARGEST = 2**28  # bytes of a request
@@ -53,9 +53,7 @@ def serve(evaluators: list[Evaluator], host: str, port: int, console: Console) -
         web.run_app(application(evaluators, token), sock=listening, print=None)
     finally:
         listening.close()
-        for one in evaluators:
-            if hasattr(one, "close"):
-                one.close()
+        close(evaluators)
 
 
 def application(evaluators: list[Evaluator], token: str = "") -> web.Application:

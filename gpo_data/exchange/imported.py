@@ -31,16 +31,15 @@ from gpo_data import evaluators, hardware, models
 from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.protocol import Malformed, picture
 from gpo_data.exchange.sources import Picture, pictures
+from gpo_data.generation.generate import expect_reward
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.worker import judged
 from gpo_data.group import Group, group_key, member_seed
-from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import stage, staged
-from gpo_data.lake.watched import refuse_watched
 from gpo_data.progress import Bar
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
@@ -61,10 +60,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     columns = evaluators.columns_of(measuring)
     if taken := sorted({*COLUMNS} & {*columns}):
         raise UsageError(f"evaluators: the columns {', '.join(taken)} are those of imported pictures; rename them")
-    watching = evaluators.watching(recipe, measuring)
-    refuse_watched(recipe.reward, evaluators.columns_of(watching))
-    paid = evaluators.columns_of(evaluators.paid(recipe, measuring))
-    rewards.check(recipe.reward, shards[0].columns | paid)
+    watching = expect_reward(recipe, shards[0].columns, measuring)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     models.expect_unconditional(model_folder, recipe.sampler.unconditional)
@@ -97,9 +93,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                         stage(folder, group, fingerprint)
                     bar.step(line=planned.key)
                 commit(folder, shard.shard_id, [one.key for one in shard.groups], shard.columns | columns, fingerprint)
-    for one in measuring:
-        if hasattr(one, "close"):
-            one.close()
+    evaluators.close(measuring)
     pictured = sum(len(planned.seeds) for shard in shards for planned in shard.groups)
     console.print(f"imported {pictured} pictures in {len(groups)} groups; {failed} failed: {folder}", soft_wrap=True)
     if failed > recipe.max_failed * total:

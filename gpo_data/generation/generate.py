@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
@@ -142,13 +143,23 @@ def _checked(
 ) -> list[evaluators.Evaluator]:
     """The evaluators that only watch. Raises UsageError where evaluators, reward and prompts do not go together."""
     evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", shards[0].columns, chosen)
-    paid = evaluators.columns_of(evaluators.paid(recipe, chosen))
-    watching = evaluators.watching(recipe, chosen)
-    refuse_watched(recipe.reward, evaluators.columns_of(watching))
-    rewards.check(recipe.reward, shards[0].columns | paid)
+    watching = expect_reward(recipe, shards[0].columns, chosen)
     if recipe.task.prompts is not None:
         prompts = [group.prompt for shard in shards for group in shard.groups]
         evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
+    return watching
+
+
+def expect_reward(
+    recipe: Recipe, targets: dict[str, pa.DataType], chosen: list[evaluators.Evaluator]
+) -> list[evaluators.Evaluator]:
+    """The evaluators that only watch. Raises UsageError where the reward reads what they see, or what is not there.
+
+    `targets`: the dataset's target columns.
+    """
+    watching = evaluators.watching(recipe, chosen)
+    refuse_watched(recipe.reward, evaluators.columns_of(watching))
+    rewards.check(recipe.reward, targets | evaluators.columns_of(evaluators.paid(recipe, chosen)))
     return watching
 
 
