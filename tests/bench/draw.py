@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def by_hand(made: recipe.Recipe, ocr: object, folder: Path) -> None:
                     max_sequence_length=sampler.max_sequence_length or 256,
                 ).images
                 read = ocr.measure([np.asarray(i) for i in images], [group.prompt.target] * len(images))  # type: ignore[attr-defined]
-                sample = {"__key__": group.key, "json": {"prompt": group.prompt.text, "read": read}}
+                sample: dict[str, Any] = {"__key__": group.key, "json": {"prompt": group.prompt.text, "read": read}}
                 for member, image in enumerate(images):
                     sample[f"{member:02d}.png"] = png(image)
                 writer.write(sample)

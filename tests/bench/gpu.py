@@ -223,7 +223,7 @@ def drawing(
 def flops(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def iteration(made: recipe.Recipe, runs: Path) -> tuple[dict[str, Any], str]:

@@ -81,6 +81,7 @@ def plain_loop(made: Recipe, settings: Train, reader: Reader, device: str) -> fl
         group = reader[step % len(reader)]
         started = time.perf_counter()
         draws = epoch_noise(model, settings, 0, 0, group)
+        assert isinstance(group.latents, torch.Tensor) and isinstance(draws.e, torch.Tensor)
         k, n = draws.u.shape
         x_0, advantages = group.latents.float().to(device), group.advantages.to(device)
         conditioning = {name: v.to(device).float().expand(n, *v.shape) for name, v in group.conditioning.items()}

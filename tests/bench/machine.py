@@ -29,7 +29,7 @@ from gpo_data.generation.generate import draw
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
 from gpo_data.lake.snapshot import take_snapshot
-from gpo_train import fit as fitting
+from gpo_train.lightning_fixes import quiet
 from gpo_train.settings import train_settings
 from tests.bench.train import RECIPE, ours
 
@@ -39,7 +39,7 @@ STEPS = 8  # of training; the first two are not counted
 def gflop(call: Callable[[], Any]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def seconds(call: Callable[[], Any], rounds: int) -> float:
@@ -65,7 +65,9 @@ def work(made: recipe.Recipe) -> tuple[float, float, float]:
     latents = torch.randn(1, 16, 8, 8)
 
     def forward() -> torch.Tensor:
-        return pipe.transformer(latents, asked["prompt_embeds"], asked["pooled_prompt_embeds"], torch.ones(1)).sample
+        said = pipe.transformer(latents, asked["prompt_embeds"], asked["pooled_prompt_embeds"], torch.ones(1)).sample
+        assert isinstance(said, torch.Tensor)
+        return said
 
     with torch.no_grad():
         one, decode = gflop(forward), gflop(lambda: pipe.vae.decode(latents))
@@ -76,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    fitting._quiet()
+    quiet()
     hardware.take_threads()
     print(hardware.describe("cpu", hardware.dtype_for("auto", "cpu")))
     forward, both, decode = work(recipe.load(RECIPE))

@@ -30,10 +30,13 @@ from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.models import resolve
-from gpo_train import fit as fitting
+from gpo_train.data import GroupDataModule
+from gpo_train.fit import load_for_training, make_trainer
+from gpo_train.lightning_fixes import quiet
 from gpo_train.module import GPOModule
 from gpo_train.noise import epoch_noise
 from gpo_train.objectives.group import group_loss
+from gpo_train.policy import Policy
 from gpo_train.run import Run
 from gpo_train.settings import train_settings
 
@@ -61,14 +64,16 @@ class Steps(Callback):
 def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> list[float]:
     settings = train_settings(made)
     half = settings.precision == "bfloat16"
-    model = fitting.load_for_training(made, settings, resolve(made.model))
-    policy, seconds = model.denoiser, []
+    model = load_for_training(made, settings, resolve(made.model))
+    policy: torch.nn.Module = model.denoiser
+    seconds = []
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate)
     for step in range(steps):
         started = time.perf_counter()
         group = groups[step % len(groups)]
         draws = epoch_noise(model, settings, 0, 0, group)
+        assert isinstance(group.latents, torch.Tensor) and isinstance(draws.e, torch.Tensor)
         k, n = draws.u.shape
         x_0, e, t = group.latents.float().repeat(k, 1, 1, 1), draws.e.flatten(0, 1), model.time(draws.u).flatten()
         conditioning = {name: v.float().expand(k * n, *v.shape) for name, v in group.conditioning.items()}
@@ -91,11 +96,11 @@ def plain_loop(made: recipe.Recipe, groups: list[TrainGroup], steps: int) -> lis
 
 def ours(made: recipe.Recipe, reader: Reader, folder: Path, steps: int) -> Steps:
     settings = train_settings(made)
-    policy = fitting.Policy(fitting.load_for_training(made, settings, resolve(made.model)), settings)
+    policy = Policy(load_for_training(made, settings, resolve(made.model)), settings)
     module = GPOModule(policy, settings, 0, folder)
-    data = fitting.GroupDataModule(lambda epoch: reader, settings, 0)
+    data = GroupDataModule(lambda epoch: reader, settings, 0)
     watch = Steps()
-    trainer: L.Trainer = fitting.make_trainer(made, settings, Run(folder), [watch], Console())
+    trainer: L.Trainer = make_trainer(made, settings, Run(folder), [watch], Console())
     trainer.fit_loop.epoch_loop.max_steps = steps
     trainer.fit(module, datamodule=data)
     return watch
@@ -105,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     steps = parser.parse_args().steps
-    fitting._quiet()
+    quiet()
     with tempfile.TemporaryDirectory() as temporary:
         os.chdir(temporary)
         shared = ["--lake", f"{temporary}/lake", "--task.num_prompts", "16", "--train.checkpoint_steps", "100000"]
