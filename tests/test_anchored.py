@@ -14,8 +14,7 @@ from gpo_train.noise import sample_noise
 from gpo_train.rows import Compared
 from gpo_train.run import Run
 from tests.conftest import killed_at
-from tests.parts.training import equal, newest_of, reader_of, train, weights_of
-from tests.test_second_adapters import moved
+from tests.parts.training import equal, moved, newest_of, reader_of, train, weights_of
 
 FOLLOWS = ["--train.kl", "0.1", "--train.reference_update", "iteration"]
 ANCHORED = [*FOLLOWS, "--train.kl_reference", "base"]

@@ -1,11 +1,7 @@
-"""Killed at random moments and resumed equals never killed, byte for byte; two processes on one dataset do no harm.
-
-Each life is a fork of a server that has the heavy imports done, so that most of a life is drawing.
-"""
+"""Killed at random moments and resumed equals never killed, byte for byte; two processes on one dataset do no harm."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -15,16 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import RECIPE
-
-PRELOAD = [
-    "torch",
-    "diffusers",
-    "transformers",
-    "paddleocr",
-    "onnxruntime",
-    "gpo_data.generation.generate",
-    "gpo_data.models.sd3",
-]
+from tests.parts.lives import lives
 
 
 def draw_once(recipe_file: str, lake: str) -> None:
@@ -36,12 +23,6 @@ def draw_once(recipe_file: str, lake: str) -> None:
 
     torch.set_num_threads(1)
     draw(recipe.load(recipe_file, ["--lake", lake]), Console(quiet=True))
-
-
-def lives() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 def shard_bytes(lake: Path) -> dict[str, bytes]:

@@ -37,7 +37,7 @@ from gpo_data.lake.stage import END, pack_sample, stage
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Recipe
 from tests.parts.lake import Brightness
-from tests.test_shard import make_group
+from tests.parts.shard import make_group
 
 COLUMNS = {"target": pa.string(), "color": pa.string(), "ocr_text": pa.string()}
 MANIFEST = {

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gpo_data import cli, models
 from gpo_data.models.folder import variant_of
-from tests.test_models import SAMPLER
+from tests.parts.families import SAMPLER
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123456789\n"

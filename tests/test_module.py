@@ -18,12 +18,11 @@ from gpo_data.lake.reader import Reader, batches
 from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.recipe import Train
 from gpo_train import cli
-from gpo_train.module import GPOModule, learning_rate_share
+from gpo_train.module import learning_rate_share
 from gpo_train.noise import epoch_noise, sample_noise
-from gpo_train.policy import Policy
 from gpo_train.run import Run
 from gpo_train.settings import train_settings
-from tests.parts.training import newest_of, reader_of, train, weights_of
+from tests.parts.training import module_of, newest_of, reader_of, train, weights_of
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -44,17 +43,6 @@ def test_the_reader_gives_what_was_drawn(here: Path) -> None:
     tar.write_bytes(before[:700] + b"x" + before[701:])
     with pytest.raises(RunError, match=r"shard-000000.tar: damaged .* run `gpo-data verify RECIPE --repair`"):
         reader[0]
-
-
-def module_of(path: Path, folder: Path, *overrides: str) -> GPOModule:
-    made = recipe.load(path, overrides)
-    settings = train_settings(made)
-    torch.manual_seed(0)
-    policy = Policy(models.load(Path(made.model), made.sampler), settings)
-    with torch.no_grad():  # away from the reference, so that s is not 0
-        for parameter in policy.trainable():
-            parameter.add_(1e-3 * torch.randn_like(parameter))
-    return GPOModule(policy, settings, 0, folder)
 
 
 def test_the_reader_gives_borrowed_members_with_the_borrowers_prompt(here: Path) -> None:

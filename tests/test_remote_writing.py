@@ -18,6 +18,7 @@ from tests.parts.bucket import copied, draw_at_once, life, objects, on_disk, rec
 from tests.parts.bucket import proxy as proxy
 from tests.parts.bucket import s3 as s3
 from tests.parts.disk import needs_mount, small_disk
+from tests.parts.lives import lives
 from tests.parts.s3 import Proxy, Request, connected, environment
 
 QUIET = Console(quiet=True)
@@ -82,7 +83,6 @@ def test_a_dataset_does_not_begin_over_old_tars(proxy, bucket, recipe_file):
 def test_killed_at_every_put(s3, bucket, recipe_file, drawn_lake, tmp_path, kill, done):
     """Before the PUT and after it; who resumes has the same scratch, or is another machine: 0 lost, 0 doubled."""
     from gpo_data.lake.verify import verify
-    from tests.test_crash import lives
 
     with Proxy(s3.port) as proxy, connected(proxy.url, tmp_path / "here"):
         env = environment(proxy.url, tmp_path / "scratch")

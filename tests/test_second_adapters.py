@@ -7,28 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpo_data import models, recipe
 from gpo_train.checkpoint import newest
 from gpo_train.noise import sample_noise
-from gpo_train.policy import Policy, of_reference
+from gpo_train.policy import of_reference
 from gpo_train.run import Run
-from gpo_train.settings import train_settings
 from tests.conftest import killed_at
 from tests.parts.online import quiet
-from tests.parts.training import equal, reader_of, train, weights_of
+from tests.parts.training import equal, moved, reader_of, train, weights_of
 
 SECOND = ["--train.tuning", "lora", "--train.reference", "adapters", "--train.reference_update"]
-
-
-def moved(path: Path, *overrides: str) -> Policy:
-    """A policy some way from the base."""
-    made = recipe.load(path, overrides)
-    torch.manual_seed(0)
-    policy = Policy(models.load(Path(made.model), made.sampler), train_settings(made))
-    with torch.no_grad():
-        for parameter in policy.trainable():
-            parameter.add_(1e-2 * torch.randn_like(parameter))
-    return policy
 
 
 def test_the_second_adapters_are_the_base_and_then_the_policy(here: Path) -> None:

@@ -31,7 +31,7 @@ from gpo_data.lake.sidecar import read_rows
 from gpo_data.lake.stage import BLOCK, stage, stage_blocks, staged, staged_path
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Recipe
-from tests.test_shard import COLUMNS, MANIFEST, make_group
+from tests.parts.shard import COLUMNS, MANIFEST, make_group
 
 GONE = 2**22 + 1  # above the largest process id of Linux
 

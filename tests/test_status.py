@@ -13,8 +13,10 @@ import pytest
 from gpo_data import status
 from gpo_data.group import from_sample, to_sample
 from gpo_data.lake import catalog
+from gpo_data.lake.shard import commit
+from gpo_data.lake.stage import stage
 from gpo_data.lake.verify import verify
-from tests.test_shard import COLUMNS, MANIFEST, commit, make_group, stage
+from tests.parts.shard import COLUMNS, MANIFEST, make_group
 
 OLD = {
     "ok": ("ok", None),

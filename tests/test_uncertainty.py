@@ -20,8 +20,7 @@ from gpo_data.recipe import Train
 from gpo_train.data import snapshot_of
 from gpo_train.module import GPOModule
 from gpo_train.objectives.group import penalty
-from tests.parts.training import reader_of, train
-from tests.test_module import module_of
+from tests.parts.training import module_of, reader_of, train
 
 JUDGES = ["-dark_fraction", "edge_density"]
 KL = ["--train.reference", "frozen", "--train.kl", "0.5", "--train.beta", "10"]

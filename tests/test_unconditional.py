@@ -31,8 +31,7 @@ from gpo_train.policy import Policy
 from gpo_train.settings import train_settings
 from tests.conftest import TRAIN, killed_at, lake_drawn, recipe_beside
 from tests.parts.families import build
-from tests.parts.training import equal, train, weights_of
-from tests.test_module import module_of
+from tests.parts.training import equal, module_of, train, weights_of
 
 STORED = ["--sampler.store_unconditional", "true"]
 BOTH = ["--train.caption_dropout", "0.5", "--train.guidance_scale", "3.0"]

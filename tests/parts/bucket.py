@@ -12,6 +12,7 @@ from rich.console import Console
 from gpo_data import recipe
 from gpo_data.lake.remote import place
 from gpo_data.recipe import Recipe
+from tests.parts.lives import lives
 from tests.parts.s3 import Proxy, Server, connected, make_bucket, server
 
 QUIET = Console(quiet=True)
@@ -72,7 +73,6 @@ def life(recipe_file: str, lake: str, env: dict[str, str]) -> None:
 def draw_at_once(recipe_file: Path, lake: str, environments: list[dict[str, str]]) -> None:
     """As many machines draw the same dataset; each comes to its end, and nothing is wrong with what lies there."""
     from gpo_data.lake.verify import verify
-    from tests.test_crash import lives
 
     context = lives()
     drawing = [context.Process(target=life, args=(str(recipe_file), lake, env)) for env in environments]
