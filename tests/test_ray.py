@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -27,8 +26,9 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.lake.locks import held
 from gpo_data.lake.verify import verify
+from tests.parts.nodes import ENVIRONMENT, Nodes
+from tests.parts.nodes import cluster as cluster
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"OMP_NUM_THREADS": "1"}
 QUIET = Console(quiet=True)
 LOCK = "driver.lock"
 JUDGE = """
@@ -128,38 +128,6 @@ def test_no_cluster_there(bright: Path, own_ray: None, capsys: pytest.CaptureFix
 
 
 # From here on: minutes.
-
-
-class Nodes:
-    """A running tests/parts/cluster.py."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        self.process, found = process, json.loads(process.stdout.readline())
-        self.address, self.client = found["address"], found["client"]
-
-    def kill_last(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print("kill", file=self.process.stdin, flush=True)
-        assert self.process.stdout.readline().strip() == "killed"
-
-
-@pytest.fixture
-def cluster() -> Iterator[Callable[..., Nodes]]:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'gpo[ray]'")
-    with contextlib.ExitStack() as stack:
-
-        def start(*cores: int) -> Nodes:
-            command = [sys.executable, "-m", "tests.parts.cluster", *map(str, cores)]
-            here = Path(__file__).parent.parent
-            piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-            environment = ENVIRONMENT | {"PYTHONPATH": f"{here}:{Path.cwd()}", "JUDGE_SECONDS": "1"}
-            process: Any = stack.enter_context(subprocess.Popen(command, cwd=here, env=environment, **piped))
-            stack.callback(process.wait, 60)
-            stack.callback(process.stdin.close)
-            return Nodes(process)
-
-        yield start
 
 
 def command(path: Path, *options: str, verb: str = "shards", module: str = "gpo_data.cli") -> list[str]:

@@ -202,7 +202,7 @@ def test_whatever_stops_a_drawing_stops_a_sweep() -> None:
     for number in SIGNALS:
         inherited = signal.signal(number, signal.SIG_DFL)  # `nohup` ignores SIGHUP, and then it stays ignored
         before = signal.getsignal(number)
-        with processes._signals() as came:
+        with processes.stop_signals() as came:
             os.kill(os.getpid(), number)
         assert came == [number] and signal.getsignal(number) is before
         signal.signal(number, inherited)

@@ -33,13 +33,18 @@ if TYPE_CHECKING:
 Work = Callable[[Any], Any]  # a job to its result; of two jobs at a time in threads of their own
 
 
+def expect_version(version: str) -> None:
+    """Raises UsageError where it is not this machine's."""
+    if version != gpo_data.__version__:
+        where = f"gpo is {gpo_data.__version__} on {socket.gethostname()} and {version} where the command runs"
+        raise UsageError(f"ray: {where}; install one version on all machines")
+
+
 class Worker:
     """An actor's side. `open` is called when nothing else is under way."""
 
     def open(self, version: str, threads: int, opening: tuple[Callable[..., Work], tuple[Any, ...]]) -> None:
-        if version != gpo_data.__version__:
-            where = f"gpo is {gpo_data.__version__} on {socket.gethostname()} and {version} where the command runs"
-            raise UsageError(f"ray: {where}; install one version on all machines")
+        expect_version(version)
         os.environ["OMP_NUM_THREADS"] = str(threads)
         hardware.take_threads()
         work, arguments = opening

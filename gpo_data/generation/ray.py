@@ -94,8 +94,8 @@ class Workers:
             if settings.workers is None:
                 free = there.get("GPU", 0) - taken
                 number = int(free / gpus) if gpus else len([node for node in ray.nodes() if node["Alive"]])
-            _expect("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
-            _expect("core", "ray.num_cpus", number, self.threads, sum(n for n, _ in beside), there.get("CPU", 0))
+            expect_room("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
+            expect_room("core", "ray.num_cpus", number, self.threads, sum(n for n, _ in beside), there.get("CPU", 0))
         except BaseException:
             self.close()
             raise
@@ -145,7 +145,7 @@ class Workers:
         try:
             return ray.get(there.remote(*arguments))
         except RayTaskError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
 
     def close(self) -> None:
         """End the actors, and the Ray that was begun here."""
@@ -219,7 +219,7 @@ class Workers:
                 self._replace(hand, job, todo, error)
             except RayTaskError as error:
                 if job is self._opening or not job.done:
-                    raise _cause(error) from None
+                    raise cause_of(error) from None
             else:
                 hand.ready |= job is self._opening  # and not one of before
                 if not job.done:
@@ -256,7 +256,8 @@ def _opening(of: Any) -> Job:
     return Job("opening", lambda: None, of, done=True)
 
 
-def _expect(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:
+def expect_room(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:
+    """Raises UsageError where `number` of `each` GPUs or cores, and what is taken `beside` them, are not there."""
     if number < 1 or number * each + beside > there + 1e-6:
         more = f", and {beside:g} for evaluators" if beside else ""
         raise UsageError(
@@ -265,7 +266,7 @@ def _expect(what: str, key: str, number: int, each: float, beside: float, there:
         )
 
 
-def _cause(error: RayTaskError) -> BaseException:
+def cause_of(error: RayTaskError) -> BaseException:
     """What an actor raised: a user's error as it was, another with where it was raised."""
     cause = error.cause
     if isinstance(cause, UsageError | RunError):

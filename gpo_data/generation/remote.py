@@ -37,11 +37,24 @@ from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path
 from gpo_data.lake.stage import END, stage_blocks
 from gpo_data.parts import open_archive
-from gpo_data.recipe import EVALUATORS, Recipe, section_of
+from gpo_data.recipe import EVALUATORS, Ray, Recipe, section_of
 
 if TYPE_CHECKING:
     from gpo_data.generation.ray import Workers
     from gpo_data.generation.travel import Files
+
+
+def expect_ray(settings: Ray) -> None:
+    """Import Ray, for one of this command's own or a cluster's. Raises UsageError where it is not installed."""
+    if settings.address is None and "ray" not in sys.modules:  # which reads it when it is imported
+        # It listens on every interface, and runs what it is told to: by nobody but this command.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError("--workers, --ray: Ray is not installed here: pip install 'gpo[ray]'") from None
 
 
 def workers_for(
@@ -55,15 +68,9 @@ def workers_for(
         raise UsageError(
             f"sampler.device: expected auto, cuda or cpu with workers, which get their GPU from Ray, found {device!r}"
         )
-    if recipe.ray.address is None and "ray" not in sys.modules:  # which reads it when it is imported
-        # It listens on every interface, and runs what it is told to: by nobody but this command.
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        from gpo_data.generation.ray import Workers
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise UsageError("--workers, --ray: Ray is not installed here: pip install 'gpo[ray]'") from None
+    expect_ray(recipe.ray)
+    from gpo_data.generation.ray import Workers
+
     on_gpu = (
         device != "cpu" if drawing else any(_on_gpu(recipe, name) for name in [*recipe.evaluators, *recipe.watchers])
     )

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe import SECTIONS, Recipe, fingerprint_of, load, nearest, section_of
+from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
 from gpo_data.recipe.checks import Count, PathText, Seed, adapters, check, expect, expect_valid
 from gpo_data.recipe.files import read
 
@@ -98,8 +98,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
+    """Args: ray: where the rows are run, a worker each; processes of this machine where it asks for none."""
+
     sweep: Sweep
     rows: list[Row]
+    ray: Ray = field(default_factory=Ray)
 
 
 def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
@@ -115,10 +118,11 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
     try:
         _check_keys(content, Sweep, "")
         sweep = Sweep(**({"name": path.stem[:24]} | content))
-        rows = list(_rows(sweep, list(overrides), trust))
+        base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
+        rows = list(_rows(sweep, base, list(overrides), trust))
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
-    return Plan(sweep, rows)
+    return Plan(sweep, rows, base.ray)
 
 
 def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
@@ -131,10 +135,12 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
         raise UsageError("recipe: expected a name or a file, found nothing")
 
 
-def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
-    settled = {"eval.split": "validation"} | sweep.set
-    plain = load(sweep.recipe, trust=trust)
-    base = load(sweep.recipe, [*_arguments(settled), *overrides], trust)
+def _settled(sweep: Sweep) -> dict[str, JsonValue]:
+    return {"eval.split": "validation"} | sweep.set
+
+
+def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iterator[Row]:
+    settled, plain = _settled(sweep), load(sweep.recipe, trust=trust)
     variants = []
     for number, one in enumerate(sweep.rows):
         _check_keys(one, Variant, f"rows.{number}.")
@@ -151,6 +157,7 @@ def _rows(sweep: Sweep, overrides: list[str], trust: bool) -> Iterator[Row]:
     key = "train.seed" if sweep.mode == "offline" else "seed"
     for (label, values), seed in itertools.product(planned, sweep.seeds):
         recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides], trust)
+        recipe = dataclasses.replace(recipe, ray=Ray())  # the sweep's own: it runs the rows
         if sweep.mode == "offline":
             recipe = dataclasses.replace(recipe, name=_dataset(recipe, base))
         digest = _digest(recipe, sweep)

@@ -2,7 +2,7 @@
 
 What always holds: a process that dies takes no other with it; Ctrl-C or SIGTERM asks those at work to stop and waits
 for them, so that each leaves its checkpoint; when this process is killed, they end too. Nothing here knows what the
-work is: another engine (Ray, a cluster's queue) takes the place of `run_all`.
+work is: another engine (ray.py, a cluster's queue) takes the place of `run_all`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -36,10 +36,13 @@ class Job:
     log: Path
 
 
+Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
+
+
 def run_all(jobs: list[Job], at_once: int, ended: Callable[[Job, int], None]) -> None:
     """Run them in order. `ended` is told each job's exit code, as it ends. Raises KeyboardInterrupt when stopped."""
     waiting, running = list(jobs), dict[BaseProcess, Job]()
-    with _threads_of(min(at_once, max(1, len(jobs)))), _signals() as stop:
+    with _threads_of(min(at_once, max(1, len(jobs)))), stop_signals() as stop:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
@@ -73,7 +76,7 @@ def _child(work: Callable[..., int], arguments: tuple[Any, ...], log: Path) -> N
 
 
 @contextmanager
-def _threads_of(at_once: int) -> Any:
+def _threads_of(at_once: int) -> Iterator[None]:
     """OMP_NUM_THREADS of the processes that start inside; the user's own word stands."""
     before = os.environ.get("OMP_NUM_THREADS")
     if before is None:
@@ -86,7 +89,7 @@ def _threads_of(at_once: int) -> Any:
 
 
 @contextmanager
-def _signals() -> Any:
+def stop_signals() -> Iterator[list[int]]:
     """A list that has something in it once Ctrl-C or SIGTERM came, or the terminal went."""
     came: list[int] = []
     with same_signals():

@@ -10,34 +10,45 @@ What always holds: a sweep that was killed goes on where it stopped; what is mis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
 from gpo_data import hardware
+from gpo_data.generation.remote import expect_ray
 from gpo_data.lake.durable import write_atomic
 from gpo_train.evaluation.report import points_text
 from gpo_train.sweep import page
 from gpo_train.sweep.line import lines_of
 from gpo_train.sweep.plan import Plan, Row
-from gpo_train.sweep.processes import STOPPED, Job, run_all
+from gpo_train.sweep.processes import STOPPED, Job, Runner, run_all
 from gpo_train.sweep.row import Result, draw_dataset, result_of, run_row
 
-Runner = Callable[[list[Job], int, Callable[[Job, int], None]], None]
+
+def sweep(plan: Plan, folder: Path, console: Console) -> int:
+    """The number of rows that failed. Raises KeyboardInterrupt, and UsageError where its Ray is not there."""
+    if not plan.ray.wanted:
+        return run_rows(plan, folder, console)
+    expect_ray(plan.ray)
+    from gpo_train.sweep.ray import on_ray
+
+    with on_ray(plan) as runner:
+        return run_rows(plan, folder, console, runner, plan.ray.workers or len(plan.rows))
 
 
-def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) -> int:
-    """The number of rows that failed. Raises KeyboardInterrupt."""
+def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_all, at_once: int | None = None) -> int:
+    """As `sweep`, by `runner`, so many rows at once in the place of the sweep's `jobs`."""
+    at_once = at_once or plan.sweep.jobs
     folder.mkdir(parents=True, exist_ok=True)
     found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
     todo = [row for row in plan.rows if row.name not in found]
     console.print(
         f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(plan.rows) - len(todo)} of them done, "
-        f"{plan.sweep.jobs} at once; {folder}",
+        f"{at_once} at once; {folder}",
         soft_wrap=True,
     )
-    if warning := crowded(min(plan.sweep.jobs, len(todo)), {row.recipe.sampler.device for row in todo}):
+    devices = {row.recipe.sampler.device for row in todo}
+    if runner is run_all and (warning := crowded(min(at_once, len(todo)), devices)):
         console.print(warning, soft_wrap=True)
     failed: list[str] = []
     started, done = time.monotonic(), 0
@@ -67,7 +78,7 @@ def sweep(plan: Plan, folder: Path, console: Console, runner: Runner = run_all) 
         if todo:
             runner(_drawings(plan, found, folder), 1, ended)
             started, done = time.monotonic(), 0
-            runner([_job(row, plan, folder) for row in todo], plan.sweep.jobs, row_ended)
+            runner([_job(row, plan, folder) for row in todo], at_once, row_ended)
     finally:  # also where it is stopped: what is there can be looked at
         table = show(plan, folder, found, len(failed))
     console.print(table, soft_wrap=True)
