@@ -6,7 +6,8 @@
     gpo-train eval   text-tiny                   its newest run against the base, held-out prompts
     gpo-train report text-tiny-offline other     their evaluations and benchmarks side by side, one page
     gpo-train compare text-tiny --run a b        held-out accuracy of runs, iteration by iteration
-    gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes
+    gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes;
+                                                 --workers 8: a GPU each, by Ray; --ray auto: on a cluster
     gpo-train average text-tiny --last 8         the mean of an online run's last iterations, as a run
     gpo-train export text-tiny --out folder      files that diffusers opens with no code of ours
 

@@ -211,14 +211,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Ray:
-    """Drawing and measuring by many processes, on this machine or on a cluster: docs/scaling.md.
+    """Drawing and measuring by many processes, or the rows of a sweep, here or on a cluster: docs/scaling.md.
 
     Args:
         workers: processes that draw or measure, of which each holds the model; `--workers N` on the command line. null:
-            this process alone, or with an `address` one for each GPU of the cluster, of each node where it has none.
+            this process alone, or with an `address` one for each GPU of the cluster, of each node where it has none. Of
+            a sweep rows at once; null: as many as the cluster has room for.
         address: of a cluster; `--ray ADDRESS` on the command line. `auto` is the one that this machine belongs to,
             `ray://HOST:10001` one elsewhere; null starts a Ray of this command's own, which ends with it.
-        num_gpus: of a worker; null is 1 where there are GPUs and `sampler.device` may take them.
+        num_gpus: of a worker; null is 1 where there are GPUs and `sampler.device` may take them; of a sweep's row as
+            many as `train.trainer.devices` says.
         num_cpus: cores, and threads, of a worker; null shares out this machine's, and is 1 on a cluster.
         function_actors: actors of their own for each evaluator that is a function (`module:function`), such as a judge.
         function_num_gpus: GPUs of such an actor.
