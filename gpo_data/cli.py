@@ -30,17 +30,11 @@ command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
 
 
 @command.verb()
-def shards(recipe: Recipe, options: Options) -> int:
+def shards(recipe: Recipe, options: Options) -> None:
     """draw groups, measure them, write shards; resumes"""
     from gpo_data.generation.generate import draw
-    from gpo_data.generation.worker import Interrupted
 
-    try:
-        draw(recipe, console)
-    except Interrupted:
-        console.print("stopped; the same command goes on from here")
-        return 130
-    return 0
+    draw(recipe, console)
 
 
 @command.verb(
@@ -126,6 +120,7 @@ def serve(recipe: Recipe, options: Options) -> None:
 def verify(recipe: Recipe, options: Options) -> int:
     """prove a dataset: hashes, counts, orphans; --repair quarantines damage"""
     from gpo_data.generation.redraw import redraw
+    from gpo_data.lake.manifest import imported
     from gpo_data.lake.remote import below
     from gpo_data.lake.repair import repair
     from gpo_data.lake.verify import verify
@@ -163,7 +158,12 @@ def verify(recipe: Recipe, options: Options) -> int:
         return 1
     if report.problems and options.repair:
         moved = repair(folder, report)
-        console.print(f"repaired: {moved} files moved to .quarantine or removed; `gpo-data shards` draws them again")
+        again = "import` brings" if imported(folder) else "shards` draws"
+        console.print(
+            f"repaired: {moved} files moved to .quarantine or removed; `gpo-data {again} them again, and `gpo-data "
+            f"measure` measures",
+            soft_wrap=True,
+        )
         return 0
     return 1 if report.problems else 0
 
@@ -176,16 +176,16 @@ def verify(recipe: Recipe, options: Options) -> int:
 )
 def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read"""
-    from gpo_data.audit.show import grid, load_groups, png
+    from gpo_data.audit.show import grid, load_groups, png, rescored
     from gpo_data.lake.durable import write_atomic
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
-    out = _folder(recipe) / "show.png"
+    if options.reward:
+        groups = rescored(groups, recipe)
     if options.out:
-        out = options.out
-        grid(groups).save(options.out)
-    else:
-        write_atomic(out, png(grid(groups)))
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+    out = options.out or _folder(recipe) / "show.png"
+    write_atomic(out, png(grid(groups)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
 
 

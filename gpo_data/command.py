@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpo_data.errors import DISK, RunError, UsageError
+from gpo_data.errors import DISK, WRONG_PLACE, Interrupted, RunError, UsageError
 from gpo_data.recipe import load, split_overrides
 from gpo_data.recipe.checks import MOST_INT
 
@@ -123,17 +123,17 @@ class Command:
         except (UsageError, RunError) as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             print("stopped; the same command goes on from here", file=sys.stderr)
             return 130
         except BrokenPipeError:  # `gpo-data sql ... | head`
             sys.stderr.close()
             return 0
         except OSError as error:
-            if error.errno not in DISK:
+            if error.errno not in (*DISK, *WRONG_PLACE):
                 raise
             print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-            return 1
+            return 1 if error.errno in DISK else 2
 
 
 class _VerbParser(argparse.ArgumentParser):

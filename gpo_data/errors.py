@@ -1,4 +1,4 @@
-"""The two errors a user can cause.
+"""The two errors a user can cause, and what ends work that was asked to stop.
 
 `UsageError` (exit code 2): a recipe, option or missing file is wrong; nothing was done.
 `RunError` (exit code 1): work was under way and cannot go on; what was committed stays committed.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 # What a disk or a file system that fails says, whatever was done with it.
 FAILING = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)  # where nothing is wrong with what was asked for
 DISK = (*FAILING, errno.EROFS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EACCES)
+WRONG_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)  # a file where a folder is wanted, or the other way about
 MOST = 10  # names in a list of a message
 
 
@@ -31,6 +32,13 @@ class UsageError(Exception):
 
 class RunError(Exception):
     exit_code = 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: what is staged, committed or in a checkpoint stays, and the same command goes on from there.
+
+    Not a KeyboardInterrupt, which Lightning takes for itself.
+    """
 
 
 class StoreError(RunError):

@@ -20,16 +20,13 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from gpo_data.errors import Interrupted
 from gpo_data.lake.durable import TEMPORARY
 from gpo_data.signals import SIGNALS
 from gpo_train.data import GroupDataModule
 from gpo_train.lightning_fixes import DIGEST, begin_at
 
 KEPT = 2
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM: a checkpoint is on disk."""
 
 
 class Checkpoints(Callback):
@@ -59,7 +56,7 @@ class Checkpoints(Callback):
             if trainer.is_global_zero:
                 self._keep_newest()
         if stopped:
-            raise Stopped
+            raise Interrupted
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         begin_at(checkpoint, self.data.position.epoch)

@@ -48,17 +48,11 @@ def drawn(options: Options) -> bool:
 
 
 @command.verb(*one_run("offline", "<recipe>-<mode>, new or not"), keys=("train", "online", "ray"), runs=drawn)
-def fit(recipe: Recipe, options: Options) -> int:
+def fit(recipe: Recipe, options: Options) -> None:
     """train a policy; resumes"""
-    from gpo_train.checkpoint import Stopped
     from gpo_train.fit import fit
 
-    try:
-        fit(recipe, options.run, console, options.mode, options.runs)
-    except Stopped:
-        console.print("stopped; the same command goes on from here")
-        return 130
-    return 0
+    fit(recipe, options.run, console, options.mode, options.runs)
 
 
 @command.verb(

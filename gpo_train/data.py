@@ -34,15 +34,19 @@ from gpo_data.tasks import TASKS
 Prepare = Callable[[int], Reader | None]  # makes sure that an epoch's groups are there; None: the run is to end
 
 
-def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool = False) -> pa.Table:
-    """`take_snapshot` of a dataset by the recipe's lake, reward, `relabel` and what `train:` says of advantages.
+def snapshot_of(recipe: Recipe, dataset: str) -> pa.Table:
+    """`take_snapshot` by the recipe's lake, reward, `where`, `relabel`, and what `train:` says of advantages.
+
+    `objective: sft` compares with nothing: it takes members by `sft_reward`, dead groups' too.
 
     Raises UsageError, as for a reward that reads what is only watched.
     """
     here = dataset_folder(recipe.lake, dataset)
     manifest = read_manifest(here) if (here / "dataset.json").is_file() else None
     watched = watched_columns(here, manifest, recipe.watchers)
-    train = recipe.train
+    train, where, sft = recipe.train, recipe.where, recipe.train.objective == "sft"
+    if sft:
+        where = f"({where or 'true'}\n) AND reward >= {train.sft_reward}"
     deciding = [("reward", recipe.reward), *(("train.kl_judges", judge) for judge in train.kl_judges)]
     if train.diversity_bonus is not None:
         deciding.append(("train.diversity_bonus", train.diversity_bonus))
@@ -53,7 +57,7 @@ def snapshot_of(recipe: Recipe, dataset: str, where: str | None, keep_dead: bool
         dataset,
         recipe.reward,
         where,
-        keep_dead,
+        sft,
         recipe.relabel,
         tuple(TASKS[recipe.task.kind].columns),
         train.members_per_group,

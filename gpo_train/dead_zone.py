@@ -15,10 +15,10 @@ from gpo_data.recipe import Recipe, Train
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # between neighbours, of a number's size; at least half of it
 
 
-def warning(recipe: Recipe, settings: Train, denoiser: nn.Module) -> str | None:
+def warning(recipe: Recipe, settings: Train, denoiser: nn.Module, online: bool = False) -> str | None:
     """A line for a run that cannot leave the dead zone of most of its weights; None where it can."""
     dtype = recipe.sampler.dtype
-    prompts = recipe.online.prompts or recipe.task.num_prompts
+    prompts = (recipe.online.prompts if online else None) or recipe.task.num_prompts
     if settings.tuning != "full" or dtype not in STEP or prompts is None:
         return None
     steps = settings.epochs * settings.num_inner_epochs * max(1, prompts // settings.groups_per_step)

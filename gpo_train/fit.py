@@ -9,6 +9,7 @@ Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -25,13 +26,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from gpo_data import hardware, models
-from gpo_data.errors import RunError, UsageError
-from gpo_data.generation.worker import Interrupted
+from gpo_data.errors import Interrupted, RunError, UsageError
+from gpo_data.lake.files import open_lake
+from gpo_data.lake.remote import files_in
+from gpo_data.lake.shard import dataset_folder
 from gpo_data.lifeline import end_with_launcher
 from gpo_data.recipe import Recipe, Train
 from gpo_data.signals import same_signals
 from gpo_train import dead_zone
-from gpo_train.checkpoint import Checkpoints, Stopped, newest
+from gpo_train.checkpoint import Checkpoints, newest
 from gpo_train.data import GroupDataModule, Prepare
 from gpo_train.evaluation import rollback
 from gpo_train.export import save_policy
@@ -49,7 +52,7 @@ from gpo_train.snapshot import dataset_names, frozen_groups
 
 # What collectives say when the process at the other end is gone: gloo, NCCL, and torch's store.
 OF_A_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|DistNetworkError|recvValue|sendBytes", re.I)
-BEGUN = ("snapshot.parquet", "iterations/*/summary.json", "checkpoints/*.ckpt")
+BEGUN = ("iterations/*/summary.json", "checkpoints/*.ckpt")
 
 
 def fit(
@@ -60,7 +63,7 @@ def fit(
     runs: Path = RUNS,
     points: Collection[int] = (),
 ) -> Run:
-    """Train, or go on training. Raises UsageError, RunError and Stopped.
+    """Train, or go on training. Raises UsageError, RunError and Interrupted.
 
     `points`: steps whose policies are kept (points.py).
     """
@@ -69,7 +72,8 @@ def fit(
     if trial := trial_options(recipe):
         name = f"{name}-trial"
         console.print(f"a trial ({', '.join(trial)}): run {name}, begun anew, and no policy", soft_wrap=True)
-        shutil.rmtree(named(runs, name).folder, ignore_errors=True)
+        if _rank() == 0:
+            forget(recipe, named(runs, name))
     folder = named(runs, name).folder
     begun = (folder / "run.json").is_file()
     recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
@@ -138,7 +142,7 @@ def _fit(
     with _told(settings, trainer, checkpoints.folder), same_signals():
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
-        raise Stopped
+        raise Interrupted
     if trial:
         run.note(state="trial", steps=trainer.global_step)
         console.print(f"trial: {trainer.global_step} steps in {checkpoints.seconds:.0f} s", soft_wrap=True)
@@ -153,17 +157,14 @@ def _fit(
     trained = average.policy if average else policy
     save_policy(trained, run.last if rolls_back else run.policy, write=trainer.is_global_zero)
     if trainer.is_global_zero:
-        try:
-            chosen = rollback.to_best(recipe, run, console) if rolls_back else None
-        except Interrupted:
-            raise Stopped from None
+        run.note(stopped_by=stopped_by)
+        chosen = rollback.to_best(recipe, run, console) if rolls_back else None
         run.note(
             state="finished",
             steps=trainer.global_step,
             train_seconds=round(checkpoints.seconds, 1),
             ranks=trainer.world_size,
             peak_memory=hardware.peak_memory(trainer.strategy.root_device.type),
-            stopped_by=stopped_by,
             rollback=chosen,
         )
         console.print(
@@ -184,17 +185,18 @@ def _say_what_begins(
     )
     if warning := hardware.warning_of("train.precision", settings.precision, device):
         console.print(warning, soft_wrap=True)
-    if told := dead_zone.warning(recipe, settings, policy.denoiser):
+    unused = [key for key in ("kl", "clip_range", "mean_shift_penalty") if getattr(settings, key)]
+    if settings.objective == "sft" and unused:
+        console.print(f"train.objective: sft asks no reference: train.{', train.'.join(unused)} say nothing to it")
+    if told := dead_zone.warning(recipe, settings, policy.denoiser, run.manifest().mode == "online"):
         console.print(told, soft_wrap=True)
 
 
 @contextmanager
 def _told(settings: Train, trainer: L.Trainer, checkpoints: Path) -> Iterator[None]:
-    """What ends a training, in words: Stopped, or a RunError that says what to do."""
+    """What ends a training, in words: a RunError that says what to do."""
     try:
         yield
-    except Interrupted:
-        raise Stopped from None
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size (now "
@@ -208,6 +210,17 @@ def _told(settings: Train, trainer: L.Trainer, checkpoints: Path) -> Iterator[No
             f"another rank has ended, so this one does; its own output says why. The same command on all nodes goes on "
             f"from the last checkpoint in {checkpoints}. Heard: {' '.join(str(error).split())[:200]}"
         ) from None
+
+
+def forget(recipe: Recipe, run: Run) -> None:
+    """Remove a trial of before, and what it drew."""
+    if not run.folder.is_dir():
+        return
+    for name in fnmatch.filter(open_lake(None, recipe.lake).datasets(), f"{run.name}-it[0-9]*"):
+        for path in files_in(dataset_folder(recipe.lake, name), "**/*"):
+            if path.is_file():
+                path.unlink()
+    shutil.rmtree(run.folder)
 
 
 def _rank() -> int:

@@ -27,7 +27,7 @@ from gpo_train import gradcache
 from gpo_train.data import GroupDataModule
 from gpo_train.noise import NoiseSamples, epoch_noise
 from gpo_train.objectives.group import penalty, sample_loss
-from gpo_train.objectives.terms import Terms, clipped, objective_of
+from gpo_train.objectives.terms import Terms, clipped, compares, objective_of
 from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
 from gpo_train.rows import Compared
@@ -60,8 +60,7 @@ class GPOModule(L.LightningModule):
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.objective = objective_of(settings.loss)
-        compares = settings.objective == "gpo" and self.objective.reference
-        looks_up = compares and settings.reference == "stored" and not settings.kl
+        looks_up = compares(settings) and settings.reference == "stored" and not settings.kl
         self.stored = StoredErrors(folder / "reference") if looks_up else None
         # Where another reference is compared with, the policy that began the iteration is kept by its errors.
         keeps_old = settings.objective == "gpo" and (settings.clip_range or settings.loss == "awm" or settings.anchored)
@@ -234,7 +233,7 @@ class GPOModule(L.LightningModule):
         if known is not None:
             s = self.policy.errors(group, noise, rows) - known[rows]
             return Compared(s, torch.zeros_like(s), known[rows])
-        if self.objective.reference or self.settings.kl:
+        if compares(self.settings):
             mix = self.settings.interpolation if self.objective.predictions else None
             return self.policy.compared(group, noise, rows, mix)
         s = self.policy.errors(group, noise, rows)
@@ -264,9 +263,11 @@ class GPOModule(L.LightningModule):
     def _watched(self, losses: Tensor, found: Compared, advantages: Tensor, samples: list[Terms]) -> dict[str, float]:
         """Loss, s of the better and the worse half, and what the objective has to say, averaged over noise samples."""
         s, weight = found.s, advantages.to(found.s.dtype)
-        better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-        shown = {"loss": losses.mean().item(), "error_diff": s.mean().item()}
-        shown |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
+        shown = {"loss": losses.mean().item()}
+        if compares(self.settings):
+            better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
+            shown |= {"error_diff": s.mean().item()}
+            shown |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
         told = [self.objective.watch(one, self.settings) for one in samples]
         shown |= {name: sum(one[name] for one in told) / len(told) for name in told[0]}
         if self.settings.kl:

@@ -22,8 +22,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from gpo_data.errors import RunError
-from gpo_data.generation.worker import Interrupted
+from gpo_data.errors import Interrupted, RunError
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.reader import Reader, TrainGroup
 

@@ -11,13 +11,16 @@ import lightning as L
 from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe, Train, nearest
+from gpo_train.objectives.terms import compares
 
 TRIALS = ("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overfit_batches")
 
 
 def trial_options(recipe: Recipe) -> list[str]:
     """Options of lightning.Trainer that end a run before its recipe does: it is a trial, and finishes nothing."""
-    return [name for name in TRIALS if recipe.train.trainer.get(name)]
+    asked = recipe.train.trainer
+    # -1 steps and a share of 1.0 (a float; 1 is one batch) are all of them.
+    return [name for name in TRIALS if asked.get(name) and repr(asked[name]) not in ("-1", "1.0")]
 
 
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
@@ -52,12 +55,19 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
             made.datasets,
             "online trains on what it draws; leave them out, or use --mode offline",
         )
-    if made.reference == "stored" and made.reference_update == "never":
+    if made.objective == "gpo" and made.reference == "stored" and made.reference_update == "never":
         refuse(
             "train.reference",
             "stored",
             "a base that never moves cannot be asked about pictures that are not drawn "
             "yet; use `frozen`, `adapters`, or train.reference_update: iteration",
+        )
+    if online.stop_distance is not None and not compares(made):
+        what = "objective: sft" if made.objective == "sft" else f"loss: {made.loss}"
+        refuse(
+            "online.stop_distance",
+            online.stop_distance,
+            f"train.{what} asks no reference, to which there would be a distance; set it to null",
         )
     if made.unconditional and not recipe.sampler.store_unconditional:
         refuse(

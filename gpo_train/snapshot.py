@@ -117,16 +117,18 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
     _same_model(recipe, name, here)
     _has_noise(recipe, settings, name)
     expect_unconditional(recipe.lake, name, settings.unconditional)
-    where = recipe.where
-    if settings.objective == "sft":
-        where = f"({where or 'true'}\n) AND reward >= {settings.sft_reward}"
-    table = snapshot_of(recipe, name, where, keep_dead=settings.objective == "sft")
-    facts = facts_of(table)
+    table = snapshot_of(recipe, name)
+    facts, sft = facts_of(table), settings.objective == "sft"
+    dead = "" if sft else f", {facts['dead_groups']} dead (every reward the same; skipped)"
     console.print(
-        f"dataset {name}: {facts['groups']} groups to learn from, {facts['dead_groups']} dead "
-        f"(every reward the same; skipped), {facts['failed_members']} failed members",
+        f"dataset {name}: {facts['groups']} groups to learn from{dead}, {facts['failed_members']} failed members",
         soft_wrap=True,
     )
+    if not table.num_rows and sft:
+        raise UsageError(
+            f"train.sft_reward: {settings.sft_reward}: no member of dataset {name} has as much under the reward "
+            f"{recipe.reward!r}; lower it, or try another reward: or where:"
+        )
     if not table.num_rows:
         raise UsageError(
             f"dataset {name}: all {facts['dead_groups']} groups are dead: no member is better than another "

@@ -239,6 +239,8 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
     own = take_snapshot(catalog.connect(str(tmp_path)), "a", relabel="true", where="lender = group_key", **how)
     plain = take_snapshot(catalog.connect(str(tmp_path)), "a", reward=how["reward"])
     assert own.drop_columns("lender").equals(plain)
+    with pytest.raises(UsageError, match="^relabel: expected a reward beside it"):  # stored ones are of other targets
+        take_snapshot(con, "a", relabel="true", targets=("target", "color"))
     with pytest.raises(UsageError, match="^relabel: 'lender.target::INT = 1': Conversion Error"):  # found only by doing
         take_snapshot(con, "a", relabel="lender.target::INT = 1", **how)
     with pytest.raises(UsageError, match="^relabel: 'lender.n = 1': .*; columns of borrower and lender: group_key, "):

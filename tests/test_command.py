@@ -12,6 +12,7 @@ import pytest
 import gpo_data.cli
 import gpo_train.cli
 from gpo_data import recipe
+from gpo_data.errors import Interrupted
 from gpo_data.recipe import Recipe
 
 
@@ -98,3 +99,42 @@ def test_a_run_has_a_name_and_lies_in_its_folder(arguments: list[str], capsys: p
     assert gpo_train.cli.main([arguments[0], "text-tiny", *arguments[1:]]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --run: expected 1 to 80 letters") and error.count("\n") == 1
+
+
+def test_what_was_stopped_says_so_whatever_verb_it_was(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*rest: object, **named: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("gpo_train.evaluation.alone.draw", stopped)
+    assert gpo_train.cli.main(["eval", str(here), "--base-only"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_a_file_where_a_folder_is_wanted_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("afile").touch()
+    assert gpo_train.cli.main(["fit", str(here), "--runs", "afile"]) == 2
+    assert gpo_data.cli.main(["export-pairs", str(here), "--out", "afile/there"]) == 2
+    assert capsys.readouterr().err.count("error: afile") == 2
+
+
+def test_nothing_is_drawn_where_nothing_would_say_what_is_right(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blind = ["--evaluators", "[color]", "--reward", "color_share"]
+    assert gpo_train.cli.main(["eval", str(here), "--base-only", *blind]) == 2
+    said = capsys.readouterr()
+    assert "which nothing measured" in said.err and "drew" not in said.out
+
+
+def test_pictures_are_shown_with_the_reward_of_the_command_line(here: Path) -> None:
+    show = ["show", str(here), "--limit", "1", "--out"]
+    assert gpo_data.cli.main([*show, "new/folder/stored.txt"]) == 0
+    assert gpo_data.cli.main([*show, "mine.png", "--reward", "-1.0 * member"]) == 0
+    stored, mine = Path("new/folder/stored.txt").read_bytes(), Path("mine.png").read_bytes()
+    assert stored[1:4] == mine[1:4] == b"PNG" and stored != mine
+
+
+def test_a_first_try_that_is_refused_leaves_the_name_free(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpo_train.cli.main(["fit", str(here), "--train.groups_per_step", "100"]) == 2
+    assert "train.groups_per_step: 100 groups a step" in capsys.readouterr().err
+    assert gpo_train.cli.main(["fit", str(here), "--train.epochs", "1"]) == 0

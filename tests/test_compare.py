@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from gpo_train import cli
-from gpo_train.evaluation.compare import tables
+from gpo_train.evaluation.compare import by_line, iterations_trained, tables
 from gpo_train.evaluation.result import Line, Point
-from gpo_train.online.iterations import Iteration
+from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run, newest
+from tests.conftest import killed_at
 from tests.parts.online import here as here
 from tests.parts.online import online
 from tests.parts.training import weights_of
@@ -82,3 +83,30 @@ def test_seeds_of_a_line_are_summed_up() -> None:
         ["+0.0", "+30.0"],
     ]
     assert len(tables({"c": found["c"]})) == 1
+
+
+def test_runs_of_other_lengths_meet_where_both_have_a_point() -> None:
+    def line(*iterations: int) -> Line:
+        at = dict(exact=0.5, failed=0, difference=0.0, ci95=[0.0, 0.1], diversity_ratio=1.0)
+        points = [Point(iteration=i, images=8 * i, **at) for i in iterations]
+        return Line(line="x", points=points, split="heldout", prompts=2, targets=2, left_out=0)
+
+    met = by_line({"a": line(0, 4, 8, 9), "b": line(0, 4, 6)})["x"]
+    assert [(at, [point.iteration for point in points]) for at, points in met] == [(0, [0, 0]), (4, [4, 4])]
+
+
+def test_a_run_that_a_rule_stopped_ends_with_what_it_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The iteration that it drew last was not trained on: the end is the policy that drew it, and one point."""
+    run = online(here, "--online.iterations", "3", "--online.stop_diversity", "2")
+    assert run.manifest().stopped_by and iterations_trained(run) == len(history(run.folder)) - 1 == 0
+    small = ["--eval.prompts", "2", "--eval.group_size", "2"]
+    assert cli.main(["compare", str(here), "--run", "a", *small]) == 0
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert [point["iteration"] for point in found["a"]["points"]] == [0, 0]
+
+
+def test_a_run_without_a_policy_is_nothing_to_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with killed_at(1):
+        online(here, "--online.iterations", "2")
+    assert cli.main(["compare", str(here), "--run", "a", "--eval.prompts", "2"]) == 2
+    assert "compare: a: no iteration's policy is there yet" in capsys.readouterr().err

@@ -66,6 +66,12 @@ def test_sentences_with_several_classes() -> None:
     assert json.loads(str(target["exclude"])) == [{"class": "cat", "count": 4}, {"class": "dog", "count": 3}]
 
 
+def test_a_class_that_is_named_twice_is_one_clause() -> None:
+    target = compose.from_sentence("two red apples and three green apples")
+    assert json.loads(str(target["include"])) == [{"class": "apple", "count": 5}]
+    assert json.loads(str(target["exclude"])) == [{"class": "apple", "count": 6}]
+
+
 @pytest.mark.parametrize(
     ("a", "wanted"),
     [

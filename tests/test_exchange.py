@@ -186,6 +186,25 @@ def test_a_folder_becomes_groups_that_everything_reads(recipe_file: Path, folder
     assert "imported: " in capsys.readouterr().err
 
 
+def test_what_metadata_says_besides_is_in_the_lake(recipe_file: Path, tmp_path: Path) -> None:
+    """And a table's numbers are numbers: a count is one."""
+    made = tmp_path / "mine"
+    made.mkdir()
+    rows = [["file_name", "caption", "target", "class", "color", "author", "label"]]
+    for number in (2, 3):
+        (made / f"{number}.png").write_bytes(sign("UP", number))
+        rows.append([f"{number}.png", f"{number} red squares", number, "square", "red", "me", "good"])
+    with (made / "metadata.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    options = ["--task.kind", "count", "--task.grammar", "signs", "--evaluators", "[color]", "--reward", "color_share"]
+    command = [str(recipe_file), "--name", "mine", "--model", "tiny", *options]
+    assert cli.main(["import", command[0], str(made), *command[1:]]) == 0
+    there = recipe_file.parent / "lake/dataset=mine"
+    found = [(one["target_count"], one["author"], one["row_label"], one["label"]) for one in rows_of(there)]
+    assert found == [(2, "me", "good", None), (3, "me", "good", None)]
+    assert cli.main(["verify", *command]) == 0
+
+
 def test_sft_on_imported_pictures(here: Path, folder: Path) -> None:
     own = ["--name", "mine", "--reward", "text_exact(target, ocr_text)"]
     assert cli.main(["import", str(here), str(folder), *own]) == 0
@@ -243,6 +262,9 @@ def test_sources_that_are_none_are_told(folder: Path, tmp_path: Path, recipe_fil
         path.write_bytes(b"GIF89a")
     assert cli.main(["import", str(recipe_file), str(folder), "--name", "lost"]) == 1
     assert "6 of 7 pictures failed, more than max_failed (0.2)" in capsys.readouterr().err
+    assert cli.main(["import", str(recipe_file), str(folder), "--name", "lost"]) == 1  # and not by then all is well
+    said = capsys.readouterr()
+    assert "nothing to import" in said.out and "6 of 7 pictures failed" in said.err
 
 
 def test_pictures_are_cut_about_their_middle() -> None:

@@ -108,7 +108,7 @@ def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
     with monkeypatch.context() as patch:
         patch.setattr(GPOModule, "training_step", signalled)
         assert cli.main(command) == 130
-    assert "the same command goes on from here" in capsys.readouterr().out
+    assert "the same command goes on from here" in capsys.readouterr().err
     run = Run(Path("runs/signal"))
     assert steps_of(run) == 4
     assert cli.main(command) == 0
@@ -130,13 +130,13 @@ def test_a_process_that_gets_a_signal_leaves_a_checkpoint(here: Path, tmp_path: 
         "--train.reference",
         "frozen",
     ]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         run = Run(tmp_path / "runs/signal")
         while newest_of(run) is None:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "the same command goes on from here" in said
     assert 0 < steps_of(run) < 400  # and it is a whole checkpoint
 

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 
 from gpo_data import cli, evaluators, models, recipe
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.evaluators import image_stats
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import PlannedGroup, PlannedShard, plan
 from gpo_data.generation.redraw import redraw
-from gpo_data.generation.worker import Generator, Interrupted
+from gpo_data.generation.worker import Generator
 from gpo_data.group import from_sample
 from gpo_data.lake.manifest import identity, open_dataset
 from gpo_data.lake.record import Record

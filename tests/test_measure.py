@@ -111,3 +111,10 @@ def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_setting
     assert len(measure(changed)) == 3
     texts = "SELECT ocr_text, count(*) FROM members GROUP BY 1 ORDER BY 2"
     assert catalog.connect(drawn.lake).execute(texts).fetchall() == [("AB", 1), ("again", 23)]  # one has no picture
+
+
+def test_an_evaluator_that_fails_for_every_member_fails(drawn):
+    judge = Brightness()
+    judge.broken = set(range(100))
+    with pytest.raises(RunError, match="all 23 members failed, .*; the first, text-00000000 0: brightness: ValueError"):
+        measure(drawn, [judge])

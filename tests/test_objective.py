@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpo_data.errors import UsageError
 from gpo_data.lake.advantage import Scale, extremes, is_dead, standardise, together
+from gpo_data.recipe import Train
 from gpo_train.gradcache import coefficients
 from gpo_train.objectives.group import group_loss, penalty
 from gpo_train.objectives.pairs import pairs, weights
@@ -198,3 +200,11 @@ def test_training_data_half_never_imports_the_training_half() -> None:
 
     for path in (Path(__file__).parents[1] / "gpo_data").rglob("*.py"):
         assert "gpo_train" not in path.read_text().replace("gpo-train", ""), path
+
+
+def test_members_that_are_clipped_are_no_equals() -> None:
+    for other in ({"loss": "best_of_n"}, {"weighting": "max"}):
+        with pytest.raises(UsageError, match="train.advantage_clip: expected null with pairs and best_of_n"):
+            Train(advantage_clip=1.0, **other)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="train.loss: this one needs rewards"):
+        group_loss(torch.ones(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), loss="rwr")

@@ -14,19 +14,21 @@ import torch
 from rich.console import Console
 
 from gpo_data import recipe
-from gpo_data.errors import UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.redraw import redraw
-from gpo_data.generation.worker import Generator, Interrupted
+from gpo_data.generation.worker import Generator
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.tasks import TASKS
 from gpo_train import fit as fit_module
-from gpo_train.fit import Stopped, fit
+from gpo_train.data import snapshot_of
+from gpo_train.fit import fit
+from gpo_train.online.callback import OnlineRegeneration
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run
-from gpo_train.settings import train_settings
+from gpo_train.settings import train_settings, trial_options
 from tests.conftest import killed_at
 from tests.parts.online import here as here
 from tests.parts.online import losses, online, quiet, tars
@@ -142,7 +144,7 @@ def test_killed_while_drawing_and_while_training_equals_never_killed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "_stage", stopped)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             online(here, *extra, name="broken")
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "_stage", noted)
@@ -259,3 +261,43 @@ def test_progress_counts_the_steps_of_epochs_of_different_length(
     fit(recipe.load(here, ["--online.iterations", "2", *more]), "a", Console(highlight=False), "online")
     steps = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert "2/4" in steps and steps[-1] == "3/3"
+
+
+def test_a_run_stops_by_the_distance_of_iterations_before(here: Path) -> None:
+    """Not by that of the one that it trains on, which a resumed run finds noted and one never killed does not."""
+    run = online(here, "--online.iterations", "2", "--train.learning_rate", "1e-3")
+    rule = OnlineRegeneration(recipe.load(here, ["--online.stop_distance", "0.5"]), folder=run.folder)
+    Iteration(run.folder, 1).note(distance=1.0)
+    assert rule._reason_to_stop(1, 4) is None
+    Iteration(run.folder, 0).note(distance=1.0)
+    assert "online.stop_distance: 0.5" in str(rule._reason_to_stop(1, 4))
+
+
+def test_what_asks_no_reference_has_no_distance(here: Path) -> None:
+    run = online(here, "--online.iterations", "1", "--train.loss", "rwr")
+    assert history(run.folder)[0].distance is None
+    for other in (["--train.loss", "best_of_n"], ["--train.objective", "sft"]):
+        refused = recipe.load(here, ["--online.stop_distance", "0.03", *other])
+        with pytest.raises(UsageError, match=r"online.stop_distance: 0.03: train.\w+: \w+ asks no reference"):
+            train_settings(refused, "online")
+
+
+def test_sft_learns_from_the_same_members_online_as_offline(here: Path) -> None:
+    sft = ["--train.objective", "sft", "--train.reference", "stored", "--train.sft_reward"]
+    online(here, "--online.iterations", "1", *sft, "0.4", "--train.groups_per_step", "1")
+    rewards = snapshot_of(recipe.load(here, [*sft, "0.4"]), "a-it0000")["reward"].to_pylist()
+    assert rewards and min(rewards) >= 0.4
+    with pytest.raises(RunError, match="nothing left to learn: 0 groups"):
+        online(here, "--online.iterations", "1", *sft, "5", name="b")
+    with pytest.raises(UsageError, match=r"train.sft_reward: 5.0: no member of dataset a-it0000 has as much"):
+        fit(recipe.load(here, ["--name", "a-it0000", *sft, "5"]), "c", quiet())
+    assert not Path("runs/c").exists()  # the name stays free
+
+
+def test_a_trial_is_begun_anew_whatever_it_drew(here: Path) -> None:
+    trial = ["--online.iterations", "2", "--train.trainer.max_steps", "1"]
+    online(here, *trial)
+    online(here, *trial, "--online.group_size", "3")
+    assert history(Path("runs/a-trial"))[0].images == 12
+    every = ["--train.trainer.limit_train_batches", "1.0", "--train.trainer.max_steps", "-1"]
+    assert trial_options(recipe.load(here, every)) == []

@@ -149,6 +149,7 @@ def begun(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         env=environment,
         cwd=path.parent,
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     ) as process:

@@ -101,6 +101,8 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
         ("recipe: small.yaml\ngrid: {train.beta: 3}", "grid.* expected .*list"),
         ("recipe: small.yaml\nrows: [{sett: {}}]", "unknown key 'rows.0.sett'; did you mean 'set'"),
         ("recipe: small.yaml\nrows: [{name: a}, {name: a}]", "rows: expected a name for each, found 'a' twice"),
+        ("recipe: small.yaml\ngrid: {train.beta: []}", "grid: expected at least one value of each key"),
+        ("recipe: small.yaml\nrows: [{grid: {train.beta: []}}]", "rows.grid: expected at least one value of each key"),
         ("recipe: small.yaml\nset: {train.loss: nft}", "train.reference: expected frozen or adapters"),
     ],
 )
@@ -227,3 +229,10 @@ def test_rows_share_what_is_drawn_whatever_they_are_paid_for_and_are_evaluated_a
     assert head.endswith("| s | GB | gain of reward | gain of color_distance | gain of color_share | step 1 | step 2 |")
     page = (tmp_path / "sweeps/losses/index.html").read_text()
     assert "Accuracy by training step" in page and "Gain of color_share and of the reward" in page
+
+
+@pytest.mark.parametrize("key", ["train.clip_range", "train.seed"])
+def test_what_the_rows_differ_in_is_not_one_for_all(sweep_file: Path, key: str) -> None:
+    for override in ([f"--{key}", "1"], [f"--{key}=1"]):
+        with pytest.raises(UsageError, match=f"--{key}: the rows differ in it"):
+            read_plan(sweep_file, override)

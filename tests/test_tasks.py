@@ -360,3 +360,25 @@ def test_a_folder_of_text_files_may_have_any_names(tmp_path):
         (tmp_path / name).write_text(f"a picture called {name}")
     found = TASKS["align"].prompts(Task("align", prompts=str(tmp_path), num_prompts=None, split="all"), 0)
     assert [p.text.split()[-1] for p in found] == list(names)
+
+
+def test_a_column_of_another_type_than_a_tasks_has_a_name_of_its_own(tmp_path):
+    """Else one dataset's `aspect` of numbers would make the lake's column of texts unreadable."""
+    path = tmp_path / "own.csv"
+    path.write_text("prompt,target,aspect,color,target_count\na,AB,1.5,1,3\nb,CD,0.5,2,4\n")
+    found = prompts(kind="text", prompts=str(path), num_prompts=None, split="all")
+    assert found[0].target == {"target": "AB", "row_aspect": 1.5, "row_color": 1, "target_count": 3}
+
+
+def test_two_columns_of_one_name_are_a_problem(tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("prompt,target,Category,category\na,AB,A,B\n")
+    with pytest.raises(UsageError, match="columns Category, category would all be category"):
+        prompts(kind="text", prompts=str(path), num_prompts=None, split="all")
+
+
+def test_prompts_may_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.txt").write_text('a sign that says "AB"\n')
+    (found,) = prompts(kind="text", prompts="~/own.txt", num_prompts=None, split="all")
+    assert found.target["target"] == "AB"

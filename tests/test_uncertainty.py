@@ -52,7 +52,7 @@ def test_the_penalty_holds_the_weighed_alone() -> None:
 def test_a_run_has_the_gate_in_its_snapshot(here: Path) -> None:
     run = train(here, *GATE, "--train.epochs", "1")
     frozen = pq.read_table(run.folder / "snapshot.parquet")
-    plain = snapshot_of(recipe.load(here, KL), "small", None)
+    plain = snapshot_of(recipe.load(here, KL), "small")
     found, before = frozen.to_pydict(), plain.to_pydict()
     weight, doubt = np.array(found["kl_weight"]), np.array(found["uncertainty"])
     assert "kl_weight" not in before and found["advantage"] == before["advantage"]
@@ -70,20 +70,20 @@ def test_a_run_has_the_gate_in_its_snapshot(here: Path) -> None:
 
 def test_few_members_and_borrowed_ones_keep_their_gate(here: Path) -> None:
     few = recipe.load(here, [*GATE, "--train.members_per_group", "2"])
-    table = snapshot_of(few, "small", None)
+    table = snapshot_of(few, "small")
     doubt = np.array(table["uncertainty"])
     assert len(doubt) == 12 and np.array_equal(np.array(table["kl_weight"]) == 1, gated(doubt, 0.5))
-    whole = snapshot_of(recipe.load(here, GATE), "small", None).to_pydict()
+    whole = snapshot_of(recipe.load(here, GATE), "small").to_pydict()
     known = dict(zip(zip(whole["group_key"], whole["member"], strict=True), whole["uncertainty"], strict=True))
     rows = zip(table["group_key"].to_pylist(), table["member"].to_pylist(), strict=True)
     assert [known[row] for row in rows] == doubt.tolist()  # among all, though two of four train
-    lent = snapshot_of(recipe.load(here, [*GATE, "--relabel", "length(lender.target) > 0"]), "small", None)
+    lent = snapshot_of(recipe.load(here, [*GATE, "--relabel", "length(lender.target) > 0"]), "small")
     group = Reader(few.lake, lent)[0]
     assert group.kl_weights is not None and len(group.kl_weights) == len(group.latents) == 24
     assert group.kl_weights.tolist() == lent["kl_weight"].to_pylist()[:24]
     both = Reader(few.lake, merge([table, table]))  # replay
     assert both[0].kl_weights is not None and both[0].kl_weights.tolist() == table["kl_weight"].to_pylist()[:2] * 2
-    assert Reader(few.lake, snapshot_of(recipe.load(here, KL), "small", None))[0].kl_weights is None
+    assert Reader(few.lake, snapshot_of(recipe.load(here, KL), "small"))[0].kl_weights is None
 
 
 def gradient(module: GPOModule, group: TrainGroup, **settings: float) -> torch.Tensor:

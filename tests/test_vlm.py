@@ -24,7 +24,8 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.protocol import png
 from gpo_data.evaluators.questions import Question, filled, questions_of, together
 from gpo_data.evaluators.vlm import COLUMNS, VlmEvaluator, grade_of, probability_of, reply_of
-from gpo_data.recipe import Vlm
+from gpo_data.generation.generate import expect_reward
+from gpo_data.recipe import Recipe, Vlm
 from gpo_data.tiny.render import render_text
 from tests.parts.serving import free_port
 
@@ -65,8 +66,10 @@ def test_questions_of_a_recipe_and_of_a_row() -> None:
 def test_a_row_whose_questions_are_none_is_told(row: Any, words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
         questions_of(Vlm(questions_column="vqa_list"), {"prompt": "a dog", "vqa_list": row})
-    with pytest.raises(UsageError, match="no column 'vqa_list' travels with the prompts; they have: prompt"):
-        questions_of(Vlm(questions_column="vqa_list"), {"prompt": "a dog"})
+    assert questions_of(Vlm(questions_column="vqa_list"), {"prompt": "a dog"}) == []  # its row has none
+    asks = Recipe(name="a", evaluators=["vlm"], reward="vlm", vlm=Vlm(questions_column="vqa_list"))
+    with pytest.raises(UsageError, match="no column 'vqa_list' travels with the prompts; they have: target"):
+        expect_reward(asks, {"target": pa.string()}, [])
     with pytest.raises(UsageError, match="no 'word'; there are: prompt"):
         filled("Is there a {word}?", {"prompt": "a dog"})
 

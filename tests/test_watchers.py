@@ -86,7 +86,7 @@ def test_training_pays_for_nothing_that_is_watched_and_evaluation_shows_it(here:
     assert train.main(["fit", str(here), "--reward", "color_share"]) == 2
     assert "only watched" in capsys.readouterr().err
     made = recipe.load(here)
-    assert snapshot_of(made, "small", None).num_rows
+    assert snapshot_of(made, "small").num_rows
     assert train.main(["fit", str(here), "--train.epochs", "1"]) == 0
     assert train.main(["eval", str(here)]) == 0
     found = json.loads((here.parent / "runs/small-offline/eval.json").read_text())

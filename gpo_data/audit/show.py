@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -9,11 +10,13 @@ from PIL import Image, ImageDraw
 
 from gpo_data.errors import UsageError, few
 from gpo_data.group import Group
+from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
+from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
@@ -34,6 +37,15 @@ def load_groups(folder: AnyPath, keys: list[str] | None = None, limit: int = 4) 
         raise UsageError(f"{folder}: no group {few(missing)}; groups here: {known}")
     chosen = [places[key] for key in keys] if keys else list(places.values())[:limit]
     return [Record.of(r, folder).group() for r in chosen]
+
+
+def rescored(groups: list[Group], recipe: Recipe) -> list[Group]:
+    """With the recipe's reward in the place of the stored ones. Raises UsageError."""
+    name = str(recipe.name)
+    con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
+    rows = con.execute("SELECT group_key, member, reward FROM members WHERE dataset = ?", [name]).fetchall()
+    found = {(key, member): reward for key, member, reward in rows}
+    return [dataclasses.replace(one, rewards=[found.get((one.key, i)) for i in range(one.size)]) for one in groups]
 
 
 def grid(groups: list[Group], scale: int = 2) -> Image.Image:

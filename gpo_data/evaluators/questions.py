@@ -47,12 +47,7 @@ def questions_of(vlm: Vlm, target: dict[str, Any]) -> list[Question]:
     """The questions about a picture of this prompt; none where its row has none. Raises UsageError."""
     if vlm.questions_column is None:
         return [Question(str(i), filled(text, target)) for i, text in enumerate(vlm.questions, start=1)]
-    if vlm.questions_column not in target:
-        raise UsageError(
-            f"vlm.questions_column: no column {vlm.questions_column!r} travels with the prompts; they have: "
-            f"{', '.join(target)}"
-        )
-    found = target[vlm.questions_column]
+    found = target.get(vlm.questions_column)
     if isinstance(found, str) and found.lstrip().startswith("["):
         try:
             found = json.loads(found)

@@ -100,8 +100,8 @@ def find_weights(setting: str) -> Path:
                 f"yolo.weights: the embedded detector {YOLO_WEIGHTS} is missing; install the package again"
             )
         return YOLO_WEIGHTS
-    if Path(setting).is_file():
-        return Path(setting)
+    if (path := Path(setting).expanduser()).is_file():
+        return path
     _quiet()
     from ultralytics.utils import SETTINGS
 

@@ -38,12 +38,14 @@ from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
 from gpo_data.lake.remote import AnyPath
-from gpo_data.lake.shard import commit, sidecar_path
+from gpo_data.lake.shard import commit, sidecar_path, sidecars
+from gpo_data.lake.sidecar import read_rows
 from gpo_data.lake.stage import stage, staged
 from gpo_data.progress import Bar
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
-from gpo_data.tasks import TASKS
+from gpo_data.status import OK
+from gpo_data.tasks import TASKS, extras
 
 LABEL, FROM = "label", "imported_from"
 COLUMNS: dict[str, pa.DataType] = {FROM: pa.string(), LABEL: pa.float64()}
@@ -71,10 +73,10 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     todo = [shard for shard in shards if not sidecar_path(folder, shard.shard_id).is_file()]
     if not todo:
         console.print(f"nothing to import: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
+        _expect_few_failed(recipe, folder)
         return folder
     hardware.take_threads()
     model = models.load(model_folder, recipe.sampler)
-    failed, total, why = 0, 0, ""
     with Bar("importing", sum(len(shard.groups) for shard in todo), "groups", console) as bar:
         for shard in todo:
             with claim(folder, shard.shard_id) as mine:
@@ -88,20 +90,26 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                         group = _encoded(recipe, model, measuring, planned, members[planned.key], text)
                         if recipe.sampler.store_unconditional and planned is shard.groups[0]:
                             group.unconditional = model.unconditional()
-                        said = [reason for reason in group.reasons if reason]
-                        failed, total, why = failed + len(said), total + group.size, (said or [why])[-1]
                         stage(folder, group, fingerprint)
                     bar.step(line=planned.key)
                 commit(folder, shard.shard_id, [one.key for one in shard.groups], shard.columns | columns, fingerprint)
     evaluators.close(measuring)
     pictured = sum(len(planned.seeds) for shard in shards for planned in shard.groups)
+    failed = _expect_few_failed(recipe, folder)
     console.print(f"imported {pictured} pictures in {len(groups)} groups; {failed} failed: {folder}", soft_wrap=True)
-    if failed > recipe.max_failed * total:
-        raise RunError(
-            f"dataset {folder}: {failed} of {total} pictures failed, more than max_failed ({recipe.max_failed:g}), the "
-            f"last because: {why}; repair them, remove the folder and import again"
-        )
     return folder
+
+
+def _expect_few_failed(recipe: Recipe, folder: AnyPath) -> int:
+    """How many members of the committed shards failed. Raises RunError where they are too many."""
+    rows = [row for one in sidecars(folder) for row in read_rows(one, ["status", "status_reason"])]
+    why = [str(row["status_reason"] or row["status"]) for row in rows if row["status"] != OK]
+    if len(why) > recipe.max_failed * len(rows):
+        raise RunError(
+            f"dataset {folder}: {len(why)} of {len(rows)} pictures failed, more than max_failed "
+            f"({recipe.max_failed:g}), the last because: {why[-1]}; repair them, remove the folder and import again"
+        )
+    return len(why)
 
 
 def _groups(found: list[Picture]) -> list[list[Picture]]:
@@ -120,7 +128,7 @@ def _groups(found: list[Picture]) -> list[list[Picture]]:
 def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list[Picture]]) -> dict[str, Prompt]:
     """{caption: its prompt}, with the target that the task finds in the row or the sentence. Raises UsageError."""
     kind = TASKS[recipe.task.kind]
-    rows = {group[0].caption: group[0].columns for group in groups}
+    rows = {group[0].caption: {_own(k): v for k, v in group[0].columns.items()} for group in groups}
     named = recipe.task.target_column in next(iter(rows.values()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"captions.{'jsonl' if named else 'txt'}"
@@ -139,11 +147,17 @@ def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list
     return found
 
 
+def _own(name: str) -> str:
+    """A row's column, beside those of imported members."""
+    return f"row_{name}" if name in COLUMNS else name
+
+
 def _plan(
     recipe: Recipe, groups: list[list[Picture]], prompts: dict[str, Prompt]
 ) -> tuple[list[PlannedShard], dict[str, list[Picture]]]:
     """Shards of groups of one size, and the pictures of each group."""
     task, size = recipe.task.kind, recipe.groups_per_shard
+    columns = extras.types_of(list(prompts.values()), TASKS[task].columns) | COLUMNS
     ordered = sorted(groups, key=len)  # keeps the order of equals
     planned: list[PlannedGroup] = []
     members: dict[str, list[Picture]] = {}
@@ -155,7 +169,7 @@ def _plan(
         if planned and (len(planned) == size or len(planned[0].seeds) != len(group)):
             shards.append(PlannedShard(len(shards), planned))
             planned = []
-        planned.append(PlannedGroup(key, prompt, seeds, TASKS[task].columns | COLUMNS))
+        planned.append(PlannedGroup(key, prompt, seeds, columns))
         members[key] = group
     return [*shards, PlannedShard(len(shards), planned)], members
 

@@ -16,9 +16,8 @@ are opened one by one when they are needed.
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import functools
-import io
 import json
 import re
 import tarfile
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError, few, words
 from gpo_data.recipe import Task
+from gpo_data.tasks import files
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CAPTIONS = ("caption", "text", "prompt")
@@ -64,8 +64,8 @@ def pictures(source: str, task: Task) -> list[Picture]:
         found = list(_rows_of_datasets(source, task))
     elif path.is_dir() and (tars := sorted(path.glob("*.tar"))):
         found = [one for tar in tars for one in _tar(tar, task)]
-    elif path.is_dir() and (files := sorted(path.glob("*.parquet"))):
-        found = [one for file in files for one in _parquet(file, task)]
+    elif path.is_dir() and (parts := sorted(path.glob("*.parquet"))):
+        found = [one for file in parts for one in _parquet(file, task)]
     elif path.is_dir():
         found = list(_folder(path, task))
     elif path.suffix == ".tar" and path.is_file():
@@ -82,7 +82,7 @@ def pictures(source: str, task: Task) -> list[Picture]:
 
 
 def _folder(path: Path, task: Task) -> Iterator[Picture]:
-    rows = _metadata(path)
+    rows = _metadata(path, task)
     without: list[str] = []
     for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES):
         name = file.relative_to(path).as_posix()
@@ -100,22 +100,20 @@ def _folder(path: Path, task: Task) -> Iterator[Picture]:
         )
 
 
-def _metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """{file name: its row}"""
-    for name in ("metadata.jsonl", "metadata.csv"):
-        if (path / name).is_file():
-            text = _text(path / name)
+def _metadata(path: Path, task: Task) -> dict[str, dict[str, Any]]:
+    """{file name: its row}, read as `task.prompts` would be."""
+    for file in (path / "metadata.jsonl", path / "metadata.csv"):
+        if file.is_file():
+            text = {"file_name", *CAPTIONS, *([task.target_column] if task.kind == "text" else [])}
             try:
-                listed = (
-                    [json.loads(line) for line in text.splitlines() if line.strip()]
-                    if name.endswith("l")
-                    else list(csv.DictReader(io.StringIO(text)))
-                )
-                return {str(row["file_name"]): row for row in listed}
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(
-                    f"import {path / name}: expected rows with file_name and a caption: {error!r}"
-                ) from None
+                rows = list(files.rows(dataclasses.replace(task, prompts=str(file)), text))
+            except UsageError as error:
+                raise UsageError(f"import: {str(error).removeprefix('task.prompts: ')}") from None
+            for row in rows:
+                if row.problem or "file_name" not in row.values:
+                    reason = row.problem or f"expected file_name and a caption, found {few(list(row.values))}"
+                    raise UsageError(f"import {row.where}: {reason}")
+            return {str(row.values["file_name"]): row.values for row in rows}
     return {}
 
 

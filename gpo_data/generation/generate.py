@@ -157,6 +157,11 @@ def expect_reward(
 
     `targets`: the dataset's target columns.
     """
+    asked = recipe.vlm.questions_column
+    if asked is not None and asked not in targets and "vlm" in [*recipe.evaluators, *recipe.watchers]:
+        raise UsageError(
+            f"vlm.questions_column: no column {asked!r} travels with the prompts; they have: {', '.join(targets)}"
+        )
     watching = evaluators.watching(recipe, chosen)
     refuse_watched(recipe.reward, evaluators.columns_of(watching))
     rewards.check(recipe.reward, targets | evaluators.columns_of(evaluators.paid(recipe, chosen)))

@@ -49,7 +49,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             sidecar is missing or out of date. None: those of the recipe, on shards that were not drawn with them,
             or with other settings.
 
-    Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk).
+    Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk, every member failed).
     """
     console = console or Console()
     assert recipe.name
@@ -75,7 +75,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             soft_wrap=True,
         )
     written: list[AnyPath] = []
-    failures: list[str] = []
+    failures, succeeded = list[str](), False
     try:
         with Bar("measuring", total, "groups", console) as bar:
 
@@ -90,6 +90,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             for evaluator, sidecar, rows, reasons in found:
                 written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
                 failures += reasons
+                succeeded |= any(row[name] is not None for row in rows for name in evaluator.columns)
     except KeyboardInterrupt:
         console.print(
             f"interrupted: {len(written)} of {len(work)} shards measured are kept; the same command goes on from there",
@@ -102,6 +103,10 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         console.print(f"measured {len(written)} of {len(work)} shards", soft_wrap=True)
     if len(written) < len(work):
         console.print("another process has the others; run again to see whether it finished")
+    if failures and not succeeded:
+        raise RunError(
+            f"all {len(failures)} members failed, the same command tries them again; the first, {failures[0]}"
+        )
     if failures:
         console.print(
             f"{len(failures)} members failed, the same command tries them again; the first, {failures[0]}",

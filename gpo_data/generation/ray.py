@@ -30,11 +30,10 @@ from rich.console import Console
 
 import gpo_data
 from gpo_data import hardware
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.generation import cluster
 from gpo_data.generation.actors import Work, Worker
 from gpo_data.generation.remote import Job
-from gpo_data.generation.worker import Interrupted
 from gpo_data.recipe import Ray
 
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.evaluators import asked, columns_of
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.progress import Clock
@@ -38,10 +38,6 @@ from gpo_data.tasks import TASKS
 
 T = TypeVar("T")
 GROUPS_WAITING = 8  # finished by the denoiser and not yet staged; bounds memory when an evaluator is the slower half
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: what is staged and committed stays."""
 
 
 class Drawer(Generic[T]):

@@ -122,6 +122,8 @@ def scored(
     own = con.cursor()
     if reward is None and relabel is None:
         return own
+    if reward is None:
+        raise UsageError("relabel: expected a reward beside it: the stored ones were given for the lenders' targets")
     source = "SELECT * FROM drawn_members"
     if relabel is not None:
         assert dataset is not None

@@ -48,7 +48,7 @@ class Lake:
 
         if recipe.name is None:
             raise UsageError("name: expected the dataset's name, found null; a recipe without a file has to have one")
-        generate(dataclasses.replace(recipe, lake=self.path), console or Console(quiet=True))
+        generate(dataclasses.replace(recipe, lake=str(self.path)), console or Console(quiet=True))
         return self[recipe.name]
 
     def datasets(self) -> list[str]:

@@ -106,8 +106,9 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
         "arithmetic": models.ARITHMETIC,
     }
     if recipe.policy is not None:
-        fields["policy_digest"] = models.weights_digest(Path(recipe.policy))
-        if recipe.sampler.dtype != "float32" and not (Path(recipe.policy) / models.LORA_FILE).is_file():
+        policy = Path(recipe.policy).expanduser()
+        fields["policy_digest"] = models.weights_digest(policy)
+        if recipe.sampler.dtype != "float32" and not (policy / models.LORA_FILE).is_file():
             fields["policy_rounding"] = "random"  # models/rounding.py; before it, to the nearest
     return fields
 

@@ -167,7 +167,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
 
 def policy_folder(folder: str) -> Path:
     """The folder of a recipe's `policy:`, checked. Raises UsageError."""
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if not (path / LORA_FILE).is_file() and not list(path.glob("*/diffusion_pytorch_model*.safetensors")):
         raise UsageError(
             f"policy: expected {path / LORA_FILE} or a denoiser's sub-folder with diffusion_pytorch_model.safetensors, "

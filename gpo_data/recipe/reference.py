@@ -45,8 +45,8 @@ Recipes are strict: a key that is not listed here, a key that is there twice or 
 that names the key; so is a whole number above a million (seeds aside) or another number above a billion. Every key
 can be overridden on the command line, with a dot after a section: `--group_size 16 --sampler.guidance_scale 3`. In
 Python the sections are the dataclasses `Recipe`, `Task`, `Sampler`, `Train`, `Online`, `Eval`, `Ocr`, `Yolo`, `Clip`,
-`Vlm` and `Http` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of version 0.1 that have
-other names now are in [CHANGELOG.md](../CHANGELOG.md).
+`Ray`, `Vlm` and `Http` of `gpo_data.recipe`, with the same checks ([notebook.md](notebook.md)). Keys of version 0.1
+that have other names now are in [CHANGELOG.md](../CHANGELOG.md).
 """
 
 

@@ -311,6 +311,12 @@ class Train:
             f"0 with train.loss: {self.loss}, which compares with no reference",
             self.mean_shift_penalty,
         )
+        expect(
+            self.advantage_clip is None or not (paired or self.loss == "best_of_n"),
+            "train.advantage_clip",
+            "null with pairs and best_of_n: members that are clipped would be equals",
+            self.advantage_clip,
+        )
         decay = self.beta_decay
         within = decay is None or (len(decay) == 2 and 0 <= decay[0] <= decay[1])
         expect(within, "train.beta_decay", "[first, last] step with 0 <= first <= last", decay)

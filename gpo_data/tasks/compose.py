@@ -100,7 +100,7 @@ def from_sentence(sentence: str) -> sources.Target:
         numbers[phrase.name] = number
     return _target(
         [{"class": name, "count": n} for name, n in numbers.items()],
-        [{"class": phrase.name, "count": numbers[phrase.name] + 1} for phrase in counted if phrase.numbered],
+        [{"class": n, "count": numbers[n] + 1} for n in dict.fromkeys(one.name for one in counted if one.numbered)],
     )
 
 

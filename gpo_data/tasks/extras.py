@@ -1,7 +1,7 @@
 """The columns of a user's row that the task does not read: they travel with the prompt as target columns.
 
     Category        -> category         names are made those of SQL: lower case, `_` for what is no letter or digit
-    seed, status    -> row_seed, ...    names that every dataset has
+    seed, status    -> row_seed, ...    names that every dataset has, or a task's column of another type
     [..], {..}      -> text             lists and objects as JSON, which SQL takes apart (`include->0->>'class'`)
 
 A column holds one type: truth, whole number, number or text; where a source mixes them, all are text. Values that are
@@ -33,6 +33,8 @@ def of(
         rows: where, values and target of each.
         read: columns that the task reads, in any case.
     """
+    from gpo_data.lake.measures import TARGETS  # of all tasks, which import this
+
     own = {name.lower() for name in read}
     targets = {name for _, _, target in rows for name in target}
     names = {name: _sql_name(name, targets) for name in dict.fromkeys(name for _, values, _ in rows for name in values)}
@@ -48,7 +50,14 @@ def of(
                 problems.append(f"{where}: {error}")
         found.append(one)
     for new in dict.fromkeys(names.values()):
-        _one_type([one for one in found if new in one], new)
+        same = [name for name, other in names.items() if other == new]
+        if len(same) > 1:
+            problems.append(f"columns {', '.join(same)} would all be {new}; rename or remove all but one")
+        having = [one for one in found if new in one]
+        kind = _one_type(having, new)
+        if new in TARGETS and TYPES[kind] != TARGETS[new] and (kind in (str, bool) or TARGETS[new] == pa.string()):
+            for one in having:  # else the column would be of two types in the lake
+                one[f"row_{new}"] = one.pop(new)
     return problems, found
 
 
@@ -99,8 +108,10 @@ def _wider(kinds: set[type]) -> type:
     return float if kinds == {int, float} else str
 
 
-def _one_type(rows: list[dict[str, Value]], name: str) -> None:
+def _one_type(rows: list[dict[str, Value]], name: str) -> type:
+    """Makes the column's values of one type, and returns it."""
     kind = _wider({type(row[name]) for row in rows} or {str})
     for row in rows:
         if type(value := row[name]) is not kind:
             row[name] = json.dumps(value) if kind is str else kind(value)
+    return kind

@@ -56,7 +56,7 @@ def rows(spec: Task, text: Collection[str] = ()) -> Iterator[Row]:
         text: columns of a .csv or .tsv file that stay text: a word to draw may be `2024`.
     """
     assert spec.prompts is not None
-    path = Path(spec.prompts)
+    path = Path(spec.prompts).expanduser()
     suffix = path.suffix.lower()
     if path.is_dir() and (lines := _text_files(path)):
         for file in lines:
@@ -84,7 +84,7 @@ def rows(spec: Task, text: Collection[str] = ()) -> Iterator[Row]:
 
 def is_text(spec: Task) -> bool:
     """Whether the source has sentences and no columns."""
-    path = Path(spec.prompts or "")
+    path = Path(spec.prompts or "").expanduser()
     return path.suffix.lower() == ".txt" or (path.is_dir() and bool(_text_files(path)))
 
 

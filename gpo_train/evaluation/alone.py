@@ -31,7 +31,7 @@ def evaluate_alone(recipe: Recipe, folder: Path, console: Console) -> Alone:
     chosen = choose(recipe, set(), folder)
     base, _ = evaluate.eval_recipes(recipe, chosen.task, str(recipe.name), Path(), alone=True)
     console.print(f"dataset {base.name}", soft_wrap=True)
-    draw(base, console)
+    draw(base, console, measuring=evaluate.expect_measured(recipe))
     members = evaluate.members(recipe, base, base)[0]
     pairs = sorted(members)
     prompt_of = evaluate.prompt_of(base, [group for group, _ in pairs])

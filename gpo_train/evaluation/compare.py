@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from gpo_data.errors import UsageError
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
 from gpo_data.recipe import Recipe
@@ -46,6 +47,8 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
             )
             for run in runs
         }
+    if none := [name for name, one in found.items() if not one.points]:
+        raise UsageError(f"compare: {', '.join(none)}: no iteration's policy is there yet; train on, or leave it out")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(
         out / "compare.json",
@@ -95,13 +98,13 @@ def tables(found: dict[str, Line]) -> list[Table]:
         title_justify="left",
     )
     for line, same in by_line(found).items():
-        for at in zip(*same, strict=False):
+        for iteration, at in same:
             values = [100 * point.difference for point in at]
             if len(at) > 1:
                 lines.add_row(
                     line,
                     str(len(at)),
-                    str(at[0].iteration),
+                    str(iteration),
                     f"{np.mean(values):+.1f}",
                     f"{min(values):+.1f}",
                     f"{max(values):+.1f}",
@@ -109,22 +112,26 @@ def tables(found: dict[str, Line]) -> list[Table]:
     return [runs, lines] if lines.row_count else [runs]
 
 
-def by_line(found: dict[str, Line]) -> dict[str, list[list[Point]]]:
-    """{line: the points of its runs}."""
-    lines: dict[str, list[list[Point]]] = {}
+def by_line(found: dict[str, Line]) -> dict[str, list[tuple[int, list[Point]]]]:
+    """{line: [(iteration, the points of its runs there)]}, where all of them have one."""
+    lines: dict[str, list[dict[int, Point]]] = {}
     for one in found.values():
-        lines.setdefault(one.line, []).append(one.points)
-    return lines
+        lines.setdefault(one.line, []).append({point.iteration: point for point in one.points})
+    return {
+        line: [(at, [one[at] for one in same]) for at in same[0] if all(at in one for one in same)]
+        for line, same in lines.items()
+    }
 
 
 def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console, workers: Begin) -> list[Point]:
     """From the base on."""
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
-    iterations = [Iteration(run.folder, i) for i in range(every, len(summaries), every)]
+    trained = iterations_trained(run)
+    iterations = [Iteration(run.folder, i) for i in range(every, trained, every)]
     weights = {one.number: one.policy for one in iterations if one.has_weights}  # else pruned by online.keep_last
     end = run.last if run.last.is_dir() else run.policy
     if end.is_dir():
-        weights[len(summaries)] = end
+        weights[trained] = end
     made: list[Point] = []
     for number, found in against_base(recipe, run.name, weights, chosen, console, workers):
         images = sum(one.images for one in summaries[:number])
@@ -147,6 +154,11 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
     return made
 
 
+def iterations_trained(run: Run) -> int:
+    """A rule that stops a run has it draw a last iteration, and not train on it."""
+    return len(history(run.folder)) - (run.manifest().stopped_by is not None)
+
+
 def line_of(run: Run, runs: list[Run]) -> str:
     """What the run is on the picture: the settings in which the runs differ, without seeds."""
     flats = {one.name: flat(one.manifest().recipe) for one in runs}
@@ -164,11 +176,10 @@ def curves(found: dict[str, Line], path: Path) -> Path:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for line, same in by_line(found).items():
-        length = min(len(one) for one in same)
-        values = np.array([[100 * point.exact for point in one[:length]] for one in same])
-        x = [point.iteration for point in same[0][:length]]
-        axes.plot(x, values.mean(0), marker="o", label=f"{line} ({len(same)} runs)")
-        axes.fill_between(x, values.min(0), values.max(0), alpha=0.2)
+        values = np.array([[100 * point.exact for point in at] for _, at in same])
+        x = [iteration for iteration, _ in same]
+        axes.plot(x, values.mean(1), marker="o", label=f"{line} ({values.shape[1]} runs)")
+        axes.fill_between(x, values.min(1), values.max(1), alpha=0.2)
     axes.set_xlabel("iterations of drawing and training")
     part = report.part_of(next(iter(found.values())))
     axes.set_ylabel(f"exact on {part} prompts, %")

@@ -22,13 +22,13 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.remote import kept_workers
 from gpo_data.lake.durable import whole_folder
 from gpo_data.recipe import Recipe
-from gpo_train.evaluation.compare import points
+from gpo_train.evaluation.compare import iterations_trained, points
 from gpo_train.evaluation.evaluate import expect_measured
 from gpo_train.evaluation.prompts import choose
 from gpo_train.evaluation.report import points_text
 from gpo_train.evaluation.result import Candidate, Point, Rollback
 from gpo_train.evaluation.trained import trained_keys
-from gpo_train.online.iterations import Iteration, history
+from gpo_train.online.iterations import Iteration
 from gpo_train.run import Run
 
 
@@ -61,23 +61,23 @@ def to_best(recipe: Recipe, run: Run, console: Console) -> Rollback:
     """Evaluate the candidates, copy the best one's weights to `policy/`. Raises UsageError, RunError, Interrupted."""
     judged = validated(recipe)
     chosen = choose(judged, trained_keys(recipe, run), run.folder)
-    drawn = len(history(run.folder))
-    pruned = [i for i in range(1, drawn) if not Iteration(run.folder, i).has_weights]
+    trained = iterations_trained(run)
+    pruned = [i for i in range(1, trained) if not Iteration(run.folder, i).has_weights]
     if pruned:
         console.print(
-            f"online.keep_last: the weights after {len(pruned)} of {drawn} iterations are gone (the last of them: "
+            f"online.keep_last: the weights after {len(pruned)} of {trained} iterations are gone (the last of them: "
             f"{pruned[-1]}); online.rollback chooses among the others",
             soft_wrap=True,
         )
     with kept_workers(judged, console) as workers:
         base, *found = points(judged, run, chosen, 1, console, workers)
     at = best(found)
-    folder = run.last if at.iteration == drawn else Iteration(run.folder, at.iteration).policy
+    folder = run.last if at.iteration == trained else Iteration(run.folder, at.iteration).policy
     with whole_folder(run.policy) as out:
         shutil.copytree(folder, out)
     made = Rollback(
         iteration=at.iteration,
-        iterations=drawn,
+        iterations=trained,
         exact=at.exact,
         difference=at.difference,
         ci95=at.ci95,

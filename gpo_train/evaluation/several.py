@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gpo_data import evaluators
 from gpo_data.generation.generate import draw
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.reader import diversity
@@ -35,7 +34,7 @@ def against_base(
 
     `name`: of the run; a glob over its iterations, to train on them, shall not find evaluations.
     """
-    measuring = evaluators.build(recipe)
+    measuring = evaluate.expect_measured(recipe)
     spread = functools.cache(diversity)  # the base's is asked for every time
     drawn = False
     for number, folder in weights.items():

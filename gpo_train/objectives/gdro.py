@@ -20,9 +20,9 @@ from gpo_train.objectives.terms import Objective, Terms
 
 
 def loss(terms: Terms, settings: Train) -> Tensor:
-    assert terms.rewards is not None
-    order = torch.argsort(terms.rewards, descending=True, stable=True)
-    u, targets = -settings.beta * terms.s[order], terms.rewards[order] / settings.temperature
+    rewards = terms.expect_rewards()
+    order = torch.argsort(rewards, descending=True, stable=True)
+    u, targets = -settings.beta * terms.s[order], rewards[order] / settings.temperature
     # Row i is position i: what stands before it is left out.
     left = torch.ones(len(u), len(u), dtype=torch.bool, device=u.device).triu()[:-1]
     q = torch.where(left, targets, -torch.inf).softmax(-1)

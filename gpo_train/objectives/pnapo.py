@@ -22,9 +22,9 @@ from gpo_train.objectives.terms import Objective, Terms
 
 
 def loss(terms: Terms, settings: Train) -> Tensor:
-    assert terms.rewards is not None
+    rewards = terms.expect_rewards()
     better, worse = pairs(terms.advantages, settings.weighting)
-    gap = 2 * torch.sigmoid(terms.rewards[better] - terms.rewards[worse]) - 1
+    gap = 2 * torch.sigmoid(rewards[better] - rewards[worse]) - 1
     beta = settings.beta * annealed(terms.step, settings.beta_decay) * gap
     return softplus(beta * (terms.s[better] - terms.s[worse]) / 2).mean()
 

@@ -15,8 +15,7 @@ from gpo_train.objectives.terms import Objective, Terms
 
 
 def loss(terms: Terms, settings: Train) -> Tensor:
-    assert terms.rewards is not None
-    return (torch.softmax(terms.rewards / settings.temperature, 0) * terms.error).sum()
+    return (torch.softmax(terms.expect_rewards() / settings.temperature, 0) * terms.error).sum()
 
 
 OBJECTIVE = Objective(loss, reference=False)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpo_data.errors import UsageError
 from gpo_data.recipe import Train
 from gpo_data.recipe.training import Loss
 
@@ -47,6 +48,12 @@ class Terms:
     t: Tensor | None = None
     spreads: tuple[Tensor, Tensor] | None = None
     step: int = 0
+
+    def expect_rewards(self) -> Tensor:
+        """Raises UsageError where an objective that needs them was given none, as by `group_loss`."""
+        if self.rewards is None:
+            raise UsageError("train.loss: this one needs rewards, which `group_loss` is not given; see Terms")
+        return self.rewards
 
     @property
     def error(self) -> Tensor:
@@ -80,6 +87,11 @@ def objective_of(loss: Loss) -> Objective:
     """The objective in the file of that name."""
     found: Objective = importlib.import_module(f"gpo_train.objectives.{loss}").OBJECTIVE
     return found
+
+
+def compares(settings: Train) -> bool:
+    """Whether training asks a reference, so that `s` is how far the policy is from it."""
+    return settings.objective == "gpo" and bool(objective_of(settings.loss).reference or settings.kl)
 
 
 def clipped(terms: Terms, clip_range: float) -> tuple[Terms, Tensor]:

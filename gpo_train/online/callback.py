@@ -47,7 +47,7 @@ class Trained:
 
     epoch: int = -1
     steps: int = 0
-    error_diff: float = 0.0  # sum over steps
+    error_diff: float | None = None  # sum over steps; None where no reference is asked
     seconds: float = 0.0
 
 
@@ -157,7 +157,7 @@ class OnlineRegeneration(Callback):
     def _read(self, number: int) -> Reader:
         """The groups of an iteration and of those that are replayed; what is too old to be is pruned."""
         names = [Iteration(self.folder, i).name for i in range(max(0, number - self.online.replay + 1), number + 1)]
-        tables = [snapshot_of(self.recipe, name, self.recipe.where) for name in names]
+        tables = [snapshot_of(self.recipe, name) for name in names]
         if self.online.keep_last is not None and self.ranks.first:
             for i in range(max(0, number + 1 - self.online.keep_last)):
                 prune(self.recipe, Iteration(self.folder, i))
@@ -167,7 +167,9 @@ class OnlineRegeneration(Callback):
     def _reason_to_stop(self, number: int, groups: int) -> str | None:
         wanted = self.recipe.train.groups_per_step
         if groups >= wanted:
-            return reason_to_stop(history(self.folder)[: number + 1], self.online)
+            # Not by how far its own training goes, which a resumed run finds noted and one never killed does not.
+            *before, last = history(self.folder)[: number + 1]
+            return reason_to_stop([*before, dataclasses.replace(last, distance=None)], self.online)
         found = (
             f"nothing left to learn: {groups} groups of iteration {number} have a reward that varies, and "
             f"train.groups_per_step is {wanted}"
@@ -182,11 +184,11 @@ class OnlineRegeneration(Callback):
         self._clock = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        now, done = time.monotonic(), self.trained
+        now, done, far = time.monotonic(), self.trained, trainer.callback_metrics.get("error_diff")
         self.trained = Trained(
             done.epoch,
             done.steps + 1,
-            done.error_diff + float(trainer.callback_metrics.get("error_diff", 0.0)),
+            None if far is None else (done.error_diff or 0.0) + float(far),
             done.seconds + now - self._clock,
         )
         self._clock = now
@@ -194,12 +196,12 @@ class OnlineRegeneration(Callback):
             self._note()
 
     def _note(self) -> None:
-        number, first = divmod(self.trained.epoch, self.online.epochs_per_iteration)
+        far, (number, first) = self.trained.error_diff, divmod(self.trained.epoch, self.online.epochs_per_iteration)
         iteration = Iteration(self.folder, number)
         seconds = iteration.expect_summary().seconds
         before = seconds.get("train", 0.0) if first else 0.0
         iteration.note(
-            distance=self.trained.error_diff / self.trained.steps,
+            distance=None if far is None else far / self.trained.steps,
             seconds=seconds | {"train": before + self.trained.seconds},
         )
 

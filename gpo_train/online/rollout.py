@@ -21,12 +21,12 @@ from rich.console import Console
 
 from gpo_data import evaluators, models
 from gpo_data.audit.show import grid
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import plan
 from gpo_data.generation.progress import Clock
 from gpo_data.generation.remote import Begin, kept_workers
-from gpo_data.generation.worker import Interrupted, finish_group
+from gpo_data.generation.worker import finish_group
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
 from gpo_data.progress import EVERY

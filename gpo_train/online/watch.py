@@ -113,7 +113,8 @@ def curves(found: list[Summary], path: Path) -> Path:
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axes.legend(fontsize=8, frameon=False)
         axes.grid(alpha=0.3)
-    first.set_ylim(0, 1)
+    low, high = first.get_ylim()
+    first.set_ylim(min(low, 0), max(high, 1))  # rewards may lie anywhere
     second.set_ylim(0, 1)
     figure.savefig(path, dpi=110)
     return path

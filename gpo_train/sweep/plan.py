@@ -56,6 +56,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         check(self, "rows.")
+        expect(all(self.grid.values()), "rows.grid", "at least one value of each key", self.grid)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Sweep:
         check(self)
         expect(NAME.fullmatch(self.name) is not None, "name", "1 to 24 letters a-z, digits, '-' and '_'", self.name)
         expect(bool(self.seeds), "seeds", "at least one", self.seeds)
+        expect(all(self.grid.values()), "grid", "at least one value of each key", self.grid)
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,14 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
         for variant in variants or [Variant()]
         for point in _points(sweep.grid | variant.grid)
     ]
+    key = "train.seed" if sweep.mode == "offline" else "seed"
+    asked = {argument.removeprefix("--").split("=")[0] for argument in overrides if argument.startswith("--")}
+    if over := asked & {key, *(own for _, values in planned for own in values)}:
+        raise UsageError(f"--{min(over)}: the rows differ in it, so it cannot be one for all; change the file")
     if len(planned) * len(sweep.seeds) > MOST_ROWS:
         raise UsageError(f"expected at most {MOST_ROWS} rows, found {len(planned) * len(sweep.seeds)}")
     if twice := next((label for label, _ in planned if [one for one, _ in planned].count(label) > 1), None):
         raise UsageError(f"rows: expected a name for each, found {twice!r} twice")
-    key = "train.seed" if sweep.mode == "offline" else "seed"
     for (label, values), seed in itertools.product(planned, sweep.seeds):
         recipe = load(sweep.recipe, [*_arguments(settled | values | {key: seed}), *overrides], trust)
         recipe = dataclasses.replace(recipe, ray=Ray())  # the sweep's own: it runs the rows

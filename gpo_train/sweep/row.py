@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.lake import catalog
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.recipe import Recipe
@@ -113,13 +113,10 @@ def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
 
 
 def _guarded(work: Any) -> int:
-    from gpo_data.generation.worker import Interrupted
-    from gpo_train.checkpoint import Stopped
-
     console = Console(highlight=False, width=120)
     try:
         work(console)
-    except (Stopped, Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         return STOPPED
     except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
