@@ -21,7 +21,7 @@ from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.lake.durable import whole_folder
 from gpo_train.policy import Policy
-from gpo_train.run import Run
+from gpo_train.run import Run, RunManifest
 from gpo_train.sharded import class_name, whole_state
 
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"  # as diffusers names them; large ones become several files
@@ -60,14 +60,22 @@ def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
 
 
 def export(run: Run, out: Path) -> Path:
-    """The run's policy as a plain diffusers folder or LoRA file in `out`. Raises UsageError."""
+    """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all. Raises UsageError."""
     manifest = run.manifest()
     run.expect_policy()
+    out = out.absolute()
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out) as made:
+        _fill(made, run, manifest)
+    return out
+
+
+def _fill(out: Path, run: Run, manifest: RunManifest) -> None:
     if (run.policy / models.LORA_FILE).is_file():
-        shutil.copytree(run.policy, out, dirs_exist_ok=True)
-        return out
+        shutil.copytree(run.policy, out)
+        return
     base = models.resolve(manifest.recipe["model"], manifest.recipe["revision"])
     denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
     wanted = {
@@ -75,10 +83,9 @@ def export(run: Run, out: Path) -> Path:
         for name, value in json.loads((base / "model_index.json").read_text()).items()
         if isinstance(value, list) and value[0] and name != denoiser
     }
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir()
     shutil.copy2(base / "model_index.json", out)
     for name in sorted(wanted):
         if (base / name).is_dir():
             shutil.copytree(base / name, out / name)
     shutil.copytree(run.policy / denoiser, out / denoiser)
-    return out
