@@ -109,7 +109,7 @@ def test_a_sweep_that_is_stopped_goes_on(sweep_file: Path, tmp_path: Path, numbe
     command = [sys.executable, "-m", "gpo_train.cli", "sweep", str(sweep_file), "--workers", "2"]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, **piped) as process:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while len(list(out.glob("runs/*/checkpoints/*"))) < 2:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
@@ -136,7 +136,7 @@ def test_on_a_cluster_whose_node_dies(
     command = [sys.executable, "-m", "gpo_train.cli", "sweep", str(sweep_file), "--ray", nodes.address]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, **piped) as process:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while len(list(out.glob("runs/*/checkpoints/*"))) < 2:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
