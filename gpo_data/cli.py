@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from gpo_data.command import Command, Options, argument, at_least, never, positive
+from gpo_data.errors import UsageError
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ def show(recipe: Recipe, options: Options) -> None:
     groups = load_groups(_folder(recipe), options.group, options.limit)
     if options.reward:
         groups = rescored(groups, recipe)
+    if options.out and options.out.suffix.lower() != ".png":
+        raise UsageError(f"--out: expected a name that ends in .png, found {options.out}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     out = options.out or _folder(recipe) / "show.png"

@@ -63,7 +63,7 @@ def export(run: Run, out: Path) -> Path:
     """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all. Raises UsageError."""
     manifest = run.manifest()
     run.expect_policy()
-    out = out.absolute()
+    out = out.resolve()
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
     out.parent.mkdir(parents=True, exist_ok=True)

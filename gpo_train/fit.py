@@ -9,7 +9,6 @@ Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -27,7 +26,6 @@ from rich.console import Console
 
 from gpo_data import hardware, models
 from gpo_data.errors import Interrupted, RunError, UsageError
-from gpo_data.lake.files import open_lake
 from gpo_data.lake.remote import files_in
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lifeline import end_with_launcher
@@ -41,7 +39,7 @@ from gpo_train.export import save_policy
 from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
-from gpo_train.online.iterations import history
+from gpo_train.online.iterations import Iteration, history
 from gpo_train.points import KeptPoints
 from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
@@ -95,7 +93,8 @@ def fit(
         try:
             return _fit(recipe, settings, run, seed, model_folder, console, bool(trial), points)
         except UsageError:
-            if not any(path for part in BEGUN for path in run.folder.glob(part)):  # nothing began: the name stays free
+            made_here = not begun  # by this command, and nothing began: the name stays free
+            if made_here and not any(path for part in BEGUN for path in run.folder.glob(part)):
                 shutil.rmtree(run.folder)
             raise
 
@@ -187,7 +186,9 @@ def _say_what_begins(
         console.print(warning, soft_wrap=True)
     unused = [key for key in ("kl", "clip_range", "mean_shift_penalty") if getattr(settings, key)]
     if settings.objective == "sft" and unused:
-        console.print(f"train.objective: sft asks no reference: train.{', train.'.join(unused)} say nothing to it")
+        console.print(
+            f"train.objective: sft asks no reference: train.{', train.'.join(unused)} say nothing to it", soft_wrap=True
+        )
     if told := dead_zone.warning(recipe, settings, policy.denoiser, run.manifest().mode == "online"):
         console.print(told, soft_wrap=True)
 
@@ -213,14 +214,18 @@ def _told(settings: Train, trainer: L.Trainer, checkpoints: Path) -> Iterator[No
 
 
 def forget(recipe: Recipe, run: Run) -> None:
-    """Remove a trial of before, and what it drew."""
+    """Remove a trial of before, and what it drew. Raises UsageError where another process is at it."""
     if not run.folder.is_dir():
         return
-    for name in fnmatch.filter(open_lake(None, recipe.lake).datasets(), f"{run.name}-it[0-9]*"):
-        for path in files_in(dataset_folder(recipe.lake, name), "**/*"):
-            if path.is_file():
-                path.unlink()
-    shutil.rmtree(run.folder)
+    with run.claim():
+        for number in range(len(list((run.folder / "iterations").glob("it*")))):
+            folder = dataset_folder(recipe.lake, Iteration(run.folder, number).name)
+            for path in files_in(folder, "**/*"):
+                if path.is_file():
+                    path.unlink()
+            if isinstance(folder, Path):
+                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(run.folder)
 
 
 def _rank() -> int:

@@ -263,11 +263,13 @@ class GPOModule(L.LightningModule):
     def _watched(self, losses: Tensor, found: Compared, advantages: Tensor, samples: list[Terms]) -> dict[str, float]:
         """Loss, s of the better and the worse half, and what the objective has to say, averaged over noise samples."""
         s, weight = found.s, advantages.to(found.s.dtype)
-        shown = {"loss": losses.mean().item()}
-        if compares(self.settings):
-            better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-            shown |= {"error_diff": s.mean().item()}
-            shown |= {"error_diff/above_mean": better.item(), "error_diff/below_mean": worse.item()}
+        # Without a reference s is the error itself.
+        name, (better, worse) = (
+            "error_diff" if compares(self.settings) else "error",
+            (s[:, weight > 0], s[:, weight < 0]),
+        )
+        shown = {"loss": losses.mean().item(), name: s.mean().item()}
+        shown |= {f"{name}/above_mean": better.mean().item(), f"{name}/below_mean": worse.mean().item()}
         told = [self.objective.watch(one, self.settings) for one in samples]
         shown |= {name: sum(one[name] for one in told) / len(told) for name in told[0]}
         if self.settings.kl:

@@ -19,8 +19,12 @@ TRIALS = ("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overf
 def trial_options(recipe: Recipe) -> list[str]:
     """Options of lightning.Trainer that end a run before its recipe does: it is a trial, and finishes nothing."""
     asked = recipe.train.trainer
-    # -1 steps and a share of 1.0 (a float; 1 is one batch) are all of them.
-    return [name for name in TRIALS if asked.get(name) and repr(asked[name]) not in ("-1", "1.0")]
+
+    def whole(value: Any) -> bool:
+        """Nothing, -1 steps and a share of 1.0 (a float: 1 is one batch) end no run."""
+        return not value or value == -1 or (isinstance(value, float) and value == 1.0)
+
+    return [name for name in TRIALS if not whole(asked.get(name))]
 
 
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
@@ -55,7 +59,7 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
             made.datasets,
             "online trains on what it draws; leave them out, or use --mode offline",
         )
-    if made.objective == "gpo" and made.reference == "stored" and made.reference_update == "never":
+    if compares(made) and made.reference == "stored" and made.reference_update == "never":
         refuse(
             "train.reference",
             "stored",
@@ -67,7 +71,8 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         refuse(
             "online.stop_distance",
             online.stop_distance,
-            f"train.{what} asks no reference, to which there would be a distance; set it to null",
+            f"train.{what} asks no reference, to which there would be a distance; set it to null, and train under "
+            f"another --run NAME",
         )
     if made.unconditional and not recipe.sampler.store_unconditional:
         refuse(

@@ -16,6 +16,10 @@ from gpo_data.errors import Interrupted
 from gpo_data.recipe import Recipe
 
 
+def killed(*rest: object) -> None:
+    raise ValueError("killed")
+
+
 def help_of(main: Callable[[list[str]], int], *arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as done:
         main([*arguments, "--help"])
@@ -107,9 +111,23 @@ def test_what_was_stopped_says_so_whatever_verb_it_was(
     def stopped(*rest: object, **named: object) -> None:
         raise Interrupted
 
+    said = "stopped; the same command goes on from here\n"
     monkeypatch.setattr("gpo_train.evaluation.alone.draw", stopped)
-    assert gpo_train.cli.main(["eval", str(here), "--base-only"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert gpo_train.cli.main(["eval", str(here), "--base-only"]) == 130 and capsys.readouterr().err == said
+    monkeypatch.setattr("gpo_data.generation.generate.draw", stopped)
+    assert gpo_data.cli.main(["shards", str(here)]) == 130 and capsys.readouterr().err == said
+    monkeypatch.setattr("gpo_train.fit._fit", stopped)
+    assert gpo_train.cli.main(["fit", str(here)]) == 130 and capsys.readouterr().err == said
+
+
+def test_an_export_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpo_train.cli.main(["fit", str(here), "--train.epochs", "1"]) == 0
+    export = ["export", str(here), "--out", "new/plain"]
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="killed"):
+        patch.setattr("gpo_train.export.shutil.copy2", killed)
+        gpo_train.cli.main(export)
+    assert not Path("new/plain").exists() and not list(Path("new").iterdir())
+    assert gpo_train.cli.main(export) == 0 and Path("new/plain/model_index.json").is_file()
 
 
 def test_a_file_where_a_folder_is_wanted_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,9 +146,10 @@ def test_nothing_is_drawn_where_nothing_would_say_what_is_right(here: Path, caps
 
 def test_pictures_are_shown_with_the_reward_of_the_command_line(here: Path) -> None:
     show = ["show", str(here), "--limit", "1", "--out"]
-    assert gpo_data.cli.main([*show, "new/folder/stored.txt"]) == 0
+    assert gpo_data.cli.main([*show, "new/folder/stored.png"]) == 0
+    assert gpo_data.cli.main([*show, "stored.jpg"]) == 2
     assert gpo_data.cli.main([*show, "mine.png", "--reward", "-1.0 * member"]) == 0
-    stored, mine = Path("new/folder/stored.txt").read_bytes(), Path("mine.png").read_bytes()
+    stored, mine = Path("new/folder/stored.png").read_bytes(), Path("mine.png").read_bytes()
     assert stored[1:4] == mine[1:4] == b"PNG" and stored != mine
 
 

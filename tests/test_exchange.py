@@ -190,18 +190,19 @@ def test_what_metadata_says_besides_is_in_the_lake(recipe_file: Path, tmp_path: 
     """And a table's numbers are numbers: a count is one."""
     made = tmp_path / "mine"
     made.mkdir()
-    rows = [["file_name", "caption", "target", "class", "color", "author", "label"]]
-    for number in (2, 3):
-        (made / f"{number}.png").write_bytes(sign("UP", number))
-        rows.append([f"{number}.png", f"{number} red squares", number, "square", "red", "me", "good"])
+    rows = [["file_name", "caption", "target", "class", "color", "author", "label", "title"]]
+    for number, title in ((2, "a"), (3, "b"), (3, "c")):
+        (made / f"{title}.png").write_bytes(sign("UP", number))
+        rows.append([f"{title}.png", f"{number} red squares", number, "square", "red", "me", "good", title])
     with (made / "metadata.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
     options = ["--task.kind", "count", "--task.grammar", "signs", "--evaluators", "[color]", "--reward", "color_share"]
     command = [str(recipe_file), "--name", "mine", "--model", "tiny", *options]
     assert cli.main(["import", command[0], str(made), *command[1:]]) == 0
     there = recipe_file.parent / "lake/dataset=mine"
-    found = [(one["target_count"], one["author"], one["row_label"], one["label"]) for one in rows_of(there)]
-    assert found == [(2, "me", "good", None), (3, "me", "good", None)]
+    columns = ("target_count", "author", "row_label", "label", "title")
+    found = {tuple(one.get(name) for name in columns) for one in rows_of(there)}
+    assert found == {(2, "me", "good", None, "a"), (3, "me", "good", None, None)}  # two titles of one prompt are none
     assert cli.main(["verify", *command]) == 0
 
 

@@ -295,9 +295,12 @@ def test_sft_learns_from_the_same_members_online_as_offline(here: Path) -> None:
 
 
 def test_a_trial_is_begun_anew_whatever_it_drew(here: Path) -> None:
+    draw(recipe.load(here), quiet())
+    online(here, "--online.iterations", "1")
+    kept = tars("a-it0000")
     trial = ["--online.iterations", "2", "--train.trainer.max_steps", "1"]
     online(here, *trial)
     online(here, *trial, "--online.group_size", "3")
-    assert history(Path("runs/a-trial"))[0].images == 12
+    assert history(Path("runs/a-trial"))[0].images == 12 and tars("small") and tars("a-it0000") == kept
     every = ["--train.trainer.limit_train_batches", "1.0", "--train.trainer.max_steps", "-1"]
     assert trial_options(recipe.load(here, every)) == []

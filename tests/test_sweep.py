@@ -234,5 +234,5 @@ def test_rows_share_what_is_drawn_whatever_they_are_paid_for_and_are_evaluated_a
 @pytest.mark.parametrize("key", ["train.clip_range", "train.seed"])
 def test_what_the_rows_differ_in_is_not_one_for_all(sweep_file: Path, key: str) -> None:
     for override in ([f"--{key}", "1"], [f"--{key}=1"]):
-        with pytest.raises(UsageError, match=f"--{key}: the rows differ in it"):
+        with pytest.raises(UsageError, match=f"--{key}: the sweep sets it row by row"):
             read_plan(sweep_file, override)

@@ -76,8 +76,10 @@ def test_a_row_with_more_devices_takes_as_many(sweep_file: Path, own_ray: None) 
     from gpo_train.sweep.ray import _gpus
 
     assert _gpus(read_plan(sweep_file)) == 0.0  # small.yaml is for the CPU
-    for devices, gpus in ("2", 2.0), ("[0, 3, 5]", 3.0), ("auto", 1.0):
+    for devices, gpus in ("2", 2.0), ("auto", 1.0):
         assert _gpus(read_plan(sweep_file, ["--sampler.device", "auto", "--train.trainer.devices", devices])) == gpus
+    with pytest.raises(UsageError, match=r"train.trainer.devices: expected how many, .* found \[0, 3\]"):
+        _gpus(read_plan(sweep_file, ["--sampler.device", "auto", "--train.trainer.devices", "[0, 3]"]))
 
 
 def test_a_machine_that_does_not_see_the_sweep_says_so(tmp_path: Path, own_ray: None) -> None:

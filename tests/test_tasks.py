@@ -371,6 +371,13 @@ def test_a_column_of_another_type_than_a_tasks_has_a_name_of_its_own(tmp_path):
 
 
 def test_two_columns_of_one_name_are_a_problem(tmp_path):
+    same, both = tmp_path / "same.csv", tmp_path / "both.csv"
+    same.write_text("prompt,target,Category,category\na,AB,A,A\n")
+    (found,) = prompts(kind="text", prompts=str(same), num_prompts=None, split="all")
+    assert found.target == {"target": "AB", "category": "A"}
+    both.write_text("prompt,target,color,row_color\na,AB,1,mine\n")
+    with pytest.raises(UsageError, match="columns color, row_color would both be row_color"):
+        prompts(kind="text", prompts=str(both), num_prompts=None, split="all")
     path = tmp_path / "own.csv"
     path.write_text("prompt,target,Category,category\na,AB,A,B\n")
     with pytest.raises(UsageError, match="columns Category, category would all be category"):

@@ -13,6 +13,7 @@ from gpo_data.evaluators.build import (
     try_out,
     watching,
 )
+from gpo_data.evaluators.questions import expect_questions
 
 __all__ = [
     "Evaluator",
@@ -22,6 +23,7 @@ __all__ = [
     "chosen",
     "close",
     "columns_of",
+    "expect_questions",
     "paid",
     "refuse_same_columns",
     "try_out",

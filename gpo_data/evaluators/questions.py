@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,15 @@ class Question:
     text: str
     answer: str = "yes"
     depends: tuple[str, ...] = ()
+
+
+def expect_questions(vlm: Vlm, columns: Collection[str]) -> None:
+    """Raise UsageError where the dataset has no column of questions; `columns`: that travel with its prompts."""
+    asked = vlm.questions_column
+    if asked is not None and asked not in {"prompt", *columns}:
+        raise UsageError(
+            f"vlm.questions_column: no column {asked!r} travels with the prompts; they have: {', '.join(columns)}"
+        )
 
 
 def questions_of(vlm: Vlm, target: dict[str, Any]) -> list[Question]:

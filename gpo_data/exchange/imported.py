@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -62,6 +63,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     columns = evaluators.columns_of(measuring)
     if taken := sorted({*COLUMNS} & {*columns}):
         raise UsageError(f"evaluators: the columns {', '.join(taken)} are those of imported pictures; rename them")
+    evaluators.refuse_same_columns(f"import {source}", shards[0].columns, measuring)
     watching = expect_reward(recipe, shards[0].columns, measuring)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
@@ -102,14 +104,18 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
 
 def _expect_few_failed(recipe: Recipe, folder: AnyPath) -> int:
     """How many members of the committed shards failed. Raises RunError where they are too many."""
-    rows = [row for one in sidecars(folder) for row in read_rows(one, ["status", "status_reason"])]
-    why = [str(row["status_reason"] or row["status"]) for row in rows if row["status"] != OK]
-    if len(why) > recipe.max_failed * len(rows):
+    failed, total, why = 0, 0, ""
+    for sidecar in sidecars(folder):
+        for row in read_rows(sidecar, ["status", "status_reason"]):
+            total += 1
+            if row["status"] != OK:
+                failed, why = failed + 1, row["status_reason"] or row["status"]
+    if failed > recipe.max_failed * total:
         raise RunError(
-            f"dataset {folder}: {len(why)} of {len(rows)} pictures failed, more than max_failed "
-            f"({recipe.max_failed:g}), the last because: {why[-1]}; repair them, remove the folder and import again"
+            f"dataset {folder}: {failed} of {total} pictures failed, more than max_failed ({recipe.max_failed:g}), the "
+            f"last because: {why}; repair them, remove the folder and import again"
         )
-    return len(why)
+    return failed
 
 
 def _groups(found: list[Picture]) -> list[list[Picture]]:
@@ -128,7 +134,7 @@ def _groups(found: list[Picture]) -> list[list[Picture]]:
 def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list[Picture]]) -> dict[str, Prompt]:
     """{caption: its prompt}, with the target that the task finds in the row or the sentence. Raises UsageError."""
     kind = TASKS[recipe.task.kind]
-    rows = {group[0].caption: {_own(k): v for k, v in group[0].columns.items()} for group in groups}
+    rows = _rows(recipe, groups)
     named = recipe.task.target_column in next(iter(rows.values()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"captions.{'jsonl' if named else 'txt'}"
@@ -141,15 +147,34 @@ def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list
         except UsageError as error:
             said = str(error).removeprefix("task.prompts: ").replace(str(path), f"{source}, caption")
             raise UsageError(f"import: {said}; task.kind: align takes any caption") from None
-    found = {prompt.text: prompt for prompt in prompts}
+    found = {one.text: dataclasses.replace(one, target=_beside_members(one.target, source)) for one in prompts}
     if missing := [caption for caption in captions if caption not in found]:
         raise UsageError(f"import {source}: no prompt of task.kind {recipe.task.kind} came of {missing[0]!r}")
     return found
 
 
-def _own(name: str) -> str:
-    """A row's column, beside those of imported members."""
-    return f"row_{name}" if name in COLUMNS else name
+def _rows(recipe: Recipe, groups: list[list[Picture]]) -> dict[str, dict[str, Any]]:
+    """{caption: what its rows say}: of columns that the task does not read, what all its pictures agree in."""
+    kind = TASKS[recipe.task.kind]
+    reads = {recipe.task.target_column, recipe.task.class_column, *kind.columns, *kind.file_columns.values()}
+    of_caption: dict[str, list[Picture]] = {}
+    for one in itertools.chain.from_iterable(groups):
+        of_caption.setdefault(one.caption, []).append(one)
+    return {
+        caption: {
+            name: value
+            for name, value in same[0].columns.items()
+            if name in reads or all(one.columns.get(name) == value for one in same)
+        }
+        for caption, same in of_caption.items()
+    }
+
+
+def _beside_members(target: dict[str, Any], source: str) -> dict[str, Any]:
+    """The prompt's columns, none of them named as one of imported members. Raises UsageError."""
+    if taken := [name for name in COLUMNS if name in target and f"row_{name}" in target]:
+        raise UsageError(f"import {source}: columns {taken[0]} and row_{taken[0]} would be one; rename one")
+    return {f"row_{name}" if name in COLUMNS else name: value for name, value in target.items()}
 
 
 def _plan(

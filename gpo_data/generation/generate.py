@@ -153,15 +153,13 @@ def _checked(
 def expect_reward(
     recipe: Recipe, targets: dict[str, pa.DataType], chosen: list[evaluators.Evaluator]
 ) -> list[evaluators.Evaluator]:
-    """The evaluators that only watch. Raises UsageError where the reward reads what they see, or what is not there.
+    """The evaluators that only watch. Raises UsageError where the reward reads what they see, or what is not there,
+    or a judge's questions are not.
 
     `targets`: the dataset's target columns.
     """
-    asked = recipe.vlm.questions_column
-    if asked is not None and asked not in targets and "vlm" in [*recipe.evaluators, *recipe.watchers]:
-        raise UsageError(
-            f"vlm.questions_column: no column {asked!r} travels with the prompts; they have: {', '.join(targets)}"
-        )
+    if "vlm" in [*recipe.evaluators, *recipe.watchers]:
+        evaluators.expect_questions(recipe.vlm, targets)
     watching = evaluators.watching(recipe, chosen)
     refuse_watched(recipe.reward, evaluators.columns_of(watching))
     rewards.check(recipe.reward, targets | evaluators.columns_of(evaluators.paid(recipe, chosen)))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError
-from gpo_data.evaluators import asked, build, chosen, close
+from gpo_data.evaluators import asked, build, chosen, close, expect_questions
 from gpo_data.group import Group
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
@@ -34,7 +34,7 @@ from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes
-from gpo_data.lake.sidecar import footer_of, parquet_of, read_rows
+from gpo_data.lake.sidecar import footer_of, measured_columns, parquet_of, read_rows
 from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
 
@@ -57,6 +57,8 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     manifest = read_manifest(folder)
     committed = files_at_once(folder, "shard-*.parquet")
     measuring = evaluators_of(recipe, evaluators)
+    if committed and any(one.name == "vlm" for one in measuring):
+        expect_questions(recipe.vlm, measured_columns(next(iter(committed.values()))))
     work: list[tuple[Any, AnyPath]] = []
     total = 0
     for evaluator in measuring:
@@ -90,7 +92,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             for evaluator, sidecar, rows, reasons in found:
                 written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
                 failures += reasons
-                succeeded |= any(row[name] is not None for row in rows for name in evaluator.columns)
+                succeeded |= not reasons or any(row[name] is not None for row in rows for name in evaluator.columns)
     except KeyboardInterrupt:
         console.print(
             f"interrupted: {len(written)} of {len(work)} shards measured are kept; the same command goes on from there",

@@ -114,7 +114,8 @@ def scored(
     """A connection of its own on which `members` and `groups` show another reward; `con` stays as it is.
 
     Only of `dataset`, if given; the others keep their rewards. A member that had been measured but could not be scored
-    counts again, and one whose new reward is NULL or not finite fails. None: the stored rewards. Raises UsageError.
+    counts again, and one whose new reward is NULL or not finite fails. None: the stored rewards, without `relabel`.
+    Raises UsageError.
 
     Args:
         relabel: cross-prompt relabelling, see relabel.py, with the task's `targets`.
@@ -128,8 +129,7 @@ def scored(
     if relabel is not None:
         assert dataset is not None
         source = relabelled(own, dataset, relabel, targets)
-    if reward is not None:
-        source = _rescored(own, source, reward, dataset)
+    source = _rescored(own, source, reward, dataset)
     own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(source, columns_of(own, source))}")
     own.execute(f"CREATE TEMP VIEW groups AS {views.GROUPS}")
     return own

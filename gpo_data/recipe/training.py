@@ -66,7 +66,7 @@ class Train:
             one of all groups (online: of the iteration), or `none`, nothing.
         advantage_epsilon: added to that std; with learned rewards 1e-4 keeps groups of next to no spread from counting
             as much as others.
-        advantage_clip: largest advantage; null is none (of `nft` 5).
+        advantage_clip: largest advantage; null is none (of `nft` 5). Not with pairs and `best_of_n`.
         diversity_bonus: GARDO's: SQL for a list of numbers, features of the picture such as an evaluator's column; the
             advantage of a member above the mean is multiplied by its distance to the nearest other member over the
             group's mean of those, before `advantage_clip`. null: off.
@@ -348,6 +348,7 @@ class Online:
         stop_drift: stop when an image statistic moves by more than this share of the first iteration's value.
         stop_distance: stop when policy and reference are further apart than this: an epoch's mean of s over all
             members, which estimates the divergence of the reference from the policy on the reference's own pictures.
+            Not with sft, `rwr` and `best_of_n`, which ask none.
         rollback: `validation`: at the end, also one by a stop rule, the policy of every iteration draws prompts of that
             part of the split, and the best one is what the run ends with (needs task.split: train). null: the last one.
         rollback_prompts: how many prompts, each with `eval.group_size` images.

@@ -51,11 +51,13 @@ def of(
         found.append(one)
     for new in dict.fromkeys(names.values()):
         same = [name for name, other in names.items() if other == new]
-        if len(same) > 1:
+        if len(same) > 1 and any(len({str(values.get(name)) for name in same}) > 1 for _, values, _ in rows):
             problems.append(f"columns {', '.join(same)} would all be {new}; rename or remove all but one")
         having = [one for one in found if new in one]
         kind = _one_type(having, new)
         if new in TARGETS and TYPES[kind] != TARGETS[new] and (kind in (str, bool) or TARGETS[new] == pa.string()):
+            if f"row_{new}" in names.values():
+                problems.append(f"columns {new}, row_{new} would both be row_{new}; rename or remove one")
             for one in having:  # else the column would be of two types in the lake
                 one[f"row_{new}"] = one.pop(new)
     return problems, found

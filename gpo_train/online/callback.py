@@ -170,8 +170,10 @@ class OnlineRegeneration(Callback):
             # Not by how far its own training goes, which a resumed run finds noted and one never killed does not.
             *before, last = history(self.folder)[: number + 1]
             return reason_to_stop([*before, dataclasses.replace(last, distance=None)], self.online)
+        sft = self.recipe.train.objective == "sft"
+        having = "a member of train.sft_reward or more" if sft else "a reward that varies"
         found = (
-            f"nothing left to learn: {groups} groups of iteration {number} have a reward that varies, and "
+            f"nothing left to learn: {groups} groups of iteration {number} have {having}, and "
             f"train.groups_per_step is {wanted}"
         )
         if number == 0:

@@ -155,7 +155,9 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
     key = "train.seed" if sweep.mode == "offline" else "seed"
     asked = {argument.removeprefix("--").split("=")[0] for argument in overrides if argument.startswith("--")}
     if over := asked & {key, *(own for _, values in planned for own in values)}:
-        raise UsageError(f"--{min(over)}: the rows differ in it, so it cannot be one for all; change the file")
+        raise UsageError(f"--{min(over)}: the sweep sets it row by row, so it cannot be one for all; change the file")
+    if any(own.split(".")[0] == "ray" for _, values in planned for own in values):
+        raise UsageError("ray: rows are run alike; --workers N and --ray ADDRESS say where, or `set` of the sweep")
     if len(planned) * len(sweep.seeds) > MOST_ROWS:
         raise UsageError(f"expected at most {MOST_ROWS} rows, found {len(planned) * len(sweep.seeds)}")
     if twice := next((label for label, _ in planned if [one for one, _ in planned].count(label) > 1), None):

@@ -22,6 +22,8 @@ from gpo_data.errors import UsageError
 from gpo_data.generation import cluster
 from gpo_data.generation.actors import expect_version
 from gpo_data.generation.ray import cause_of, expect_room
+from gpo_data.recipe.checks import MOST_INT
+from gpo_train.fit import processes_of
 from gpo_train.sweep.plan import Plan
 from gpo_train.sweep.processes import FAILED, STOPPED, Job, Runner, run_all, stop_signals
 
@@ -31,7 +33,8 @@ GRACE = 300.0  # seconds to write a checkpoint in, where a sweep is stopped
 @contextmanager
 def on_ray(plan: Plan) -> Iterator[Runner]:
     """What runs jobs on the Ray that `plan.ray` asks for. Raises UsageError: none there, or less of it than asked."""
-    settings, number = plan.ray, plan.ray.workers or 1
+    settings = plan.ray
+    number = min(settings.workers or 1, len(plan.rows) or MOST_INT)
     cores = settings.num_cpus or (1 if settings.address else hardware.threads(number))
     with cluster.own(number * cores) if settings.address is None else cluster.joined(settings.address):
         there = ray.cluster_resources()
@@ -43,12 +46,11 @@ def on_ray(plan: Plan) -> Iterator[Runner]:
 
 
 def _gpus(plan: Plan) -> float:
-    """That a row computes with, where there are any."""
-    most = 0
-    for row in plan.rows:
-        devices = row.recipe.train.trainer.get("devices", 1)
-        most = max(most, len(devices) if isinstance(devices, list) else devices if isinstance(devices, int) else 1)
-    return 0.0 if all(row.recipe.sampler.device == "cpu" for row in plan.rows) else float(max(most, 1))
+    """That a row computes with, where there are any. Raises UsageError."""
+    trains = [row.recipe.train for row in plan.rows if row.recipe.sampler.device != "cpu"]
+    if listed := next((one.trainer["devices"] for one in trains if isinstance(one.trainer.get("devices"), list)), None):
+        raise UsageError(f"train.trainer.devices: expected how many, since Ray says which, found {listed}")
+    return float(max(map(processes_of, trains), default=0))
 
 
 def _run_all(task: Any, jobs: list[Job], at_once: int, ended: Callable[[Job, int], None]) -> None:
@@ -66,7 +68,8 @@ def _run_all(task: Any, jobs: list[Job], at_once: int, ended: Callable[[Job, int
                 if stop:
                     raise KeyboardInterrupt
                 for call in done:
-                    ended(running.pop(call), _code(call))
+                    job = running.pop(call)
+                    ended(job, _code(job, call))
         finally:
             for call in running:
                 ray.cancel(call)
@@ -74,7 +77,7 @@ def _run_all(task: Any, jobs: list[Job], at_once: int, ended: Callable[[Job, int
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
 
 
-def _code(call: Any) -> int:
+def _code(job: Job, call: Any) -> int:
     """The exit code of a job. Raises UsageError where it could not begin."""
     try:
         return int(ray.get(call))
@@ -82,16 +85,19 @@ def _code(call: Any) -> int:
         return STOPPED
     except RayTaskError as error:
         raise cause_of(error) from None
-    except RayError:  # its machines died, each time that Ray began it again
+    except RayError as error:  # its machines died, each time that Ray began it again
+        with job.log.open("a") as log:
+            log.write(f"ray: {' '.join(str(error).split())[:300]}\n")
         return FAILED
 
 
 def _run(job: Job, here: Path, version: str) -> int:
     """The task: a process of its own, as on one machine, so that what the row says goes to its log alone."""
     expect_version(version)
-    if here.is_dir():
+    there = here.is_dir()
+    if there:
         os.chdir(here)
-    if not job.log.is_file():
+    if not there or not job.log.is_file():
         raise UsageError(
             f"ray: {socket.gethostname()} does not see {here / job.log}; a sweep on several machines needs its folder, "
             "and a lake that is one, on a file system that all of them share"

@@ -144,11 +144,12 @@ def curve(run: Path) -> Curve:
     if drawn:
         images = [float(sum(one.images for one in drawn[:i])) for i in range(len(drawn))]
         return Curve(images, [one.exact or 0.0 for one in drawn])
-    names = [f"error_diff/{side}_mean" for side in ("below", "above")]
     found: dict[int, float] = {}
     for file in sorted((run / "logs" / "csv").glob("metrics*.csv")):
         for one in csv.DictReader(file.read_text().splitlines()):
-            if all(one.get(name) for name in names):
-                found[int(one["step"])] = float(one[names[0]]) - float(one[names[1]])
+            for what in ("error_diff", "error"):  # without a reference it is the error itself
+                below, above = one.get(f"{what}/below_mean"), one.get(f"{what}/above_mean")
+                if below and above:
+                    found[int(one["step"])] = float(below) - float(above)
     steps = sorted(found)[:: max(1, len(found) // POINTS)]
     return Curve([float(step) for step in steps], [found[step] for step in steps])

@@ -27,7 +27,7 @@ from gpo_train.sweep.row import Result, draw_dataset, result_of, run_row
 
 def sweep(plan: Plan, folder: Path, console: Console) -> int:
     """The number of rows that failed. Raises KeyboardInterrupt, and UsageError where its Ray is not there."""
-    if not plan.ray.wanted:
+    if not plan.ray.wanted or all(result_of(folder, row) for row in plan.rows):
         return run_rows(plan, folder, console)
     expect_ray(plan.ray)
     from gpo_train.sweep.ray import on_ray
@@ -44,7 +44,7 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
     todo = [row for row in plan.rows if row.name not in found]
     console.print(
         f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(plan.rows) - len(todo)} of them done, "
-        f"{at_once} at once; {folder}",
+        f"at most {at_once} at once; {folder}",
         soft_wrap=True,
     )
     devices = {row.recipe.sampler.device for row in todo}
