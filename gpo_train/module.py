@@ -263,13 +263,10 @@ class GPOModule(L.LightningModule):
     def _watched(self, losses: Tensor, found: Compared, advantages: Tensor, samples: list[Terms]) -> dict[str, float]:
         """Loss, s of the better and the worse half, and what the objective has to say, averaged over noise samples."""
         s, weight = found.s, advantages.to(found.s.dtype)
-        # Without a reference s is the error itself.
-        name, (better, worse) = (
-            "error_diff" if compares(self.settings) else "error",
-            (s[:, weight > 0], s[:, weight < 0]),
-        )
+        better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
+        name = "error_diff" if compares(self.settings) else "error"  # without a reference s is the error itself
         shown = {"loss": losses.mean().item(), name: s.mean().item()}
-        shown |= {f"{name}/above_mean": better.mean().item(), f"{name}/below_mean": worse.mean().item()}
+        shown |= {f"{name}/above_mean": better.item(), f"{name}/below_mean": worse.item()}
         told = [self.objective.watch(one, self.settings) for one in samples]
         shown |= {name: sum(one[name] for one in told) / len(told) for name in told[0]}
         if self.settings.kl:
