@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -57,7 +55,7 @@ def kill_and_resume(recipe_file: Path, lake: Path, seconds: float, kills: int, s
         process.start()
         process.join(float(rng.uniform(0.2, 1.0)) * seconds)
         if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
+            process.kill()  # which may have ended just now
             killed += 1
         process.join()
         if len(list((lake / "dataset=small").glob("shard-*.parquet"))) == 3:
