@@ -60,7 +60,8 @@ class GPOModule(L.LightningModule):
         self.automatic_optimization = False
         self.policy, self.settings, self.seed = policy, settings, seed
         self.objective = objective_of(settings.loss)
-        looks_up = compares(settings) and settings.reference == "stored" and not settings.kl
+        self.compares = compares(settings)
+        looks_up = self.compares and settings.reference == "stored" and not settings.kl
         self.stored = StoredErrors(folder / "reference") if looks_up else None
         # Where another reference is compared with, the policy that began the iteration is kept by its errors.
         keeps_old = settings.objective == "gpo" and (settings.clip_range or settings.loss == "awm" or settings.anchored)
@@ -233,7 +234,7 @@ class GPOModule(L.LightningModule):
         if known is not None:
             s = self.policy.errors(group, noise, rows) - known[rows]
             return Compared(s, torch.zeros_like(s), known[rows])
-        if compares(self.settings):
+        if self.compares:
             mix = self.settings.interpolation if self.objective.predictions else None
             return self.policy.compared(group, noise, rows, mix)
         s = self.policy.errors(group, noise, rows)
@@ -264,7 +265,7 @@ class GPOModule(L.LightningModule):
         """Loss, s of the better and the worse half, and what the objective has to say, averaged over noise samples."""
         s, weight = found.s, advantages.to(found.s.dtype)
         better, worse = s[:, weight > 0].mean(), s[:, weight < 0].mean()
-        name = "error_diff" if compares(self.settings) else "error"  # without a reference s is the error itself
+        name = "error_diff" if self.compares else "error"  # without a reference s is the error itself
         shown = {"loss": losses.mean().item(), name: s.mean().item()}
         shown |= {f"{name}/above_mean": better.item(), f"{name}/below_mean": worse.item()}
         told = [self.objective.watch(one, self.settings) for one in samples]
