@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import tarfile
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from gpo_data import cli, models, recipe
-from gpo_data.exchange.imported import fitted
+from gpo_data.errors import UsageError
+from gpo_data.exchange.imported import bring_in, fitted
 from gpo_data.exchange.pairs import choose
 from gpo_data.exchange.sources import pictures
 from gpo_data.lake.manifest import read_manifest
@@ -186,7 +190,7 @@ def test_a_folder_becomes_groups_that_everything_reads(recipe_file: Path, folder
     assert "imported: " in capsys.readouterr().err
 
 
-def test_what_metadata_says_besides_is_in_the_lake(recipe_file: Path, tmp_path: Path) -> None:
+def test_what_metadata_says_besides_is_in_the_lake(recipe_file: Path, tmp_path: Path, capsys: Any) -> None:
     """And a table's numbers are numbers: a count is one."""
     made = tmp_path / "mine"
     made.mkdir()
@@ -204,6 +208,25 @@ def test_what_metadata_says_besides_is_in_the_lake(recipe_file: Path, tmp_path: 
     found = {tuple(one.get(name) for name in columns) for one in rows_of(there)}
     assert found == {(2, "me", "good", None, "a"), (3, "me", "good", None, None)}  # two titles of one prompt are none
     assert cli.main(["verify", *command]) == 0
+    with (made / "metadata.csv").open() as stream:
+        taken = stream.read().replace("author", "color_seen")
+    (made / "metadata.csv").write_text(taken)
+    capsys.readouterr()
+    assert cli.main(["import", command[0], str(made), "--name", "none", *command[3:]]) == 2
+    assert f"evaluators: color: the column 'color_seen' is one of {made} already" in capsys.readouterr().err
+
+
+def test_an_evaluators_column_is_none_of_imported_members(recipe_file: Path, folder: Path, monkeypatch: Any) -> None:
+    def judge(images: list[Any], targets: list[Any]) -> list[dict[str, float]]:
+        return [{"label": 1.0} for _ in images]
+
+    judge.columns = {"label": float}  # type: ignore[attr-defined]
+    module = types.ModuleType("judge_of_labels")
+    module.judge = judge  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "judge_of_labels", module)
+    made = recipe.load(recipe_file, ["--name", "none", "--evaluators", "[ocr, 'judge_of_labels:judge']"], trust=True)
+    with pytest.raises(UsageError, match="the column 'label' is one of .*/mine already"):
+        bring_in(made, str(folder), Console(quiet=True))
 
 
 def test_sft_on_imported_pictures(here: Path, folder: Path) -> None:

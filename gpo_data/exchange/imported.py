@@ -61,9 +61,7 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     shards, members = _plan(recipe, groups, prompts)
     measuring = evaluators.build(recipe)
     columns = evaluators.columns_of(measuring)
-    if taken := sorted({*COLUMNS} & {*columns}):
-        raise UsageError(f"evaluators: the columns {', '.join(taken)} are those of imported pictures; rename them")
-    evaluators.refuse_same_columns(f"import {source}", shards[0].columns, measuring)
+    evaluators.refuse_same_columns(f"import: {source}", shards[0].columns, measuring)
     watching = expect_reward(recipe, shards[0].columns, measuring)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
