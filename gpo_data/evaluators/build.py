@@ -169,7 +169,7 @@ def refuse_same_columns(targets: str, columns: Mapping[str, pa.DataType], evalua
         for name in named:
             if other := taken.get(name.lower()):
                 raise UsageError(f"{owner}: the column {name!r} is one of {other} already; rename it")
-            taken[name.lower()] = owner.partition(": ")[2]
+            taken[name.lower()] = owner.partition(": ")[2] or owner  # an empty one would refuse nothing
 
 
 def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:
