@@ -170,6 +170,8 @@ def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
 @command.verb(
     argument("--out", type=Path, metavar="FOLDER", help="of the runs and the page; default: sweeps/<name>"),
     argument("--list", action="store_true", help="print the rows and run none"),
+    argument("--jobs", type=at_least(1), metavar="N", help="rows at once on this machine; default: the file's"),
+    keys=("ray",),
     reads=("sweep", "a sweep file, such as recipes/experiments/losses-text.yaml", _plan),
 )
 def sweep(plan: Any, options: Options) -> int:
@@ -180,7 +182,7 @@ def sweep(plan: Any, options: Options) -> int:
         for row in plan.rows:
             console.print(f"{row.name}: {row.label}, seed {row.seed}", soft_wrap=True)
         return 0
-    return 1 if sweep(plan, options.out or Path("sweeps") / plan.sweep.name, console) else 0
+    return 1 if sweep(plan, options.out or Path("sweeps") / plan.sweep.name, console, options.jobs) else 0
 
 
 def _run(recipe: Recipe, options: Options) -> Any:

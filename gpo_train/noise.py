@@ -1,7 +1,7 @@
 """Where the policy and its reference are asked: k samples of (u, e) a member of a group.
 
     u in (0, 1) becomes the family's own t, with its scheduler's shift (Model.time), when the policy is asked;
-    e ~ N(0, I), or the noise that the member was drawn from
+    e ~ N(0, I), or the noise that the member was drawn from; antithetic samples come in pairs, e and -e
 
 With `caption_dropout` p a sample is asked without its prompt with probability p: policy and reference, better and worse
 members, all the same.
@@ -67,6 +67,7 @@ def distribution(settings: Train) -> Draw:
     uniform        u ~ U(0, 1)
     logit_normal   u = sigmoid(m + s n), n ~ N(0, 1)                Stable Diffusion 3, arXiv 2403.03206
     discrete       u = (floor(1000 v) + 1) / 1000, v ~ U(0, 1)      diffusers' scripts: indices into the scheduler
+    stratified     u_j = (j + v_j) / k, v_j ~ U(0, 1), j < k        one in each k-th part, as VDM's, arXiv 2107.00630
     """
 
     def logit_normal(k: int, generator: torch.Generator | None = None) -> Tensor:
@@ -75,7 +76,15 @@ def distribution(settings: Train) -> Draw:
     def discrete(k: int, generator: torch.Generator | None = None) -> Tensor:
         return ((torch.rand(k, generator=generator) * STEPS).floor() + 1) / STEPS
 
-    drawn: dict[str, Draw] = {"uniform": torch.rand, "logit_normal": logit_normal, "discrete": discrete}
+    def stratified(k: int, generator: torch.Generator | None = None) -> Tensor:
+        return (torch.arange(k) + torch.rand(k, generator=generator)) / k
+
+    drawn: dict[str, Draw] = {
+        "uniform": torch.rand,
+        "logit_normal": logit_normal,
+        "discrete": discrete,
+        "stratified": stratified,
+    }
     return drawn[settings.timestep_distribution]
 
 
@@ -87,6 +96,7 @@ def sample_noise(
     timestep_range: tuple[float, float] = (0.0, 1.0),
     draw: Draw = torch.rand,
     large: float = math.inf,
+    antithetic: bool = False,
 ) -> NoiseSamples:
     """k samples a member; `seed` None takes torch's own generator.
 
@@ -95,15 +105,17 @@ def sample_noise(
         timestep_range: of u.
         draw: u in (0, 1), see `distribution`.
         large: bytes from which on noise of each member's own is not held (MemberNoise).
+        antithetic: e of samples 1, 3, ... is that of the one before, negated: what is odd in e cancels out.
     """
     members, *shape = group.latents.shape
     low, high = timestep_range
     seed = int(torch.randint(2**62, ())) if seed is None else seed
+    normal = _antithetic if antithetic else torch.randn
     e: Tensor | MemberNoise
     if shared:
         generator = torch.Generator().manual_seed(seed)
         u = draw(k, generator=generator)[:, None].expand(k, members)
-        e = torch.randn(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
+        e = normal(k, *shape, generator=generator)[:, None].expand(k, members, *shape)
     else:
         # One seed for the whole group, not per place: a `where` that drops a member must not change the others'.
         # Lent members have the numbers of others: their own noise seeds tell them apart.
@@ -115,11 +127,16 @@ def sample_noise(
             return draw(k, generator=generator), generator
 
         def of(member: int) -> Tensor:
-            return torch.randn(k, *shape, generator=begin(member)[1])
+            return normal(k, *shape, generator=begin(member)[1])
 
         u = torch.stack([begin(member)[0] for member in range(members)], dim=1)
         e = _members(torch.Size((k, members, *shape)), of, large)
     return NoiseSamples(low + (high - low) * u, e)
+
+
+def _antithetic(k: int, *shape: int, generator: torch.Generator) -> Tensor:
+    half = torch.randn((k + 1) // 2, *shape, generator=generator)
+    return torch.stack([half, -half], dim=1).flatten(0, 1)[:k]
 
 
 def _members(shape: torch.Size, of: Callable[[int], Tensor], large: float) -> Tensor | MemberNoise:
@@ -147,7 +164,14 @@ def epoch_noise(
     bounds = settings.timestep_range
     low, high = RANGES[bounds] if isinstance(bounds, str) else bounds
     found = sample_noise(
-        group, settings.timesteps_per_image, digest, settings.shared_noise, (low, high), distribution(settings), LARGE
+        group,
+        settings.timesteps_per_image,
+        digest,
+        settings.shared_noise,
+        (low, high),
+        distribution(settings),
+        LARGE,
+        settings.noise == "antithetic",
     )
     if settings.noise == "own":
         shape = group.latents.shape[1:]

@@ -124,6 +124,12 @@ def test_shared_draws_are_shared_and_repeatable(here: Path) -> None:
     start = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(group.seeds[3]))
     assert torch.equal(path.e[0, 3], start[0]) and torch.equal(path.e[1], path.e[0])
     assert torch.equal(path.u, shared.u)
+    pairs = epoch_noise(model, train_settings(recipe.load(here, ["--train.noise", "antithetic"])), 0, 0, group)
+    assert torch.equal(pairs.e[1], -pairs.e[0]) and torch.equal(pairs.u, shared.u) and len(pairs.e) == len(shared.e)
+    alone = sample_noise(group, 3, seed=3, shared=False, antithetic=True)
+    by_rows = sample_noise(group, 3, seed=3, shared=False, antithetic=True, large=0)
+    assert torch.equal(alone.e[1], -alone.e[0]) and not torch.equal(alone.e[0, 0], alone.e[0, 1])
+    assert torch.equal(by_rows.e[torch.tensor([0, 1, 2]), torch.tensor([1, 1, 2])], alone.e[[0, 1, 2], [1, 1, 2]])
 
 
 def test_timesteps_are_drawn_as_asked(here: Path) -> None:
@@ -148,6 +154,9 @@ def test_timesteps_are_drawn_as_asked(here: Path) -> None:
     sigmas = model.pipe.scheduler.sigmas.double()  # type: ignore[attr-defined]
     apart = (model.time(steps).double()[:, None] - sigmas).abs().min(dim=1).values
     assert apart.max() < 1e-6 and len(steps.unique()) > 990
+    parts = drawn("--train.timestep_distribution", "stratified", "--train.timestep_range", "high")
+    place = (parts - 0.5) * 40000 - torch.arange(20000.0)  # one in each part, anywhere in it
+    assert -0.01 < place.min() < 0.01 < 0.99 < place.max() < 1.01 and abs(place.mean() - 0.5) < 0.01
 
 
 def test_lent_members_have_noise_of_their_own(here: Path) -> None:

@@ -164,6 +164,12 @@ def test_more_rows_at_once_than_cores_are_said(monkeypatch: pytest.MonkeyPatch) 
     assert crowded(2, {"cpu"}) is None and crowded(0, set()) is None
 
 
+def test_jobs_of_this_machine_are_not_a_clusters(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sweep", str(sweep_file), "--jobs", "2", "--workers", "2"]) == 2
+    assert "on a Ray --workers says how many" in capsys.readouterr().err
+    assert not sweep_file.with_name("sweeps").exists()
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
     sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -182,9 +188,9 @@ def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
     assert process.returncode == 130 and "the same command goes on from here" in said
     before = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
     assert before and "rows are missing" in (out / "index.html").read_text()
-    assert cli.main(["sweep", str(sweep_file)]) == 1  # a row that fails is told, and the others are run
+    assert cli.main(["sweep", str(sweep_file), "--jobs", "1"]) == 1  # a row that fails is told, and the others are run
     said = capsys.readouterr().out
-    assert f"3 rows, {len(before)} of them done" in said
+    assert f"3 rows, {len(before)} of them done, at most 1 at once" in said
     assert "failed with exit code 2: error: dataset small: all 0 groups are dead" in said
     after = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
     assert len(after) == 2 and before.items() <= after.items()

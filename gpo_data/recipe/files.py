@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import UsageError, few
 
 PACKAGE = Path(__file__).parents[1]
 MOST_VALUES = 100_000  # of a recipe
@@ -86,7 +86,7 @@ def _size(value: Any, sizes: dict[int, float]) -> float:
 
 def nearest(key: str, known: list[str]) -> str:
     """What may have been meant, else what there is."""
-    return did_you_mean(key, known) or f"; known: {', '.join(known)}"
+    return did_you_mean(key, known) or f"; known: {few(known)}"
 
 
 def did_you_mean(key: str, known: list[str]) -> str:

@@ -80,12 +80,15 @@ class Train:
         beta_decay: of `pnapo`: [n1, n2], the steps between which beta falls to its half; null: it does not.
         timesteps_per_image: k, samples of (t, noise) a member.
         shared_noise: one (t, noise) for all members of a group; lowers variance.
-        noise: `random`, or each member's `own`, the starting noise that it was drawn from, which
-            the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is better is better *from there*.
+        noise: `random`; `antithetic`, random in pairs of samples, e and -e, which with `stratified` takes a third of
+            the samples' own noise out of the gradient (docs/experiments.md); or each member's `own`, the starting noise
+            that it was drawn from, which the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is
+            better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
         timestep_distribution: of t within that range: `uniform`; `logit_normal`, the middle more often, as SD3 was
-            trained; or `discrete`, uniform over the thousand steps of diffusers' training scripts.
+            trained; `discrete`, uniform over the thousand steps of diffusers' training scripts; or `stratified`,
+            uniform, each of the k samples in its own k-th part of the range: less noise of the gradient.
         logit_mean: of `logit_normal`; above 0 more noise (diffusers' scripts count from the noisy end: their sign is
             the other one).
         logit_std: of `logit_normal`.
@@ -162,9 +165,9 @@ class Train:
     beta_decay: list[int] | None = None
     timesteps_per_image: Count = 5
     shared_noise: bool = True
-    noise: Literal["random", "own"] = "random"
+    noise: Literal["random", "antithetic", "own"] = "random"
     timestep_range: Literal["all", "high", "low"] | list[float] = "all"
-    timestep_distribution: Literal["uniform", "logit_normal", "discrete"] = "uniform"
+    timestep_distribution: Literal["uniform", "logit_normal", "discrete", "stratified"] = "uniform"
     logit_mean: Number = 0.0
     logit_std: Positive = 1.0
     timestep_shift: bool = True
@@ -251,6 +254,14 @@ class Train:
             bounds = self.timestep_range
             within = len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 1
             expect(within, "train.timestep_range", "[lowest, highest] with 0 <= lowest < highest <= 1", bounds)
+        if self.noise == "antithetic":
+            enough = self.timesteps_per_image >= 2
+            expect(
+                enough,
+                "train.timesteps_per_image",
+                "2 or more with train.noise: antithetic, whose samples are pairs",
+                1,
+            )
         if self.cache is not None:
             expect(self.cache.keys() == {"folder", "size"}, "train.cache", "{folder: ..., size: 50 GB}", self.cache)
             bytes_of("train.cache.size", self.cache["size"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gpo_data import hardware
+from gpo_data.errors import UsageError
 from gpo_data.generation.remote import expect_ray
 from gpo_data.lake.durable import write_atomic
 from gpo_train.evaluation.report import points_text
@@ -25,10 +26,16 @@ from gpo_train.sweep.processes import STOPPED, Job, Runner, run_all
 from gpo_train.sweep.row import Result, draw_dataset, result_of, run_row
 
 
-def sweep(plan: Plan, folder: Path, console: Console) -> int:
-    """The number of rows that failed. Raises KeyboardInterrupt, and UsageError where its Ray is not there."""
+def sweep(plan: Plan, folder: Path, console: Console, jobs: int | None = None) -> int:
+    """The number of rows that failed. Raises KeyboardInterrupt, and UsageError where its Ray is not there.
+
+    Args:
+        jobs: rows at once in processes of this machine; None takes the file's.
+    """
+    if plan.ray.wanted and jobs:
+        raise UsageError("--jobs: rows at once in processes of this machine; on a Ray --workers says how many")
     if not plan.ray.wanted or all(result_of(folder, row) for row in plan.rows):
-        return run_rows(plan, folder, console)
+        return run_rows(plan, folder, console, at_once=jobs)
     expect_ray(plan.ray)
     from gpo_train.sweep.ray import on_ray
 
