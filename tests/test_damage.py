@@ -148,6 +148,12 @@ def another_type(folder: Path) -> None:
     pq.write_table(table.set_column(place, "reward", pa.array(["high"] * len(table))), path)
 
 
+def a_tasks_of_another_type(folder: Path) -> None:
+    for path in folder.glob("shard-*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("target_count", pa.array(["many"] * len(table))), path)
+
+
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -165,6 +171,7 @@ SIDECARS: dict[str, Callable[[Path], None]] = {
         pq.read_table(folder / "shard-000000.parquet").drop_columns("status"), folder / "shard-000000.parquet"
     ),
     "of another type": another_type,
+    "a task's of another type": a_tasks_of_another_type,
     "a folder": lambda folder: a_folder(folder / "shard-000000.parquet"),
     "without rows": lambda folder: pq.write_table(
         pq.read_table(folder / "shard-000000.parquet").slice(0, 0), folder / "shard-000000.parquet"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake.files import SHARDS, Files, dataset_of
-from gpo_data.lake.sidecar import REPAIR, kind_of, problem_of
+from gpo_data.lake.sidecar import REPAIR, broad_kind_of, problem_of
 
 SIMPLE = ("text", "whole number", "number")
 
@@ -36,8 +36,7 @@ def conflicting(files: Files) -> dict[str, str]:
     for path in files.found(SHARDS):
         with files.store.open(path, "rb") as stream:
             for column in pq.read_schema(stream):
-                kind = kind_of(column.type)
-                kinds[column.name]["number" if kind in ("whole number", "bool") else kind].add(dataset_of(path))
+                kinds[column.name][broad_kind_of(column.type)].add(dataset_of(path))
     found: dict[str, str] = {}
     for column_name, by_kind in kinds.items():
         usual = max(by_kind, key=lambda kind: (len(by_kind[kind]), kind in SIMPLE))

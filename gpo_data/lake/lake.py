@@ -20,7 +20,7 @@ from gpo_data.lake import catalog, locked
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.recipe import Recipe
-from gpo_data.tasks import TASKS
+from gpo_data.tasks import TARGETS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +105,5 @@ class Dataset:
         from gpo_data.lake.reader import Reader
 
         con = catalog.connect(self.lake.path, self.name)
-        targets = tuple(dict.fromkeys(name for kind in TASKS.values() for name in kind.columns))
-        table = take_snapshot(con, self.name, reward, where, relabel=relabel, targets=targets)
+        table = take_snapshot(con, self.name, reward, where, relabel=relabel, targets=tuple(TARGETS))
         return Reader(self.lake.path, table, unconditional=["unconditional=True"] if unconditional else [])

@@ -21,9 +21,8 @@ from gpo_data.lake.files import SHARDS, Files
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
 from gpo_data.lake.sql import listed, read_parquet
-from gpo_data.tasks import TASKS
+from gpo_data.tasks import TARGETS
 
-TARGETS = {name: type for kind in TASKS.values() for name, type in kind.columns.items()}
 PROTECTED = {"dataset", *CORE.names, *TARGETS}
 
 

@@ -113,11 +113,16 @@ def _wrong_footer(metadata: dict[bytes, bytes]) -> str | None:
 
 
 def _wrong_columns(schema: pa.Schema) -> str | None:
+    from gpo_data.tasks import TARGETS  # of all tasks, which import this
+
     if missing := [name for name in CORE.names if name not in schema.names and name not in OPTIONAL]:
         return f"the sidecar lacks the columns {', '.join(missing)}"
     for field in CORE:
         if field.name in schema.names and kind_of(found := schema.field(field.name).type) != kind_of(field.type):
             return f"the sidecar's column {field.name} is {found}, expected {field.type}"
+    for field in schema:
+        if (expected := TARGETS.get(field.name)) and broad_kind_of(field.type) != broad_kind_of(expected):
+            return f"the sidecar's column {field.name} is {field.type}, expected {expected}, as tasks have it"
     return None
 
 
@@ -128,3 +133,9 @@ def kind_of(type: pa.DataType) -> str:
     if pa.types.is_integer(type):
         return "whole number"
     return "number" if pa.types.is_floating(type) else str(type)
+
+
+def broad_kind_of(type: pa.DataType) -> str:
+    """Text or number: what columns of different datasets agree in."""
+    kind = kind_of(type)
+    return "number" if kind in ("whole number", "bool") else kind

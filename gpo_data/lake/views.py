@@ -21,11 +21,11 @@ from gpo_data.lake.advantage import DEAD_SQL
 from gpo_data.lake.damaged import leave_out
 from gpo_data.lake.files import SHARDS, Files, open_lake
 from gpo_data.lake.gathered import Gathered, gather
-from gpo_data.lake.measures import PROTECTED, TARGETS, sources_of
+from gpo_data.lake.measures import PROTECTED, sources_of
 from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
 from gpo_data.lake.sql import identifier, listed, quote, read_parquet
 from gpo_data.status import OK, sql_split
-from gpo_data.tasks import TASKS
+from gpo_data.tasks import TARGETS, TASKS
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBERS = ("BOOLEAN", *INTEGERS, "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")

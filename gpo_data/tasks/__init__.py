@@ -8,6 +8,8 @@ prompts of the same recipe begin with the same prompts, so that a dataset can gr
 from gpo_data.tasks import align, compose, count, text
 from gpo_data.tasks.base import TaskKind
 
-__all__ = ["TASKS", "TaskKind"]
+__all__ = ["TARGETS", "TASKS", "TaskKind"]
 
 TASKS: dict[str, TaskKind] = {"text": text.TASK, "count": count.TASK, "align": align.TASK, "compose": compose.TASK}
+# {column of any task: its type}
+TARGETS = {name: type for kind in TASKS.values() for name, type in kind.columns.items()}

@@ -33,7 +33,7 @@ def of(
         rows: where, values and target of each.
         read: columns that the task reads, in any case.
     """
-    from gpo_data.lake.measures import TARGETS  # of all tasks, which import this
+    from gpo_data.tasks import TARGETS  # of all tasks, which import this
 
     own = {name.lower() for name in read}
     targets = {name for _, _, target in rows for name in target}
