@@ -100,9 +100,9 @@ print(json.dumps([train(step[1:]) if step[0] == "train" else data(step) for step
 """
 
 
-def run(hub: Hub, folder: Path, *steps: list[str]) -> tuple[list[int], str]:
+def run(hub: Hub, folder: Path, *steps: list[str], **more: str) -> tuple[list[int], str]:
     """Verbs in a process of their own (huggingface_hub reads HF_ENDPOINT when it is imported): (exit codes, output)."""
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
+    env = os.environ | more | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
     env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
     env |= {"HF_HUB_DISABLE_XET": "1", "GPO_SCRATCH": str(folder / "scratch"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     ended = subprocess.run(
@@ -148,6 +148,43 @@ def test_push_pull_and_read_in_place(dataset, here, tmp_path):
         assert {"README.md", "groups.png", "dataset=small/dataset.json", "dataset=small/tags/v1.json"} <= files.keys()
         assert "pictures/small-00000.parquet" in files
         assert not [name for name in files if ".stage" in name]
+    for path in dataset.glob("shard-*"):
+        assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_lake_in_a_bucket_is_pulled_into_and_pushed_from(dataset, here, tmp_path):
+    from tests.parts.s3 import environment, make_bucket, server
+
+    recipe, bucket, other = str(here), "s3://words/lake", str(tmp_path / "other")
+    with server() as s3, Hub() as hub:
+        make_bucket(s3.url, "words")
+        reached = environment(s3.url, tmp_path / "scratch")
+        codes, told = run(
+            hub,
+            tmp_path,
+            ["push", recipe, "org/words"],
+            ["pull", recipe, "org/words", "--lake", bucket],
+            ["pull", recipe, "org/words", "--lake", bucket],  # what is there stays
+            ["verify", recipe, "--lake", bucket],
+            **reached,
+        )
+        assert codes == [0, 0, 0, 0], told
+        assert "3 shards, 6 groups, 24 members" in told
+        hub.fail = lambda method, path: "/commit/" in path
+        codes, told = run(hub, tmp_path, ["push", recipe, "org/again", "--lake", bucket], **reached)
+        assert codes == [1] and "the same command goes on from there" in told
+        assert len(list((tmp_path / "scratch").rglob("shard-*.tar"))) == 3  # what was fetched is not fetched again
+        hub.fail = lambda method, path: False
+        codes, told = run(
+            hub,
+            tmp_path,
+            ["push", recipe, "org/again", "--lake", bucket],
+            ["pull", recipe, "org/again", "--lake", other],
+            **reached,
+        )
+        assert codes == [0, 0], told
+    assert not list((tmp_path / "scratch").rglob("shard-*"))
     for path in dataset.glob("shard-*"):
         assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()
 

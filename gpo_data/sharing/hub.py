@@ -5,7 +5,8 @@
     <repo>/dataset=<name>/...              the dataset's folder as it is: a repository is a lake
 
 What always holds: a dataset is proved (`verify`) before it is sent and after it came; tars go and come before the
-sidecars, so that what is cut is a dataset that lacks shards. The token is the environment's (HF_TOKEN, or a login).
+sidecars, so that what is cut is a dataset that lacks shards. What lies in an object store goes by way of a copy on this
+machine (copies.py). The token is the environment's (HF_TOKEN, or a login).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.verify import verify
 from gpo_data.sharing.card import PICTURE, card
+from gpo_data.sharing.copies import copied, place_of_copy, put
 from gpo_data.sharing.pictures import files_of, write_pictures
 
 IGNORED = [".stage/**", ".quarantine/**", "**/.*", f"**/*{TEMPORARY}", f"*{TEMPORARY}"]
@@ -46,9 +48,10 @@ def push(
         tag: of the hub's repository, for what it holds now.
         pictures: whether they also go as a table, which is what a hub's viewer shows. They take their room twice.
     """
-    if not isinstance(folder, Path):
-        raise UsageError(f"lake: {folder}: expected a folder of this machine to push from; copy the dataset there")
     manifest = read_manifest(folder)
+    if not isinstance(folder, Path):
+        with copied(folder, console) as copy:
+            return push(copy, repo, license, private, tag, pictures, console)
     _proved(folder, console, "`gpo-data verify RECIPE --repair` takes away what is damaged")
     hub = HfApi()
     with explained(repo), tempfile.TemporaryDirectory() as temporary:
@@ -80,11 +83,9 @@ def push(
     return str(made)
 
 
-def pull(folder: AnyPath, repo: str, revision: str | None = None, console: Console | None = None) -> Path:
+def pull(folder: AnyPath, repo: str, revision: str | None = None, console: Console | None = None) -> AnyPath:
     """Fetch the dataset of the folder's name; the folder. Raises UsageError, RunError."""
-    if not isinstance(folder, Path):
-        raise UsageError(f"lake: {folder}: expected a folder of this machine to pull to")
-    hub, name = HfApi(), folder.name
+    hub, name, into = HfApi(), folder.name, folder if isinstance(folder, Path) else place_of_copy(folder)
     with explained(repo), tempfile.TemporaryDirectory() as temporary:
         there = hub.list_repo_files(repo, repo_type="dataset", revision=revision)
         if f"{name}/dataset.json" not in there:
@@ -99,22 +100,25 @@ def pull(folder: AnyPath, repo: str, revision: str | None = None, console: Conso
                 raise UsageError(
                     f"{folder}: fingerprint {ours}, and {theirs} in {repo}: other pictures; pull into another --lake"
                 )
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        into.parent.mkdir(parents=True, exist_ok=True)
         for wanted, unwanted in (([f"{name}/**"], ["*.parquet"]), ([f"{name}/**"], None)):  # the sidecars last
             hub.snapshot_download(
                 repo,
                 repo_type="dataset",
                 revision=revision,
-                local_dir=folder.parent,
+                local_dir=into.parent,
                 allow_patterns=wanted,
                 ignore_patterns=unwanted,
             )
     otherwise = "pull again; what is damaged here is fetched anew after `gpo-data verify RECIPE --repair`"
+    if not isinstance(folder, Path):
+        _proved(into, console, f"remove {into.parent} and pull again")
+        put(into, folder, console)
     _proved(folder, console, otherwise)
     return folder
 
 
-def _proved(folder: Path, console: Console | None, otherwise: str) -> None:
+def _proved(folder: AnyPath, console: Console | None, otherwise: str) -> None:
     report = verify(folder, console)
     if report.problems:
         path, problem = report.problems[0]
