@@ -40,14 +40,15 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+LEFT, RIGHT, BELOW, ABOVE = 0.85, 0.15, 0.55, 0.3  # inches around the axes; to find what each needs takes a third more
 SCATTER = 1500  # points drawn; more only darken the cloud
 
 
 def svg(draw: Callable[[Axes], None], width: float = 5.0, height: float = 3.0) -> str:
     """The chart that `draw` puts on an empty pair of axes; inches."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.subplots())
+        figure = Figure(figsize=(width, height))
+        draw(figure.add_axes((LEFT / width, BELOW / height, 1 - (LEFT + RIGHT) / width, 1 - (BELOW + ABOVE) / height)))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
@@ -125,7 +126,7 @@ def reward_by_level(data: Members, figures: Figures) -> str:
             e = 1.96 * np.nan_to_num([getattr(level, error) for level in figures.levels])
             axes.errorbar(at + shift, y, yerr=e, color=colour, marker="o", capsize=3, label=label)
         axes.set_xticks(at, [level.label for level in figures.levels])
-        axes.set(xlabel=data.level_name, ylabel="mean, with 95% interval over groups")
+        axes.set(xlabel=data.level_name, ylabel="mean and 95% interval")
         _unit(axes, np.array([level.mean_reward for level in figures.levels]))
         axes.legend()
 
