@@ -80,10 +80,10 @@ class Train:
         beta_decay: of `pnapo`: [n1, n2], the steps between which beta falls to its half; null: it does not.
         timesteps_per_image: k, samples of (t, noise) a member.
         shared_noise: one (t, noise) for all members of a group; lowers variance.
-        noise: `random`; `antithetic`, random in pairs of samples, e and -e, which with `stratified` takes a third of
-            the samples' own noise out of the gradient (docs/experiments.md); or each member's `own`, the starting noise
-            that it was drawn from, which the lake keeps as a seed: then (x_0, e) is the policy's own path, and what is
-            better is better *from there*.
+        noise: `random`; `antithetic`, random in pairs of samples, e and -e: with `stratified` a quarter less of the
+            samples' own noise in the gradient, which gained nothing on the tiny world (docs/experiments.md); or each
+            member's `own`, the starting noise that it was drawn from, which the lake keeps as a seed: then (x_0, e) is
+            the policy's own path, and what is better is better *from there*.
         timestep_range: `all`, `high` (t >= 0.5, much noise), `low`, or [lowest, highest] within 0 and 1, before the
             scheduler's shift.
         timestep_distribution: of t within that range: `uniform`; `logit_normal`, the middle more often, as SD3 was
