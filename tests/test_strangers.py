@@ -142,6 +142,12 @@ def test_a_hostile_expression_is_refused_in_one_line_everywhere(
     assert tree(tmp_path) == before
 
 
+def test_a_query_has_an_end(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locked, "SECONDS", 0.3)
+    with pytest.raises(UsageError, match="query: expected an answer within 0.3 s, found none"):
+        catalog.ask(lake, "SELECT sum(a.range * b.range) FROM range(1000000) a, range(1000000) b")
+
+
 @pytest.mark.parametrize("kind", STATEMENTS)
 def test_a_hostile_query_is_refused_in_one_line(
     kind: str, lake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -39,13 +39,13 @@ PAIRED = ("linear", "logsigmoid", "ipo", "dgpo", "pnapo")  # losses that are def
 # Options of lightning.Trainer that would undo what this toolkit does.
 OURS = {
     "accumulate_grad_batches": "train.groups_per_step (and train.micro_batch_size, which keeps the gradient)",
-    "callbacks": "none; use GPOModule in a Trainer of your own (docs/notebook.md)",
+    "callbacks": "none; use a module of your own in a Trainer (docs/notebook.md)",
     "enable_checkpointing": "train.checkpoint_steps",
     "gradient_clip_algorithm": "train.max_grad_norm",
     "gradient_clip_val": "train.max_grad_norm",
     "logger": "train.loggers",
     "max_epochs": "train.epochs (online: online.iterations)",
-    "plugins": "none; use GPOModule in a Trainer of your own (docs/notebook.md)",
+    "plugins": "none; use a module of your own in a Trainer (docs/notebook.md)",
     "precision": "train.precision",
     "reload_dataloaders_every_n_epochs": "none: every epoch asks for its groups",
     "use_distributed_sampler": "none: ranks share a step's groups",
@@ -72,7 +72,7 @@ class Train:
             group's mean of those, before `advantage_clip`. null: off.
         clip_range: PPO's clip, on errors: no gradient of a better member once exp(err_old - err) is above 1 +
             clip_range, nor of a worse one below 1 - clip_range; old is the policy as it began the iteration (a `stored`
-            reference is the old one). Of any loss; DGPO's is 0.001; 0 is off.
+            reference is the old one). Of any loss; DGPO's is 0.001 to 0.05; 0 is off.
         temperature: of rewards in `rwr` and `gdro` (their authors': 0.2 and 0.05).
         interpolation: of `nft`: how much of its implicit positive prediction is the policy's (its authors' beta: 1 or
             0.1).
