@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -381,6 +382,18 @@ def test_online_with_workers_is_online(here: Path, monkeypatch: pytest.MonkeyPat
         assert len(one) == 6 and one == two
         ranked = drawn(Path(f"lake/dataset=ranks-it{number:04d}"))
         assert ranked.keys() == one.keys() and (number or ranked == one)  # then their policies differ by rounding
+    found = {}
+    for name, options in (("one", []), ("two", ["--workers", "2"])):
+        done = run(here, *options, "--mode", "online", "--run", name, verb="eval", module="gpo_train.cli")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(Path(f"runs/{name}/eval.json").read_text())
+        sides = {folder.name.replace(f"={name}-", "=run-"): folder for folder in Path("lake").glob("dataset=*-eval-*")}
+        found[name] = {key: said[key] for key in ("base", "policy", "by_target")}
+        found[name] |= {key: drawn(folder) for key, folder in sides.items()}
+        assert len(sides) == 2
+        for folder in sides.values():
+            shutil.rmtree(folder)
+    assert found["one"] == found["two"]
 
 
 @pytest.mark.slow

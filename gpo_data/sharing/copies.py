@@ -32,6 +32,8 @@ def copied(folder: RemotePath, console: Console | None) -> Iterator[Path]:
     copy = place_of_copy(folder)
     store, _ = open_store(folder.url)
     paths = [path for path in files_in(folder, "**/*") if not _hidden(below(path, folder))]
+    for old in {one for one in copy.rglob("*") if one.is_file()} - {copy / below(path, folder) for path in paths}:
+        old.unlink()  # of a copy that was cut, and gone from the store since
     with Bar("fetching", len(paths), "files", console or Console(quiet=True)) as bar:
         for path in paths:
             target = copy / below(path, folder)
