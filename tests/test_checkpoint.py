@@ -182,7 +182,7 @@ def test_a_run_has_one_process_and_lies_in_its_folder(here: Path, capsys: pytest
         ("accumulate_grad_batches", "2", "train.groups_per_step"),
         ("precision", "bf16-true", "train.precision"),
         ("max_epochs", "3", "train.epochs"),
-        ("callbacks", "[x]", "none; use GPOModule in a Trainer of your own"),
+        ("callbacks", "[x]", "none; use a module of your own in a Trainer"),
     ],
 )
 def test_options_of_lightning_that_are_ours_name_our_key(
