@@ -350,7 +350,7 @@ def test_a_column_of_another_kind_stops_its_own_dataset_alone(
     asked = f"SELECT DISTINCT dataset, {column}, exact FROM members"
     datasets = set(catalog.ask(str(folder.parent), asked)["dataset"].to_pylist())
     said = capsys.readouterr().err
-    if value == 5:  # reads as text beside the others'
+    if value == 5:  # reads as text beside the others
         assert datasets == {"whole", "other", "x"} or "left out dataset x: " in said
     elif column == "color":  # a task's, whose type is known without other datasets
         assert datasets == {"whole", "other"} and said.startswith("left out dataset x: ")
