@@ -10,16 +10,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 
 from gpo_data.errors import UsageError
-from gpo_data.lake.durable import TEMPORARY
-from gpo_data.lake.remote import RemotePath, below, files_in, open_store, scratch, stage_folder
-from gpo_data.lake.store_errors import explaining
+from gpo_data.lake.durable import write_stream
+from gpo_data.lake.files import SHARDS
+from gpo_data.lake.remote import RemotePath, below, scratch, stage_folder
 from gpo_data.progress import Bar
 
-NEVER_CHANGE = ("shard-*.tar", "shard-*.parquet")
+BLOCK = 2**26  # bytes of a request
 
 
 def place_of_copy(folder: RemotePath) -> Path:
@@ -30,34 +31,36 @@ def place_of_copy(folder: RemotePath) -> Path:
 def copied(folder: RemotePath, console: Console | None) -> Iterator[Path]:
     """The store's dataset on this machine; the copy goes when all that was done with it succeeded."""
     copy = place_of_copy(folder)
-    store, _ = open_store(folder.url)
-    paths = [path for path in files_in(folder, "**/*") if not _hidden(below(path, folder))]
+    paths = [path for path in folder.glob("**/*") if not _hidden(below(path, folder))]
     for old in {one for one in copy.rglob("*") if one.is_file()} - {copy / below(path, folder) for path in paths}:
         old.unlink()  # of a copy that was cut, and gone from the store since
     with Bar("fetching", len(paths), "files", console or Console(quiet=True)) as bar:
         for path in paths:
-            target = copy / below(path, folder)
-            if target.suffix != ".tar" or not target.is_file() or target.stat().st_size != path.stat().st_size:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}{TEMPORARY}")
-                with explaining(folder.url):
-                    store.get_file(str(path), str(temporary))
-                temporary.replace(target)
+            target, size = copy / below(path, folder), path.stat().st_size
+            if target.suffix != ".tar" or not target.is_file() or target.stat().st_size != size:
+                _fetch(path, target, size)
             bar.step(line=target.name)
     yield copy
     shutil.rmtree(copy.parent)
 
 
+def _fetch(path: RemotePath, target: Path, size: int) -> None:
+    def fill(stream: BinaryIO) -> None:
+        for start in range(0, size, BLOCK):
+            stream.write(path.read_range(start, min(size, start + BLOCK)))
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_stream(target, fill)
+
+
 def put(copy: Path, folder: RemotePath, console: Console | None) -> None:
     """Have the store hold what the copy holds, and take the copy away. Raises UsageError: it has other pictures."""
     paths = [path for path in sorted(copy.rglob("*")) if path.is_file() and not _hidden(below(path, copy))]
-    paths.sort(key=lambda path: (path.match("shard-*.parquet"), path.suffix != ".tar"))
+    paths.sort(key=lambda path: (path.match(SHARDS), path.suffix != ".tar"))
     with Bar("putting", len(paths), "files", console or Console(quiet=True)) as bar:
         for path in paths:
-            target = folder
-            for part in path.relative_to(copy).parts:
-                target = target / part
-            if not any(path.match(pattern) for pattern in NEVER_CHANGE):
+            target, never_changes = folder / below(path, copy), path.suffix == ".tar" or path.match(SHARDS)
+            if not never_changes:
                 target.write_bytes(path.read_bytes())
             elif not target.create(path.read_bytes()):
                 raise UsageError(f"{target}: is there with another content; pull into another --lake")
