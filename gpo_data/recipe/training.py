@@ -254,14 +254,12 @@ class Train:
             bounds = self.timestep_range
             within = len(bounds) == 2 and 0 <= bounds[0] < bounds[1] <= 1
             expect(within, "train.timestep_range", "[lowest, highest] with 0 <= lowest < highest <= 1", bounds)
-        if self.noise == "antithetic":
-            enough = self.timesteps_per_image >= 2
-            expect(
-                enough,
-                "train.timesteps_per_image",
-                "2 or more with train.noise: antithetic, whose samples are pairs",
-                1,
-            )
+        expect(
+            self.noise != "antithetic" or self.timesteps_per_image >= 2,
+            "train.timesteps_per_image",
+            "2 or more with train.noise: antithetic, whose samples are pairs",
+            self.timesteps_per_image,
+        )
         if self.cache is not None:
             expect(self.cache.keys() == {"folder", "size"}, "train.cache", "{folder: ..., size: 50 GB}", self.cache)
             bytes_of("train.cache.size", self.cache["size"])

@@ -74,11 +74,15 @@ def main() -> None:
             trained = recipe.load("text-tiny", [*DRAWN, *TRAINED, "--lake", lake])
             run = fit(trained, f"on-{len(lake)}", console, runs=Path(folder) / "runs")
             seconds = run.manifest().train_seconds or 0.0
+            print(f"{lake:30} {seconds:6.1f} s of training", end="" if waits else "\n")
+            if not waits:  # processes read a local lake
+                continue
             first = sum(sum(epoch[:2]) for epoch in waits)
             others = [wait for epoch in waits for wait in epoch[2:]]
-            shares = f"{first / seconds:.2%} in first steps, {sum(others) / seconds:.2%} in others"
-            longest = max(others, default=0.0)
-            print(f"{lake:30} {seconds:6.1f} s of training; waiting: {shares}, at most {longest:.3f} s for a group")
+            print(
+                f"; waiting: {first / seconds:.2%} in first steps, {sum(others) / seconds:.2%} in others, at most "
+                f"{max(others):.3f} s for a group"
+            )
 
 
 if __name__ == "__main__":
