@@ -52,7 +52,7 @@ class StoredErrors:
             ask: errors [k, n] of a group at the epoch's noise samples.
         """
         have = self._read(epoch, reader.digest)
-        lacking = [i for i in range(len(reader)) if reader.places[i].key not in have]
+        lacking = [i for i, key in enumerate(reader.places.keys) if key not in have]
         barrier()  # before anybody writes: all ranks have seen the same
         # Each rank asks as many, the last ones some twice: what is sharded is gathered by all of them together.
         mine = [lacking[i % len(lacking)] for i in range(rank, -(-len(lacking) // world) * world, world)]

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +30,12 @@ from gpo_data.lake import catalog
 from gpo_data.lake.cache import Cache
 from gpo_data.lake.latents import LARGE, StoredLatents, joined, open_group
 from gpo_data.lake.manifest import keeps_unconditional, read_manifest
+from gpo_data.lake.places import Place, Places
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import RemotePath, place
 from gpo_data.lake.shard import dataset_folder, number_of, sidecar_path
 from gpo_data.lake.sidecar import read_rows
-from gpo_data.lake.snapshot import COLUMNS, take_snapshot
+from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.parts import UNCONDITIONAL
 
 AHEAD = 16  # groups on their way from an object store
@@ -81,27 +81,6 @@ class TrainGroup:
         )
 
 
-@dataclass(frozen=True)
-class Part:
-    """A group's record, and which of its members count."""
-
-    record: Record
-    members: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A group: its own record first, then those that it borrows members from (see relabel.py)."""
-
-    key: str
-    prompt: str
-    parts: tuple[Part, ...]
-    seeds: tuple[int, ...]
-    rewards: tuple[float, ...]
-    advantages: tuple[float, ...]
-    kl_weights: tuple[float, ...] | None = None
-
-
 class Reader(torch.utils.data.Dataset[TrainGroup]):
     """The groups of a snapshot (see `take_snapshot`), by index. Picklable, so that worker processes can read."""
 
@@ -119,10 +98,11 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
 
         Raises UsageError where a dataset has none.
         """
-        self.lake, self.places, self.cache, self.large = lake, _places(lake, snapshot), cache, large
+        self.lake, self.places, self.cache, self.large = lake, Places(lake, snapshot), cache, large
         self.digest = digest_of([snapshot])
-        firsts = {place.key.partition("/")[0]: place for place in reversed(self.places)} if unconditional else {}
-        self._firsts = {name: _first_record(lake, name, place, unconditional) for name, place in firsts.items()}
+        keys = self.places.keys if unconditional else []
+        firsts = {key.partition("/")[0]: at for at, key in reversed(list(enumerate(keys)))}
+        self._firsts = {name: _first_record(lake, name, self.places[at], unconditional) for name, at in firsts.items()}
         self._unconditional: dict[str, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -145,7 +125,7 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
             rewards=torch.tensor(place.rewards, dtype=torch.float64),
             advantages=torch.tensor(place.advantages, dtype=torch.float64),
             kl_weights=None if place.kl_weights is None else torch.tensor(place.kl_weights, dtype=torch.float64),
-            unconditional=self._unconditional_of(place.key.partition("/")[0]),
+            unconditional=self._unconditional_of(place.dataset),
             # Its own record comes first.
             lent=tuple(at > 0 for at, part in enumerate(place.parts) for _ in part.members),
         )
@@ -229,31 +209,6 @@ def batches(groups: int, batch: int, seed: int, epoch: int, passes: int = 1) -> 
         order = np.random.Generator(np.random.PCG64([seed, epoch, number])).permutation(groups).tolist()
         found += [order[s * batch : (s + 1) * batch] for s in range(steps)]
     return found
-
-
-def _places(lake: str, table: pa.Table) -> list[Place]:
-    by_group: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    weighed = ["kl_weight"] if "kl_weight" in table.column_names else []
-    for row in table.select([*COLUMNS, "advantage", *weighed]).to_pylist():
-        by_group.setdefault((row["dataset"], row["group_key"]), []).append(row)
-    places: list[Place] = []
-    for (dataset, key), rows in by_group.items():
-        records: dict[Record, list[int]] = {}
-        folder = dataset_folder(lake, dataset)
-        for row in rows:
-            records.setdefault(Record.of(row, folder), []).append(row["member"])
-        places.append(
-            Place(
-                key=f"{dataset}/{key}",
-                prompt=rows[0]["prompt"],
-                parts=tuple(Part(record, tuple(members)) for record, members in records.items()),
-                seeds=tuple(row["seed"] for row in rows),
-                rewards=tuple(row["reward"] for row in rows),
-                advantages=tuple(row["advantage"] for row in rows),
-                kl_weights=tuple(row["kl_weight"] for row in rows) if weighed else None,
-            )
-        )
-    return places
 
 
 def spread(latents: Tensor | StoredLatents) -> float:

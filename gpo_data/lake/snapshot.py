@@ -184,10 +184,16 @@ def _expect_own_members(table: pa.Table, dataset: str) -> None:
 def _refuse_twins(table: pa.Table, dataset: str) -> None:
     """Raise UsageError where a member is there twice: two rows of measures for one member would do that."""
     names = [name for name in ("group_key", "lender", "member") if name in table.column_names]
-    counts = table.group_by(names).aggregate([([], "count_all")])
-    if counts.num_rows != table.num_rows:
-        twin = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
+    changed = np.logical_or.reduce([changes(table[name]) for name in names])  # twins follow each other
+    if not changed.all():
+        twin = table.slice(int(changed.argmin()), 1).to_pylist()[0]
         raise UsageError(f"dataset {dataset}: {twin['group_key']} member {twin['member']} is there twice; {REPAIR}")
+
+
+def changes(column: pa.ChunkedArray) -> np.ndarray:
+    """[n]: whether a row's value is another than the one before; the first one's is."""
+    different = pc.not_equal(column.slice(1), column.slice(0, max(len(column) - 1, 0)))
+    return np.concatenate([np.ones(min(len(column), 1), bool), different.combine_chunks().to_numpy(zero_copy_only=False)])
 
 
 def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
