@@ -193,7 +193,7 @@ def _refuse_twins(table: pa.Table, dataset: str) -> None:
 def changes(column: pa.ChunkedArray) -> np.ndarray:
     """[n]: whether a row's value is another than the one before; the first one's is."""
     different = pc.not_equal(column.slice(1), column.slice(0, max(len(column) - 1, 0)))
-    return np.concatenate([np.ones(min(len(column), 1), bool), different.combine_chunks().to_numpy(zero_copy_only=False)])
+    return np.concatenate([np.ones(min(len(column), 1), bool), different.to_numpy()])
 
 
 def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
