@@ -36,6 +36,7 @@ from gpo_train.checkpoint import Checkpoints, newest
 from gpo_train.data import GroupDataModule, Prepare
 from gpo_train.evaluation import rollback
 from gpo_train.export import save_policy
+from gpo_train.heartbeat import Heartbeat
 from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
@@ -120,7 +121,8 @@ def _fit(
     average = Average(settings.ema_decay) if settings.ema_decay is not None else None
     kept = KeptPoints(run, points, lambda: average.policy if average else policy)
     # Each sees what the one before it did; a checkpoint is written when all have seen a step.
-    callbacks: list[Callback] = [c for c in (average, online, kept, checkpoints) if c is not None]
+    alive = Heartbeat(checkpoints.folder, console)
+    callbacks: list[Callback] = [c for c in (average, online, kept, checkpoints, alive) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1
     module = kind(

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi, ModelCardData
 
 from gpo_data import models
 from gpo_data.lake.document import read_document
+from gpo_data.models.licence import licence_in_words
 from gpo_data.sharing.hub import explained
 from gpo_train.evaluation.report import headline, markdown_row, rows_of
 from gpo_train.evaluation.result import Evaluation
@@ -70,7 +71,7 @@ def card(run: Run, license: str) -> str:
 
 `{base}`, trained {manifest.mode} by group preferences ([GPO](https://arxiv.org/abs/2505.11070)) on the reward
 `{recipe.get("reward")}`: {"LoRA weights" if lora else "a whole denoiser"}. Open it with {load}.
-The base model's licence holds for it too.
+It is made of the base model: its licence{licence_in_words(base)} holds for it too.
 
 - weights digest of the base `{manifest.weights_digest}`
 - {settings}

@@ -121,6 +121,25 @@ def test_a_rank_that_dies_ends_the_other_with_a_word(here: Path, victim: int) ->
     assert "Traceback" not in said.partition("another rank")[0], said
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_machine_that_stands_still_ends_the_other_with_a_word(here: Path, victim: int) -> None:
+    """As one that loses power: no connection is closed."""
+    run = Run(here.parent / "runs" / "two")
+    long = ("--train.trainer.strategy", "ddp", "--train.epochs", "500")
+    with two_nodes(here, *long) as launchers:
+        until_first_checkpoint(run, launchers)
+        (rank,) = psutil.Process(launchers[1 - victim].pid).children()
+        machine = psutil.Process(launchers[victim].pid)
+        for process in (machine, *machine.children()):
+            process.suspend()
+        rank.wait(timeout=FAILED_WITHIN)
+        for process in (*machine.children(), machine):
+            process.kill()
+        said, _ = launchers[1 - victim].communicate(timeout=300)
+        assert launchers[1 - victim].returncode != 0
+    assert f"nothing new of rank {victim} (" in said and "the last checkpoint in" in said, said
+
+
 @pytest.mark.parametrize("every", [100, 1], ids=["before the first step", "later"])
 def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path, every: int) -> None:
     alone, run = weights_of(train(here, name="one")), Run(here.parent / "runs" / "two")

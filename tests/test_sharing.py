@@ -14,6 +14,7 @@ import pytest
 from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.record import PLACE
+from gpo_data.models.licence import licence_in_words, licence_of
 from gpo_data.sharing.card import card
 from gpo_data.sharing.pictures import files_of, write_pictures
 from gpo_data.sharing.tag import differences, make_tag, read_tag
@@ -48,6 +49,16 @@ def test_a_tag_is_of_what_is_there(dataset, here, capsys):
         read_tag(dataset, "v1")
 
 
+def test_the_licence_of_a_model_is_what_its_card_says(tmp_path):
+    assert licence_of("tiny") == "apache-2.0" and licence_of(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: some-community\n---\n# A model\n")
+    assert licence_in_words(str(tmp_path)) == ", `some-community`,"
+    (tmp_path / "README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
+    assert licence_of(str(tmp_path)) == "openrail++"
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert licence_of(str(tmp_path)) is None
+
+
 def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
     """The repository's folder with its card, as the hub's viewer, datasets and webdataset read it."""
     import datasets
@@ -59,7 +70,7 @@ def test_a_pushed_folder_opens_elsewhere(dataset, tmp_path):
     text = card(dataset, read_manifest(dataset), "apache-2.0", "org/words")
     (folder / "README.md").write_text(text)
     head = yaml.safe_load(text.split("---")[1])
-    assert head["license"] == "apache-2.0"
+    assert head["license"] == "apache-2.0" and "its licence holds for them too" in text
     assert [(c["config_name"], c.get("default", False)) for c in head["configs"]] == [
         ("pictures", True),
         ("members", False),

@@ -16,6 +16,7 @@ from gpo_data.lake.manifest import Manifest
 from gpo_data.lake.remote import AnyPath, files_in
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import parquet_of
+from gpo_data.models.licence import licence_in_words
 from gpo_data.sharing.pictures import FOLDER
 
 PICTURE = "groups.png"
@@ -62,6 +63,7 @@ def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str, pictures: b
     drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
     columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
     rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
+    licence = licence_in_words(str(fields.get("model")))
     first = f'members = load_dataset("{repo}", split="train")  # a row a member, and its picture\n' if pictures else ""
     tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in files_in(folder, "tags/*.json")) or "none"
     return f"""# {name}
@@ -75,7 +77,7 @@ which failed. Made for training by group preferences ([GPO](https://arxiv.org/ab
 ## How it was drawn
 
 - model `{fields.get("model")}`{f", revision `{fields['revision']}`" if fields.get("revision") else ""}, weights digest
-  `{fields.get("weights_digest")}`. The pictures are this model's: its licence holds for them too.
+  `{fields.get("weights_digest")}`. The pictures are this model's: its licence{licence} holds for them too.
 - {", ".join(f"{k.removeprefix('sampler.')} {v}" for k, v in drawn.items())}
 - seed {fields.get("seed")}; fingerprint `{manifest.fingerprint}`; {manifest.created}
 - reward `{manifest.measured.get("reward")}`
