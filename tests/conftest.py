@@ -78,6 +78,10 @@ def killed_at(step: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights, built from config."""
+    return save_random_sd3(tmp_path_factory.mktemp("random-sd3"))
+
+
+def save_random_sd3(folder: Path, latent_channels: int = 16) -> Path:
     import torch
     from diffusers import AutoencoderKL
 
@@ -89,15 +93,18 @@ def random_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         mid_block_add_attention=False,
         scaling_factor=0.9,
         shift_factor=0.1,
     )
-    folder = tmp_path_factory.mktemp("random-sd3")
+    transformer = new_transformer(layers=2, heads=2)
+    if latent_channels != 16:
+        shape = {"in_channels": latent_channels, "out_channels": latent_channels}
+        transformer = type(transformer).from_config(transformer.config | shape)
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
-    save_pipeline(folder, vae, new_transformer(layers=2, heads=2), encoders, tokenizer)
+    save_pipeline(folder, vae, transformer, encoders, tokenizer)
     return folder
 
 

@@ -41,6 +41,16 @@ def test_a_listing_that_google_has_not_is_a_bucket_that_is_not_there():
     assert explained(there, "gs://bucket/lake") is there
 
 
+def test_a_store_that_does_not_say_what_it_refuses(proxy, bucket):
+    """MinIO and others leave out of their 412 that it is of `If-None-Match`."""
+    path = place(bucket) / "one.tar"
+    path.write_bytes(b"first")
+    proxy.fault = lambda request: "taken" if request.method == "PUT" else None
+    assert path.create(b"first") and not path.create(b"other") and path.read_bytes() == b"first"
+    with pytest.raises(StoreError, match="does not answer as it should"):  # refused, and nothing is there
+        (place(bucket) / "two.tar").create(b"first")
+
+
 def test_a_lake_in_a_bucket(proxy, bucket, recipe_file, drawn_lake, tmp_path):
     """Draw, resume, a second writer, sql, and groups to train on."""
     from gpo_data.generation.generate import draw

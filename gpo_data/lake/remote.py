@@ -29,7 +29,7 @@ import fsspec
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.home import user_cache
-from gpo_data.lake.store_errors import explaining, is_wordless
+from gpo_data.lake.store_errors import explaining, is_taken, is_wordless
 
 # The extra of this package that brings a scheme's client.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
@@ -130,8 +130,9 @@ class RemotePath:
             try:
                 store.pipe_file(path, content, mode="create")
                 return True
-            except FileExistsError:
-                pass
+            except Exception as error:
+                if not (is_taken(error) and store.exists(path)):
+                    raise
         return self.stat().st_size == len(content) and self.read_bytes() == content
 
     def unlink(self, missing_ok: bool = False) -> None:

@@ -16,6 +16,9 @@ UNKNOWN = (
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 DENIED = ("AuthorizationPermissionMismatch", "InsufficientAccountPermissions")  # where it is no PermissionError
 CLOCKS = ("RequestTimeTooSkewed",)
+LOST_UPLOAD = ("NoSuchUpload",)  # one in parts, which somebody aborted, or completed: its answer was lost
+# Of what must not replace an object. Not every store says `If-None-Match` with it, which s3fs looks for.
+TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict", *LOST_UPLOAD)
 CREDENTIALS = (
     "the environment or the store's own files give them (AWS_PROFILE, AZURE_STORAGE_CONNECTION_STRING, "
     "GOOGLE_APPLICATION_CREDENTIALS, ...)"
@@ -42,7 +45,7 @@ def explained(error: Exception, url: str, writing: bool = False) -> Exception:
     bucket = "/".join(url.split("/")[:3])
     if lacks_bucket(error):
         return UsageError(f"lake: {url}: no bucket {bucket}; make it, or name another lake:")
-    if isinstance(error, (FileNotFoundError, FileExistsError)):
+    if isinstance(error, FileNotFoundError) and code not in LOST_UPLOAD:
         return error
     if code in EXPIRED:
         return StoreError(f"{url}: the credentials have expired; renew them and run the same command again, it goes on")
@@ -62,6 +65,11 @@ def explained(error: Exception, url: str, writing: bool = False) -> Exception:
 def lacks_bucket(error: BaseException) -> bool:
     told = str(error)  # gcsfs tells the address that it listed, and of a bucket that is there, no objects
     return _code(error) in NO_BUCKET or "bucket does not exist" in told or bool(re.fullmatch(r"b/[^/]+/o", told))
+
+
+def is_taken(error: BaseException) -> bool:
+    """Whether an object that should be new may be there already: another's, or our own, put by the first try."""
+    return isinstance(error, FileExistsError) or _code(error) in TAKEN
 
 
 def is_wordless(error: BaseException) -> bool:

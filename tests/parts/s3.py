@@ -4,8 +4,8 @@
         proxy.fault = lambda request: "500" if request.method == "PUT" else None
 
 A fault is `500`, `cut` (the connection ends in the middle of the answer), `lost` (the request is done and its answer
-cut), `gone` (it never came), a store's own answer (`expired` credentials, `skewed` clocks, `denied`), or a number of
-seconds to wait.
+cut), `gone` (it never came), a store's own answer (`expired` credentials, `skewed` clocks, `denied`, an upload
+that is `unknown`, a name that is `taken`), or a number of seconds to wait.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ANSWERS = {
         "The request time and the current time differ too much.",
     ),
     "denied": (403, "AccessDenied", "Access Denied"),
+    "taken": (412, "PreconditionFailed", "At least one of the preconditions did not hold."),
+    "unknown": (404, "NoSuchUpload", "The specified upload does not exist."),
 }
 
 
