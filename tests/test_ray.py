@@ -25,8 +25,10 @@ from rich.console import Console
 from gpo_data import cli, recipe
 from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.generate import draw
+from gpo_data.generation.remote import kept_workers
 from gpo_data.lake.locks import held
 from gpo_data.lake.verify import verify
+from tests.conftest import TRAIN
 from tests.parts.nodes import ENVIRONMENT, Nodes
 from tests.parts.nodes import cluster as cluster
 
@@ -142,11 +144,11 @@ def run(path: Path, *options: str, **kind: str) -> subprocess.CompletedProcess[s
 
 
 @contextlib.contextmanager
-def begun(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """The command in a session of its own, once it has staged something."""
+def begun(path: Path, *options: str, dataset: str = "*", **kind: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own, once it has committed a shard of the dataset."""
     environment = ENVIRONMENT | {"JUDGE_SECONDS": "1"}
     with subprocess.Popen(
-        command(path, *options),
+        command(path, *options, **kind),
         env=environment,
         cwd=path.parent,
         stdout=subprocess.PIPE,
@@ -155,10 +157,10 @@ def begun(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         start_new_session=True,
     ) as process:
         until = time.monotonic() + 200
-        while not list(path.parent.glob("lake/*/*.tar")) and process.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.1)
         try:
+            while not list(path.parent.glob(f"lake/dataset={dataset}/*.tar")) and process.poll() is None:
+                assert time.monotonic() < until
+                time.sleep(0.1)
             yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -297,6 +299,28 @@ def test_from_outside_the_cluster_with_evaluators_in_actors(
 
 
 @pytest.mark.slow
+def test_actors_read_what_one_process_reads(own_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    few = ["--task.num_prompts", "6", "--group_size", "5", "--groups_per_shard", "2", "--sampler.batch_size", "5"]
+    here = drawn(draw(recipe.load("text-tiny", [*few, "--lake", "plain"]), QUIET))
+    wanted = recipe.load("text-tiny", [*few, "--workers", "2", "--ocr.actors", "2"])
+    with kept_workers(wanted, QUIET) as begin:
+        two = draw(wanted, QUIET, workers=begin)
+        workers = begin()
+        assert workers is not None
+        loaded = [
+            one.__ray_call__.remote(lambda actor: bool(actor._evaluator._pool._measure))
+            for one in workers.beside["ocr"]
+        ]
+        assert ray.get(loaded) == [True, True]
+    assert drawn(two) == here
+    rows = pq.read_table(list(two.glob("*.parquet"))).to_pylist()
+    assert len({row["ocr_text"] for row in rows}) > 6 and len({row["reward"] for row in rows}) > 2
+
+
+@pytest.mark.slow
 def test_a_policy_travels(bright: Path, random_sd3: Path, cluster: Callable[..., Nodes]) -> None:
     from diffusers import SD3Transformer2DModel
 
@@ -394,6 +418,31 @@ def test_online_with_workers_is_online(here: Path, monkeypatch: pytest.MonkeyPat
         for folder in sides.values():
             shutil.rmtree(folder)
     assert found["one"] == found["two"]
+
+
+@pytest.mark.slow
+def test_a_node_dies_while_a_policy_draws(bright: Path, cluster: Callable[..., Nodes]) -> None:
+    bright.write_text(bright.read_text() + TRAIN)
+    settings = ["--mode", "online", "--online.iterations", "2", "--task.num_prompts", "12", "--group_size", "3"]
+    fit = {"verb": "fit", "module": "gpo_train.cli"}
+    done = run(bright, *settings, "--run", "one", **fit)
+    assert done.returncode == 0, done.stderr
+    nodes = cluster(1, 1)
+    settings += ["--run", "two", "--ray", nodes.address]
+    with begun(bright, *settings, dataset="two-it0001", **fit) as process:
+        nodes.kill_last()
+        assert len(list(Path("lake/dataset=two-it0001").glob("*.tar"))) < 6
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "a worker died; another takes its place" in output
+    for number in range(2):
+        one, two = (drawn(Path(f"lake/dataset={name}-it{number:04d}")) for name in ("one", "two"))
+        assert len(one) == 12 and one == two
+    policies = [
+        {path.name: path.read_bytes() for path in Path(f"runs/{name}/policy").rglob("*.safetensors")}
+        for name in ("one", "two")
+    ]
+    assert policies[0] == policies[1] != {}
 
 
 @pytest.mark.slow

@@ -98,6 +98,11 @@ class Opened:
     evaluators: Sequence[Any] = ()
 
 
+def precision() -> Work:
+    """In a worker: (`sampler.dtype`, `sampler.device`) -> the precision that it is here."""
+    return lambda job: hardware.dtype_for(job[0], hardware.device_of(job[1]))
+
+
 def open_parts(
     recipe: Recipe,
     files: dict[str, Files],

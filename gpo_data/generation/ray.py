@@ -138,14 +138,6 @@ class Workers:
             for job in jobs:  # what still comes is of no use
                 job.done = True
 
-    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function says where a worker may be; before `open`, which takes the GPUs."""
-        there = ray.remote(function).options(num_cpus=self.threads, num_gpus=self.gpus)
-        try:
-            return ray.get(there.remote(*arguments))
-        except RayTaskError as error:
-            raise cause_of(error) from None
-
     def close(self) -> None:
         """End the actors, and the Ray that was begun here."""
         atexit.unregister(self.close)

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from rich.console import Console
 
-from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedShard
@@ -195,11 +194,9 @@ class ShardToDraw:
 
 def with_their_dtype(workers: Workers, recipe: Recipe) -> Recipe:
     """The recipe with the precision that `sampler.dtype: auto` is where the workers are. Raises UsageError."""
-    return with_dtype(recipe, workers.ask(_dtype, recipe.sampler.dtype, recipe.sampler.device))
-
-
-def _dtype(setting: str, device: str) -> hardware.Dtype:
-    return hardware.dtype_for(setting, hardware.device_of(device))
+    workers.open(actors.precision)
+    ((_, dtype),) = workers.run([Job("sampler.dtype", lambda: (recipe.sampler.dtype, recipe.sampler.device))])
+    return with_dtype(recipe, dtype)
 
 
 def open_in(workers: Workers, recipe: Recipe, work: Callable[..., actors.Work], *arguments: Any) -> None:
