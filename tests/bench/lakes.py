@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -48,11 +49,14 @@ SNAPSHOTS = 10_000_000  # members
 
 def seconds(call: Callable[[], object], repeats: int) -> str:
     """Wall and CPU seconds of the first call and, in the median, of the others."""
+    gc.collect()
+    gc.freeze()  # what the questions before have left is not looked at for garbage
     taken = []
     for _ in range(1 + repeats):
         wall, cpu = time.perf_counter(), time.process_time()
         call()
         taken.append((time.perf_counter() - wall, time.process_time() - cpu))
+    gc.unfreeze()
     again = [statistics.median(column) for column in zip(*taken[1:], strict=True)] or [float("nan")] * 2
     return "".join(f"{value:9.2f}" for value in (*taken[0], *again))
 
