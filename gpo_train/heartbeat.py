@@ -2,8 +2,8 @@
 
 Collectives wait for torch's own timeout (30 minutes with gloo, 10 with NCCL), and cannot be ended but with their
 process. So each rank writes a number to torch's store every few seconds, from a thread, and reads the others'. One that
-has heard nothing new of another for SILENCE seconds says so and ends its process; so it does where the store itself,
-which is on the first rank's machine, does not answer.
+has heard of another, and then nothing new for SILENCE seconds, says so and ends its process; so it does where the store
+itself, which is on the first rank's machine, does not answer.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class Heartbeat(Callback):
     def _watch(self) -> None:
         while not self._end.wait(EVERY):
             for rank, (said, at) in self._heard.items():
-                if said != ENDED and time.monotonic() - at > SILENCE:
-                    self._give_up(rank, said.partition(b" ")[2].decode() or "not heard of yet")
+                # Of one that was never heard of, a network may be to blame that lets the ranks themselves through.
+                if said not in (b"", ENDED) and time.monotonic() - at > SILENCE:
+                    self._give_up(rank, said.partition(b" ")[2].decode())
 
     def _give_up(self, rank: int, host: str) -> None:
         self.console.print(

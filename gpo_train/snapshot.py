@@ -139,7 +139,7 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
 
 def _turns(table: pa.Table) -> list[pa.Table]:
     """A merged snapshot's datasets, by name."""
-    parts = [table.filter(pc.field("dataset") == name) for name in sorted(set(table["dataset"].to_pylist()))]
+    parts = [table.filter(pc.field("dataset") == name) for name in sorted(table["dataset"].unique().to_pylist())]
     return [part.replace_schema_metadata({"digest": digest(part)}) for part in parts]
 
 
