@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
+import fsspec
 import pytest
 from rich.console import Console
 
 from gpo_data.errors import StoreError, UsageError
+from gpo_data.lake import silence
 from gpo_data.lake.remote import RemotePath, place
 from gpo_data.lake.store_errors import explained
 from tests.parts.bucket import bucket as bucket
 from tests.parts.bucket import copied, objects, on_disk, recipe_of
 from tests.parts.bucket import proxy as proxy
 from tests.parts.bucket import s3 as s3
+from tests.parts.s3 import connected
+from tests.parts.serving import free_port
 
 QUIET = Console(quiet=True)
 
@@ -113,6 +118,49 @@ def test_what_is_wrong_is_one_line(proxy, bucket, recipe_file, drawn_lake, tmp_p
     proxy.fault = lambda request: "denied" if request.method == "PUT" else None
     (place(bucket) / "dataset=small" / "shard-000001.parquet").unlink()
     assert "must not be written" in said(bucket, 2, "shards")
+
+
+def test_a_store_that_is_not_there_is_one_line(recipe_file, tmp_path, monkeypatch, capsys):
+    from gpo_data.cli import main
+
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # of five, which take ten seconds
+    for host in (f"127.0.0.1:{free_port()}", "nowhere.invalid"):
+        with connected(f"http://{host}", tmp_path / "scratch"):
+            for verb in (["sql", str(recipe_file), "select 1"], ["shards", str(recipe_file)]):
+                assert main([*verb, "--lake", "s3://bucket/lake"]) == 1
+                told = capsys.readouterr().err.strip().splitlines()
+                assert len(told) == 1 and f'Could not connect to the endpoint URL: "http://{host}' in told[0], told
+
+
+@pytest.mark.slow
+def test_a_store_that_never_answers_is_given_up_on(tmp_path, monkeypatch):
+    """It takes connections, and nothing else. A client that writes would wait for its `100 Continue` for ever."""
+    pytest.importorskip("s3fs")
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})
+    monkeypatch.setattr(silence, "FIRST", 2.0)
+    monkeypatch.setattr(silence, "LATER", 2.0)
+    deaf = socket.create_server(("127.0.0.1", 0))
+    with deaf, connected(f"http://127.0.0.1:{deaf.getsockname()[1]}", tmp_path / "scratch"):
+        there = place("s3://bucket/lake")
+        for ask in (there.is_dir, there.read_bytes, lambda: list(there.glob("*"))):
+            with pytest.raises(StoreError, match="said nothing at all"):
+                ask()
+        with pytest.raises(StoreError, match="does not answer"):
+            there.create(b"content")
+
+
+@pytest.mark.slow
+def test_a_store_that_answers_every_second_time_is_not(proxy, bucket, monkeypatch):
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1}})
+    monkeypatch.setattr(silence, "FIRST", 0.5)
+    monkeypatch.setattr(silence, "LATER", 0.5)
+    proxy.fault = lambda request: 2.0 if request.method == "GET" and len(proxy.seen) % 2 else None
+    (place(bucket) / "one").write_bytes(b"content")
+    for _ in range(3):
+        proxy.seen[:] = []
+        assert (place(bucket) / "one").read_range(0, 7) == b"content"
+        assert proxy.count("GET") == 2
 
 
 @pytest.mark.slow

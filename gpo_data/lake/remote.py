@@ -29,6 +29,7 @@ import fsspec
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.home import user_cache
+from gpo_data.lake import silence
 from gpo_data.lake.store_errors import explaining, is_taken, is_wordless
 
 # The extra of this package that brings a scheme's client.
@@ -119,7 +120,7 @@ class RemotePath:
     def write_bytes(self, content: bytes) -> None:
         """PUT; what was there is replaced."""
         with self._asking(writing=True) as (store, path):
-            store.pipe_file(path, content)
+            _put(store, path, content)
 
     def create(self, content: bytes) -> bool:
         """PUT unless something is there; whether the object holds this content now.
@@ -128,7 +129,7 @@ class RemotePath:
         """
         with self._asking(writing=True) as (store, path):
             try:
-                store.pipe_file(path, content, mode="create")
+                _put(store, path, content, mode="create")
                 return True
             except Exception as error:
                 if not (is_taken(error) and store.exists(path)):
@@ -175,6 +176,12 @@ class Held(RemotePath):
 
 
 AnyPath = Path | RemotePath
+
+
+def _put(store: fsspec.AbstractFileSystem, path: str, content: bytes, **how: Any) -> None:
+    if store.async_impl:
+        how["timeout"] = silence.patience(len(content))
+    store.pipe_file(path, content, **how)
 
 
 def held(path: AnyPath) -> AnyPath:
@@ -231,7 +238,10 @@ def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 @functools.cache
 def _store(scheme: str) -> fsspec.AbstractFileSystem:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it writes a traceback of what it raises as well
-    return fsspec.filesystem(scheme, use_listings_cache=False)
+    store = fsspec.filesystem(scheme, use_listings_cache=False)
+    if scheme in ("s3", "s3a"):
+        silence.bound(store)
+    return store
 
 
 def version_of(info: dict[str, Any]) -> str:
