@@ -111,16 +111,22 @@ print(json.dumps([train(step[1:]) if step[0] == "train" else data(step) for step
 """
 
 
-def run(hub: Hub, folder: Path, *steps: list[str], **more: str) -> tuple[list[int], str]:
-    """Verbs in a process of their own (huggingface_hub reads HF_ENDPOINT when it is imported): (exit codes, output)."""
+def python(hub: Hub, folder: Path, code: str, given: str = "", **more: str) -> str:
+    """Code in a process of its own, for huggingface_hub reads HF_ENDPOINT when it is imported; its output."""
     env = os.environ | more | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
     env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
     env |= {"HF_HUB_DISABLE_XET": "1", "GPO_SCRATCH": str(folder / "scratch"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-c", STEPS], input=json.dumps(steps), text=True, capture_output=True, env=env, timeout=300
+        [sys.executable, "-c", code], input=given, text=True, capture_output=True, env=env, timeout=300
     )
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout.splitlines()[-1]), ended.stdout + ended.stderr
+    return ended.stderr + ended.stdout
+
+
+def run(hub: Hub, folder: Path, *steps: list[str], **more: str) -> tuple[list[int], str]:
+    """Verbs in a process of their own: (exit codes, output)."""
+    told = python(hub, folder, STEPS, json.dumps(steps), **more)
+    return json.loads(told.splitlines()[-1]), told
 
 
 @pytest.mark.slow
@@ -161,6 +167,63 @@ def test_push_pull_and_read_in_place(dataset, here, tmp_path):
         assert not [name for name in files if ".stage" in name]
     for path in dataset.glob("shard-*"):
         assert (Path(other) / dataset.name / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_on_a_hub_as_on_a_disk(dataset, here, tmp_path):
+    recipe, lake = str(here), "hf://datasets/org/words"
+    with Hub() as hub:
+        codes, told = run(hub, tmp_path, ["push", recipe, "org/words"])
+        assert codes == [0], told
+        hub.asked.clear()
+        codes, told = run(hub, tmp_path, ["train", "fit", recipe, "--run", "there", "--lake", lake])
+        assert codes == [0], told
+        tars = [(path, asked) for path, asked in hub.asked if "resolve" in path and path.endswith(".tar")]
+    assert tars and all(asked for _, asked in tars)  # a group in a request, and no tar whole
+    codes, told = run(hub, tmp_path, ["train", "fit", recipe, "--run", "here"])
+    assert codes == [0], told
+    of_hub, of_disk = (weights_of(tmp_path / "runs", name) for name in ("there", "here"))
+    assert of_hub == of_disk and of_hub
+
+
+def weights_of(runs: Path, name: str) -> dict[str, bytes]:
+    """Of a run's policy."""
+    return {path.name: path.read_bytes() for path in runs.rglob(f"{name}/policy/**/*.safetensors")}
+
+
+OPENED = """
+import json, os
+import datasets
+import webdataset as wds
+shown = datasets.load_dataset("org/words", split="train").cast_column("image", datasets.Image(decode=False))
+members = datasets.load_dataset("org/words", "members", split="train")
+tars = "hf://datasets/org/words/dataset=*/shard-*.tar"
+groups = datasets.load_dataset("webdataset", data_files=tars, split="train")
+live = datasets.load_dataset("webdataset", data_files=tars, split="train", streaming=True)
+at = os.environ["HF_ENDPOINT"] + "/datasets/org/words/resolve/main/dataset%3Dsmall/shard-00000{0..2}.tar"
+samples = list(wds.WebDataset(at, shardshuffle=False))
+print(json.dumps({
+    "shown": list(shown["seed"]), "members": list(members["seed"]), "keys": sorted(set(members["group_key"])),
+    "pictures": [one["bytes"].hex() for one in shown["image"]],
+    "stored": [one[f"{member:02d}.png"].hex() for one in samples for member in range(4)],
+    "groups": list(groups["__key__"]),
+    "live": [one["__key__"] for one in live],
+    "samples": [one["__key__"] for one in samples],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_pushed_dataset_opens_over_http(dataset, here, tmp_path):
+    """As its card says, with `datasets` and `webdataset`, from a hub."""
+    assert shutil.which("curl"), "webdataset reads http:// through it"
+    with Hub() as hub:
+        codes, told = run(hub, tmp_path, ["push", str(here), "org/words"])
+        assert codes == [0], told
+        found = json.loads(python(hub, tmp_path, OPENED).splitlines()[-1])
+    assert found["shown"] == found["members"] and len(found["members"]) == 24
+    assert found["pictures"] == found["stored"]
+    assert found["groups"] == found["live"] == found["samples"] == found["keys"] and len(found["keys"]) == 6
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ class Hub(Served):
     commits: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)  # by repository: files of each commit
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # (path, range) of each GET
     puts: int = 0
     fail: Callable[[str, str], bool] = lambda method, path: False
 
@@ -39,6 +40,8 @@ class Hub(Served):
         body = asked.rfile.read(int(asked.headers.get("Content-Length") or 0))
         url = urlsplit(asked.path)
         path, query = unquote(url.path).strip("/"), parse_qs(url.query)
+        if asked.command == "GET":
+            self.asked.append((path, asked.headers.get("Range")))
         if self.fail(asked.command, path):
             return self._say(asked, 403, b"no")
         try:
