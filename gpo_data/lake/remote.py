@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+from fsspec.exceptions import FSTimeoutError
 
 from gpo_data.errors import RunError, UsageError
 from gpo_data.home import user_cache
@@ -179,9 +180,13 @@ AnyPath = Path | RemotePath
 
 
 def _put(store: fsspec.AbstractFileSystem, path: str, content: bytes, **how: Any) -> None:
+    limit = silence.patience(len(content))
     if store.async_impl:
-        how["timeout"] = silence.patience(len(content))
-    store.pipe_file(path, content, **how)
+        how["timeout"] = limit
+    try:
+        store.pipe_file(path, content, **how)
+    except FSTimeoutError:
+        raise ConnectionError(f"{len(content)} bytes were not written in {limit:.0f} s") from None
 
 
 def held(path: AnyPath) -> AnyPath:
