@@ -247,7 +247,7 @@ def test_a_node_is_slow(bright: Path, one: dict[str, bytes], cluster: Callable[.
 
 @pytest.mark.slow
 def test_who_is_slow_to_open_does_not_work_with_what_was_before(own_ray: None, tmp_path: Path) -> None:
-    from gpo_data.generation.ray import Workers
+    from gpo_data.generation.ray import on_ray
     from gpo_data.generation.remote import Job
 
     def opened(name: str) -> Callable[[int], str]:
@@ -257,7 +257,7 @@ def test_who_is_slow_to_open_does_not_work_with_what_was_before(own_ray: None, t
         time.sleep(3 if name == "before" else 0)
         return lambda job: time.sleep(0.1) or f"second, {name}"
 
-    with Workers(recipe.Ray(workers=2), QUIET) as workers:
+    with on_ray(recipe.Ray(workers=2), QUIET) as workers:
         workers.open(opened, "before")
         workers.open(opened, "after")
         found = [result for _, result in workers.run([Job(str(i), lambda: 0) for i in range(100)])]
@@ -352,16 +352,17 @@ def test_what_only_the_driver_has_travels(bright: Path, random_sd3: Path, tmp_pa
     try:
         assert travel.sent(mine, everywhere=True) == {}
         everywhere = travel.sent(mine, everywhere=False)
-        assert everywhere["model"].parts == {} and travel.arrived(mine, everywhere, tmp_path) == mine
+        with travel.arrived(mine, everywhere) as there:
+            assert everywhere["model"].parts == {} and there == mine
         with monkeypatch.context() as patch:
             patch.setattr(travel, "has", lambda path, digest: False)
             files = travel.sent(mine, everywhere=False)
             shutil.rmtree(model)
-            there = travel.arrived(mine, files, tmp_path)
-            assert there.model != mine.model and weights_digest(Path(there.model)) == weights_digest(random_sd3)
-            assert travel.arrived(mine, files, tmp_path) == there
-        with pytest.raises(RunError, match="joined the cluster later"):
-            travel.arrived(mine, everywhere, tmp_path)
+            with travel.arrived(mine, files) as there, travel.arrived(mine, files) as again:
+                assert there.model != mine.model and weights_digest(Path(there.model)) == weights_digest(random_sd3)
+                assert again == there
+        with pytest.raises(RunError, match="joined the cluster later"), travel.arrived(mine, everywhere):
+            pass
     finally:
         ray.shutdown()
 

@@ -6,12 +6,11 @@ A worker opens model and evaluators once and keeps them while it is told of othe
 from __future__ import annotations
 
 import os
+import random
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from itertools import chain
-from pathlib import Path
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,16 +59,15 @@ class Remote:
     def __init__(self, evaluator: Any, actors: list[Any]) -> None:
         self.name, self.version, self.columns = evaluator.name, evaluator.version, evaluator.columns
         self.actors = actors
-        self._next = id(self) // 64 % len(actors)  # so that workers do not all begin with the same one
+        self._turns = cycle(random.sample(actors, len(actors)))  # workers do not all begin with the same one
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         import ray
 
         calls, size = [], -(-len(images) // len(self.actors))
         for start in range(0, len(images), size):
-            actor = self.actors[self._next % len(self.actors)]
-            self._next += 1
-            calls.append(actor.measure.remote(images[start : start + size], targets[start : start + size]))
+            part = slice(start, start + size)
+            calls.append(next(self._turns).measure.remote(images[part], targets[part]))
         try:
             return [row for rows in ray.get(calls) for row in rows]
         except ray.exceptions.RayTaskError as error:
@@ -82,13 +80,18 @@ class EvaluatorActor:
     def __init__(self, recipe: Recipe, name: str, files: dict[str, Files]) -> None:
         from gpo_data.generation.travel import arrived
 
-        with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:  # of a policy, which no evaluator reads
-            (self._evaluator,) = evaluators.chosen(arrived(recipe, files, Path(scratch)), [name])
+        with arrived(recipe, files) as recipe:
+            (self._evaluator,) = evaluators.chosen(recipe, [name])
 
     def measure(self, images: list[np.ndarray], targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
         writable = [np.array(image) for image in images]
         found: list[dict[str, Any]] = self._evaluator.measure(writable, targets)
         return found
+
+
+def beside(chosen: Sequence[Any], actors: dict[str, list[Any]]) -> list[Any]:
+    """Evaluators; those that have actors of their own (by their `name`) measure in them."""
+    return [Remote(one, actors[one.name]) if one.name in actors else one for one in chosen]
 
 
 class Opened:
@@ -116,13 +119,9 @@ def open_parts(
     """
     from gpo_data.generation.travel import arrived
 
-    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
-        recipe = arrived(recipe, files, Path(scratch))
+    with arrived(recipe, files) as recipe:
         Opened.evaluators = evaluators.build(recipe, opened=Opened.evaluators)
-        measuring = [
-            Remote(one, actors[name]) if (name := _named(recipe, i)) in actors else one
-            for i, one in enumerate(Opened.evaluators)
-        ]
+        measuring = beside(Opened.evaluators, actors)
         if blank:
             evaluators.try_out(measuring, blank, recipe.sampler)
         wanted = (recipe.model, recipe.revision, recipe.sampler)
@@ -131,11 +130,6 @@ def open_parts(
         if recipe.policy:
             models.load_policy_weights(Opened.model[1], models.policy_folder(recipe.policy), recipe.seed)
         return recipe, Opened.model[1], measuring
-
-
-def _named(recipe: Recipe, number: int) -> str:
-    """The recipe's name of the evaluator that `build` gives at that place."""
-    return ["image_stats", *recipe.evaluators, *recipe.watchers][number]
 
 
 def drawing(recipe: Recipe, files: dict[str, Files], actors: dict[str, list[Any]], blank: Prompt | None) -> Work:
@@ -159,10 +153,8 @@ def measuring(
     from gpo_data.generation.measure import evaluators_of, measure_groups
     from gpo_data.generation.travel import arrived
 
-    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:  # of a policy, which no evaluator reads
-        recipe = arrived(recipe, files, Path(scratch))
-    own = {name.replace(":", "."): those for name, those in actors.items()}
-    chosen = [Remote(one, own[one.name]) if one.name in own else one for one in evaluators_of(recipe, names)]
+    with arrived(recipe, files) as recipe:  # without the policy from here on, which no evaluator reads
+        chosen = beside(evaluators_of(recipe, names), actors)
     turn = threading.Lock()
 
     def result(job: tuple[int, list[bytes]]) -> tuple[list[dict[str, Any]], list[str]]:

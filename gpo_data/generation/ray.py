@@ -1,8 +1,8 @@
 """Ray: jobs done by actors, on this machine or on a cluster. Imported only where a recipe asks for it.
 
-    workers = Workers(settings, ...)
-    workers.open(work, *arguments)          each actor calls work(*arguments), which gives a function: job -> result
-    for job, result in workers.run(jobs):   in the order in which they arrive
+    with on_ray(settings, ...) as workers:
+        workers.open(work, *arguments)          each actor calls work(*arguments), which gives a function: job -> result
+        for job, result in workers.run(jobs):   in the order in which they arrive
 
 An actor has two jobs at a time, so that it may begin one while the last of another is measured: what waits is bounded
 by that, and a slow actor gets fewer jobs.
@@ -15,11 +15,11 @@ being a function of the job it is the same. A job that three actors died of is a
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -37,7 +37,7 @@ from gpo_data.generation.remote import Job
 from gpo_data.recipe import Ray
 
 LOST = (RayActorError, ObjectLostError, WorkerCrashedError, OutOfMemoryError)
-DEATHS = 3  # of actors at one job, or of one actor after another before they are open
+DEATHS = 3  # of actors at one job, or in the place of each before they are open
 AT_ONCE = 2  # jobs that an actor has
 PATIENCE = 30.0  # seconds without any actor before a word is said
 
@@ -47,62 +47,59 @@ class Hand:
     """An actor as this process sees it; `of`: what its last job was a part of."""
 
     actor: Any
-    calls: int = 0
     ready: bool = False
     of: Any = None
 
 
-class Workers:
-    """Actors, each with a GPU or a share of the cores.
+@contextmanager
+def on_ray(
+    settings: Ray,
+    console: Console,
+    on_gpu: bool = False,
+    beside: Collection[tuple[int, float]] = (),
+    tick: Callable[[], object] = lambda: None,
+) -> Iterator[Workers]:
+    """Workers, and the Ray that is begun for them; both end with the context.
 
     Args:
         on_gpu: whether the work takes a GPU where `ray.num_gpus` does not say.
-        evaluators: {name: (actors of its own, GPUs of each)}, which are counted in; see remote.py.
+        beside: of evaluators (actors of its own, GPUs of each), which are counted in; see remote.py.
         tick: called twice a second while results are waited for.
 
     Raises UsageError: no cluster there, or fewer GPUs or cores than asked.
     """
+    number = settings.workers or 0
+    threads = settings.num_cpus or (1 if settings.address else hardware.threads(number))
+    cores, taken = sum(actors for actors, _ in beside), sum(actors * each for actors, each in beside)
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            address = settings.address
+            stack.enter_context(cluster.own(number * threads + cores) if address is None else cluster.joined(address))
+        there = ray.cluster_resources()
+        gpus = settings.num_gpus if settings.num_gpus is not None else float(on_gpu and there.get("GPU", 0) > 0)
+        if settings.workers is None:
+            free = there.get("GPU", 0) - taken
+            number = int(free / gpus) if gpus else len([node for node in ray.nodes() if node["Alive"]])
+        expect_room("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
+        expect_room("core", "ray.num_cpus", number, threads, cores, there.get("CPU", 0))
+        workers = Workers(console, tick, number, threads, gpus)
+        stack.callback(workers.close)
+        yield workers
 
-    def __init__(
-        self,
-        settings: Ray,
-        console: Console,
-        on_gpu: bool = False,
-        evaluators: dict[str, tuple[int, float]] | None = None,
-        tick: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.settings, self.console, self.tick = settings, console, tick
-        beside = list((evaluators or {}).values())
+
+class Workers:
+    """So many actors, each with so many threads and GPUs."""
+
+    def __init__(self, console: Console, tick: Callable[[], object], number: int, threads: int, gpus: float) -> None:
+        self.console, self.tick, self.number, self.threads, self.gpus = console, tick, number, threads, gpus
         self.beside: dict[str, list[Any]] = {}  # evaluators' own actors
         self._hands: list[Hand] = []
         self._calls: dict[Any, tuple[Hand, Job]] = {}
-        self._opening = _opening(None)
-        self._failures = 0
-        self._ray = ExitStack()
-        number = settings.workers or 0
-        self.threads = settings.num_cpus or (1 if settings.address else hardware.threads(number))
-        atexit.register(self.close)
-        try:
-            if not ray.is_initialized():
-                cores = number * self.threads + sum(actors for actors, _ in beside)
-                address = settings.address
-                self._ray.enter_context(cluster.own(cores) if address is None else cluster.joined(address))
-            there = ray.cluster_resources()
-            gpus = settings.num_gpus if settings.num_gpus is not None else float(on_gpu and there.get("GPU", 0) > 0)
-            taken = sum(actors * each for actors, each in beside)
-            if settings.workers is None:
-                free = there.get("GPU", 0) - taken
-                number = int(free / gpus) if gpus else len([node for node in ray.nodes() if node["Alive"]])
-            expect_room("GPU", "ray.num_gpus", number, gpus, taken, there.get("GPU", 0))
-            expect_room("core", "ray.num_cpus", number, self.threads, sum(n for n, _ in beside), there.get("CPU", 0))
-        except BaseException:
-            self.close()
-            raise
-        self.number, self.gpus = number, gpus
 
     def open(self, work: Callable[..., Work], *arguments: Any) -> None:
         """Have every actor call `work(*arguments)`; returns when the first one has. Raises what it raises."""
-        self._opening, self._failures = _opening(ray.put((work, arguments))), 0  # there once for all actors
+        opening = ray.put((work, arguments))  # once for all actors
+        self._opening = Job("opening model and evaluators", lambda: None, opening, done=True)
         for hand in self._hands:
             hand.ready = False
         self._hands = self._hands or [self._begun() for _ in range(self.number)]
@@ -128,8 +125,9 @@ class Workers:
             while todo or not all(job.done for _, job in self._calls.values()):
                 self._open()
                 for number in range(AT_ONCE):  # all have one before any has two
-                    for hand in [hand for hand in self._hands if hand.ready and hand.calls == number]:
-                        self._hand_out(hand, todo, seconds)
+                    busy = self._busy()
+                    for hand in [hand for hand in self._hands if hand.ready and busy[hand] == number]:
+                        self._hand_out(hand, todo, seconds, idle=number == 0)
                 for job, result in self._settled(todo, stop):
                     job.done = True
                     seconds.append(time.monotonic() - job.since)
@@ -139,19 +137,10 @@ class Workers:
                 job.done = True
 
     def close(self) -> None:
-        """End the actors, and the Ray that was begun here."""
-        atexit.unregister(self.close)
+        """End the actors."""
         for actor in chain((hand.actor for hand in self._hands), *self.beside.values()):
-            if actor is not None and ray.is_initialized():
+            if ray.is_initialized():
                 ray.kill(actor)
-        self._ray.close()
-        self._hands, self._calls, self.beside = [], {}, {}
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _begun(self) -> Hand:
         """A new actor; Ray starts it where there is room."""
@@ -162,19 +151,19 @@ class Workers:
 
     def _open(self) -> None:
         """Have those open it that are neither ready nor at work on something of before."""
+        busy = self._busy()
         for hand in self._hands:
-            if not hand.ready and not hand.calls:
-                of = self._opening.of
-                self._call(hand, self._opening, hand.actor.open.remote(gpo_data.__version__, self.threads, of))
+            if not hand.ready and not busy[hand]:
+                call = hand.actor.open.remote(gpo_data.__version__, self.threads, self._opening.of)
+                self._calls[call] = hand, self._opening
 
-    def _call(self, hand: Hand, job: Job, call: Any) -> None:
-        self._calls[call] = hand, job
-        hand.calls += 1
-        job.hands += 1
+    def _busy(self) -> Counter[Hand]:
+        """How many calls of each have not ended."""
+        return Counter(hand for hand, _ in self._calls.values())
 
-    def _hand_out(self, hand: Hand, todo: list[Job], seconds: list[float]) -> None:
+    def _hand_out(self, hand: Hand, todo: list[Job], seconds: list[float], idle: bool) -> None:
         """Give it a job: one of the same thing as its last, or the first; where none is left, one that is late."""
-        while todo or not hand.calls:
+        while todo or idle:
             job = next((job for job in todo if job.of is hand.of), todo[0]) if todo else self._late(seconds)
             if job is None:
                 return
@@ -185,14 +174,15 @@ class Workers:
                 job.done = True
                 continue
             job.since, hand.of = time.monotonic(), job.of
-            self._call(hand, job, hand.actor.do.remote(given))
+            self._calls[hand.actor.do.remote(given)] = hand, job
             return
 
     def _late(self, seconds: list[float]) -> Job | None:
         """A job that takes an actor more than twice the usual time, and that no other has."""
         usual = sum(seconds) / len(seconds) if seconds else float("inf")
-        held = [job for _, job in self._calls.values() if not job.done and job.hands == 1]
-        return next((job for job in held if time.monotonic() - job.since > 2 * usual), None)
+        held = Counter(job for _, job in self._calls.values() if not job.done)
+        since = time.monotonic() - 2 * usual
+        return next((job for job, hands in held.items() if hands == 1 and job.since < since), None)
 
     def _settled(self, todo: list[Job], stop: threading.Event | None = None) -> Iterator[tuple[Job, Any]]:
         """Of calls that have ended, but for jobs that are done; an actor that died is replaced, its jobs are to do."""
@@ -202,8 +192,6 @@ class Workers:
             raise Interrupted
         for call in ended:
             hand, job = self._calls.pop(call)
-            hand.calls -= 1
-            job.hands -= 1
             try:
                 result = ray.get(call)
             except LOST as error:
@@ -220,31 +208,20 @@ class Workers:
         """Another actor in the place of one that died, or lost a result; its jobs are to do if no other has them."""
         reason = " ".join(str(error).split())[:300]
         self.console.print("a worker died; another takes its place and what it had in hand", soft_wrap=True)
-        lost = [job]
-        for call, (_, other) in [(call, of) for call, of in self._calls.items() if of[0] is hand]:
-            del self._calls[call]
-            other.hands -= 1
-            lost.append(other)
+        calls = [call for call, (other, _) in self._calls.items() if other is hand]
+        lost = [job, *(self._calls.pop(call)[1] for call in calls)]
         lost = sorted((job for job in lost if not job.done), key=lambda job: job.since)
-        if not hand.ready:
-            self._failures += 1
-            if self._failures >= DEATHS * self.number:
-                raise RunError(f"ray: workers die before they have opened the model: {reason}")
-        elif lost:
-            lost[0].deaths += 1
-            if lost[0].deaths >= DEATHS:
+        for blamed in lost[:1] if hand.ready else [self._opening]:
+            blamed.deaths += 1
+            if blamed.deaths >= DEATHS * (1 if hand.ready else self.number):
                 raise RunError(
-                    f"{lost[0].name}: {DEATHS} workers died of it; what is finished is kept. If it is memory, lower "
-                    f"sampler.batch_size or take fewer --workers. The last: {reason}"
+                    f"{blamed.name}: {blamed.deaths} workers died of it; what is finished is kept. If it is memory, "
+                    f"lower sampler.batch_size or take fewer --workers. The last: {reason}"
                 )
-        todo[:0] = [job for job in lost if not job.hands]
+        held = {job for _, job in self._calls.values()}
+        todo[:0] = [job for job in lost if job not in held]
         ray.kill(hand.actor)  # also where only a result was lost
         self._hands[self._hands.index(hand)] = self._begun()
-
-
-def _opening(of: Any) -> Job:
-    """A call that opens: nothing to hand out again."""
-    return Job("opening", lambda: None, of, done=True)
 
 
 def expect_room(what: str, key: str, number: int, each: float, beside: float, there: float) -> None:

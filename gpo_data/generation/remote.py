@@ -26,6 +26,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from gpo_data.errors import UsageError
+from gpo_data.evaluators.function import name_of
 from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedShard
 from gpo_data.generation.worker import clear_temporaries, not_staged
@@ -68,12 +69,11 @@ def workers_for(
             f"sampler.device: expected auto, cuda or cpu with workers, which get their GPU from Ray, found {device!r}"
         )
     expect_ray(recipe.ray)
-    from gpo_data.generation.ray import Workers
+    from gpo_data.generation.ray import on_ray
 
-    on_gpu = (
-        device != "cpu" if drawing else any(_on_gpu(recipe, name) for name in [*recipe.evaluators, *recipe.watchers])
-    )
-    return Workers(recipe.ray, console, on_gpu, actors_of(recipe), tick)
+    sections = [_section(recipe, name) for name in [*recipe.evaluators, *recipe.watchers]]
+    devices = [device] if drawing else [getattr(section, "device", "cpu") for section in sections]
+    return on_ray(recipe.ray, console, any(one != "cpu" for one in devices), actors_of(recipe).values(), tick)
 
 
 Begin = Callable[[], "Workers | None"]
@@ -104,10 +104,6 @@ def _section(recipe: Recipe, name: str) -> Any:
     return section if hasattr(section, "actors") else None
 
 
-def _on_gpu(recipe: Recipe, name: str) -> bool:
-    return getattr(_section(recipe, name), "device", "cpu") != "cpu"
-
-
 def _beside(workers: Workers, recipe: Recipe, files: dict[str, Files]) -> dict[str, list[Any]]:
     """The actors of evaluators that have their own. One that dies is begun again by Ray, and its call repeated."""
     import ray
@@ -115,7 +111,7 @@ def _beside(workers: Workers, recipe: Recipe, files: dict[str, Files]) -> dict[s
     kind = ray.remote(actors.EvaluatorActor)
     for name, (number, gpus) in actors_of(recipe).items() if not workers.beside else ():
         options = kind.options(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=2)
-        workers.beside[name] = [options.remote(recipe, name, files) for _ in range(number)]
+        workers.beside[name_of(name)] = [options.remote(recipe, name, files) for _ in range(number)]
     return workers.beside
 
 
@@ -134,7 +130,6 @@ class Job:
     of: Any = None
     done: bool = False
     since: float = 0.0  # it was last handed out
-    hands: int = 0  # that have it
     deaths: int = 0
 
 

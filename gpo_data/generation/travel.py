@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ class Files:
     path: str
     digest: str
     parts: dict[str, Any]  # ObjectRefs; empty where every machine has them
-    keep: bool
 
 
 def absolute(recipe: Recipe) -> Recipe:
@@ -51,23 +51,25 @@ def sent(recipe: Recipe, everywhere: bool) -> dict[str, Files]:
         digest = files_digest(path)
         lacking = key == "policy" or not all(ray.get(_asked(str(path), digest)))
         parts = {name: ray.put(np.fromfile(file, np.uint8)) for name, file in _files(path)} if lacking else {}
-        found[key] = Files(str(path), digest, parts, keep=key != "policy")
+        found[key] = Files(str(path), digest, parts)
     return found
 
 
-def arrived(recipe: Recipe, files: dict[str, Files], scratch: Path) -> Recipe:
-    """In a worker: the recipe with the paths where its files are here. Raises RunError."""
-    return _replaced(recipe, {key: str(_place(one, scratch)) for key, one in files.items()})
+@contextmanager
+def arrived(recipe: Recipe, files: dict[str, Files]) -> Iterator[Recipe]:
+    """In a worker: the recipe with the paths where its files are here, a policy's for as long. Raises RunError."""
+    with tempfile.TemporaryDirectory(prefix="gpo-") as scratch:
+        folders = {key: Path(scratch) if key == "policy" else user_cache() / "files" for key in files}
+        yield _replaced(recipe, {key: str(_place(one, folders[key])) for key, one in files.items()})
 
 
-def _place(files: Files, scratch: Path) -> Path:
+def _place(files: Files, folder: Path) -> Path:
     path = Path(files.path)
     if not files.parts:
         if has(files.path, files.digest):
             return path
         raise RunError(f"{path}: not on {os.uname().nodename}, which joined the cluster later; run the command again")
-    cache = user_cache() / "files"
-    place = (cache if files.keep else scratch) / files.digest / path.name
+    place = folder / files.digest / path.name
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=place.parent)) / path.name
