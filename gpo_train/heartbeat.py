@@ -32,20 +32,28 @@ class Heartbeat(Callback):
     def __init__(self, checkpoints: Path, console: Console) -> None:
         self.checkpoints, self.console = checkpoints, console
         self._end = threading.Event()
+        self._beating: threading.Thread | None = None
         self._heard: dict[int, tuple[bytes, float]] = {}  # what each other rank said last, and when that was new
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if trainer.world_size > 1:
             rank, now = trainer.global_rank, time.monotonic()
             self._heard = {other: (b"", now) for other in range(trainer.world_size) if other != rank}
-            for name, work in (("heartbeat", lambda: self._beat(rank)), ("watch", self._watch)):
-                threading.Thread(target=work, name=name, daemon=True).start()
+            self._beating = threading.Thread(target=self._beat, args=[rank], name="heartbeat", daemon=True)
+            self._beating.start()
+            threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._end.set()
+        self._stop()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """Returns when the others can know it: this process may end before the first rank has written all."""
         self._end.set()
+        if self._beating is not None:
+            self._beating.join(timeout=2 * EVERY)
 
     def _beat(self, rank: int) -> None:
         """May be kept waiting by a store that does not answer."""
