@@ -13,6 +13,7 @@ import sys
 
 def main() -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "120"  # not 30: of ray://, on a busy machine
     from ray.cluster_utils import Cluster
 
     from tests.parts.serving import free_port
