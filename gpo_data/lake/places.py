@@ -1,7 +1,6 @@
 """Where a snapshot's groups lie: its table, and one group made of its rows when asked for.
 
-What always holds: a group's rows follow each other, as `take_snapshot` orders them, so that a snapshot of millions of
-members is opened without a Python object for each.
+What always holds: a snapshot of millions of members is opened without a Python object for each.
 """
 
 from __future__ import annotations
@@ -53,10 +52,12 @@ class Places(Sequence[Place]):
         weighed = ["kl_weight"] if "kl_weight" in snapshot.column_names else []
         self.lake, self._rows = lake, snapshot.select([*COLUMNS, "advantage", *weighed])
         begins = np.flatnonzero(changes(snapshot["dataset"]) | changes(snapshot["group_key"]))
-        self._bounds = [*begins.tolist(), snapshot.num_rows]
         first = snapshot.select(["dataset", "group_key"]).take(begins)
-        names = (first[name].to_pylist() for name in first.column_names)
-        self.keys = [f"{dataset}/{key}" for dataset, key in zip(*names, strict=True)]
+        columns = (first["dataset"].to_pylist(), first["group_key"].to_pylist(), begins.tolist())
+        self._runs: dict[str, list[tuple[int, int]]] = {}  # rows of a key that follow each other; of most keys one run
+        for dataset, key, begin, end in zip(*columns, [*begins.tolist()[1:], snapshot.num_rows], strict=True):
+            self._runs.setdefault(f"{dataset}/{key}", []).append((begin, end - begin))
+        self.keys = list(self._runs)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,15 +69,14 @@ class Places(Sequence[Place]):
     def __getitem__(self, index: int | slice) -> Place | list[Place]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
-        begin, end = self._bounds[at : at + 2]
-        rows = self._rows.slice(begin, end - begin).to_pylist()
+        key = self.keys[index]
+        rows = [row for run in self._runs[key] for row in self._rows.slice(*run).to_pylist()]
         folder = dataset_folder(self.lake, rows[0]["dataset"])
         records: dict[Record, list[int]] = {}
         for row in rows:
             records.setdefault(Record.of(row, folder), []).append(row["member"])
         return Place(
-            key=self.keys[at],
+            key=key,
             prompt=rows[0]["prompt"],
             parts=tuple(Part(record, tuple(members)) for record, members in records.items()),
             seeds=tuple(row["seed"] for row in rows),
