@@ -53,9 +53,10 @@ class Places(Sequence[Place]):
         self.lake, self._rows = lake, snapshot.select([*COLUMNS, "advantage", *weighed])
         begins = np.flatnonzero(changes(snapshot["dataset"]) | changes(snapshot["group_key"]))
         first = snapshot.select(["dataset", "group_key"]).take(begins)
-        columns = (first["dataset"].to_pylist(), first["group_key"].to_pylist(), begins.tolist())
+        names = (first["dataset"].to_pylist(), first["group_key"].to_pylist())
+        bounds = [*begins.tolist(), len(snapshot)]
         self._runs: dict[str, list[tuple[int, int]]] = {}  # rows of a key that follow each other; of most keys one run
-        for dataset, key, begin, end in zip(*columns, [*begins.tolist()[1:], snapshot.num_rows], strict=True):
+        for dataset, key, begin, end in zip(*names, bounds[:-1], bounds[1:], strict=True):
             self._runs.setdefault(f"{dataset}/{key}", []).append((begin, end - begin))
         self.keys = list(self._runs)
 
