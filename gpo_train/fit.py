@@ -120,8 +120,8 @@ def _fit(
     checkpoints = Checkpoints(run.folder / "checkpoints", settings.checkpoint_steps, data)
     average = Average(settings.ema_decay) if settings.ema_decay is not None else None
     kept = KeptPoints(run, points, lambda: average.policy if average else policy)
-    # Each sees what the one before it did; a checkpoint is written when all have seen a step.
     alive = Heartbeat(checkpoints.folder, console)
+    # Each sees what the one before it did; a checkpoint is written when all have seen a step.
     callbacks: list[Callback] = [c for c in (average, online, kept, checkpoints, alive) if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1

@@ -3,7 +3,7 @@
 1. Lakes of many datasets of 3 shards of 2 groups of 4, with tars: questions to all and to one dataset, `audit` and
    `verify` of one, the snapshot that training freezes, the newest of as many runs. What is of one may not grow.
 2. Datasets of many members, sidecars alone, of 64 groups of 32: connect, sql, advantages by SQL, a snapshot and opening
-   it (of at most ten million members: it is made in memory, about 0.6 kB a member).
+   it (of at most ten million members: it is made in memory, about 1 kB a member).
 
 Wall and CPU seconds of the first time, and the median of the following ones, each with a connection of its own. Aims:
 connect and one-dataset questions under 0.5 s at 2,000 datasets; 10 million members standardised in under 1 s on 2
