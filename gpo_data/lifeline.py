@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 
 def end_with_parent(*worker: object) -> None:
@@ -28,20 +31,30 @@ def _wait() -> None:
 LAUNCHER = "GPO_LAUNCHER"  # the process that starts the other ranks
 
 
-def end_with_launcher(grace: float = 10) -> None:
-    """Called in every rank before there is a Trainer. Ranks that torchrun or a person starts are not ours to end.
+@contextmanager
+def end_with_launcher(grace: float = 10) -> Iterator[None]:
+    """Around a training, in every rank before there is a Trainer.
 
     A rank waits half an hour for one that was killed before they have met. One that hears of it by itself has `grace`
-    seconds to say so.
+    seconds to say so. Ranks that torchrun or a person starts are not ours to end, also where this process starts them
+    later, as a notebook does: what Lightning's ranks know the launcher by goes with the training.
     """
     if "LOCAL_RANK" not in os.environ:  # Lightning will start the others
         os.environ[LAUNCHER] = str(os.getpid())
-    elif os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid()):
+        try:
+            yield
+        finally:
+            os.environ.pop(LAUNCHER, None)
+        return
+    if os.environ.get(LAUNCHER, str(os.getpid())) != str(os.getpid()):
         threading.Thread(target=_watch, args=(int(os.environ[LAUNCHER]), grace), daemon=True).start()
+    yield
 
 
 def _watch(launcher: int, grace: float) -> None:
     while os.getppid() == launcher:
         time.sleep(0.5)
     time.sleep(grace)
+    with suppress(OSError):
+        print(f"process {launcher}, which started this rank, has ended, so this one does", file=sys.stderr, flush=True)
     os._exit(1)

@@ -54,6 +54,7 @@ OF_A_RANK = re.compile(r"gloo|NCCL|Connection (closed|reset)|Broken pipe|DistNet
 BEGUN = ("iterations/*/summary.json", "checkpoints/*.ckpt")
 
 
+@end_with_launcher()
 def fit(
     recipe: Recipe,
     name: str | None,
@@ -66,7 +67,6 @@ def fit(
 
     `points`: steps whose policies are kept (points.py).
     """
-    end_with_launcher()
     name = name or f"{recipe.name}-{mode}"
     if trial := trial_options(recipe):
         name = f"{name}-trial"

@@ -18,11 +18,14 @@ RANK = """
 import os, subprocess, sys, time
 from gpo_data.lifeline import end_with_launcher
 
-end_with_launcher(grace=0)
-if "LOCAL_RANK" not in os.environ:
-    child = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | {"LOCAL_RANK": "1"})
-    print(child.pid, flush=True)
-time.sleep(60)
+def go_on():
+    if "LOCAL_RANK" not in os.environ:
+        child = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | {"LOCAL_RANK": "1"})
+        print(child.pid, flush=True)
+    time.sleep(60)
+
+with end_with_launcher(grace=0):
+    go_on()
 """
 
 
@@ -39,11 +42,14 @@ def ended(pid: int, within: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize("started_by_lightning", [True, False])
-def test_a_rank_ends_with_the_process_that_started_it_if_that_is_ours(started_by_lightning: bool) -> None:
-    inherited = "os.environ" if started_by_lightning else "{'PATH': os.environ['PATH']}"  # torchrun's: not ours
-    code = RANK.replace("os.environ |", f"{inherited} |")
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "GPO_LAUNCHER")}
+@pytest.mark.parametrize("started_by", ["Lightning", "torchrun", "torchrun, after a training"])
+def test_a_rank_ends_with_the_process_that_started_it_if_that_is_ours(started_by: str) -> None:
+    code = RANK
+    if started_by == "torchrun":
+        code = code.replace("os.environ |", "{'PATH': os.environ['PATH']} |")
+    if started_by == "torchrun, after a training":
+        code = code.replace("    go_on()\n", "    if 'LOCAL_RANK' in os.environ: go_on()\ngo_on()\n")
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
@@ -51,13 +57,13 @@ def test_a_rank_ends_with_the_process_that_started_it_if_that_is_ours(started_by
         time.sleep(1)
         assert psutil.pid_exists(rank)
         launcher.kill()
-    assert ended(rank, within=3) == started_by_lightning
+    assert ended(rank, within=3) == (started_by == "Lightning")
 
 
 @pytest.mark.slow
 def test_a_rank_ends_whose_launcher_was_killed_before_they_met(here: Path) -> None:
     """It would wait for half an hour."""
-    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "GPO_LAUNCHER")
+    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
     environment = {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "gpo_train.cli", "fit", str(here), "--run", "two", *TWO]
     with subprocess.Popen(command, env=environment, start_new_session=True) as launcher:

@@ -62,7 +62,10 @@ def _kill(process: subprocess.Popen[str]) -> None:
 def until_first_checkpoint(run: Run, launchers: list[subprocess.Popen[str]]) -> None:
     until = time.monotonic() + 200
     while newest_of(run) is None:
-        assert time.monotonic() < until and all(one.poll() is None for one in launchers)
+        if time.monotonic() > until or any(one.poll() is not None for one in launchers):
+            for one in launchers:
+                _kill(one)
+            pytest.fail("no checkpoint:\n" + "\n".join(one.communicate()[0] for one in launchers))
         time.sleep(0.05)
 
 
