@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import io
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError, UsageError, few
-from gpo_data.lake.durable import write_atomic
+from gpo_data.lake.columns import pieces_of_bytes
+from gpo_data.lake.durable import write_stream
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.latents import LARGE
 from gpo_data.lake.manifest import imported, read_manifest
@@ -55,9 +56,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
                 f"{frozen}: damaged, and the lake does not give the same again: expected the digest {noted['digest']}, "
                 f"found {facts_of(table)['digest']}; restore one of them, or start another run with --run NAME"
             )
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        write_atomic(frozen, buffer.getvalue())
+        _write(frozen, table)
     if noted is None:
         run.note(snapshot=facts_of(table))
     readers = [
@@ -65,6 +64,13 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         for part in (_turns(table) if settings.sequential else [table])
     ]
     return lambda epoch: readers[epoch % len(readers)]
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    def fill(stream: BinaryIO) -> None:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+
+    write_stream(path, fill)
 
 
 def facts_of(table: pa.Table) -> dict[str, str]:
@@ -91,11 +97,8 @@ def _checksum(table: pa.Table) -> str:
     state = hashlib.blake2b(digest_size=16)
     for name in table.column_names:
         state.update(name.encode())
-        column = table[name]
-        if pa.types.is_string(column.type):
-            state.update("\0".join(column.to_pylist()).encode())
-        else:
-            state.update(column.to_numpy().tobytes())
+        for piece in pieces_of_bytes(table[name]):
+            state.update(piece)
     return state.hexdigest()
 
 

@@ -96,10 +96,9 @@ def extremes(group: np.ndarray, advantages: np.ndarray, count: int) -> np.ndarra
 
     Of equal members the first ones. The advantages stay those of the whole group.
     """
+    order = np.lexsort((-advantages, group))  # stable
+    size = np.bincount(group)[group[order]]
+    place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
     kept = np.zeros(len(group), bool)
-    for number in np.unique(group):
-        members = np.flatnonzero(group == number)
-        ranked = members[np.argsort(-advantages[members], kind="stable")]
-        kept[ranked[: (count + 1) // 2]] = True
-        kept[ranked[max(len(ranked) - count // 2, 0) :]] = True
+    kept[order] = (place < (count + 1) // 2) | (place >= size - count // 2)
     return kept

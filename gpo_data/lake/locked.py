@@ -26,6 +26,7 @@ import duckdb
 import pyarrow as pa
 
 from gpo_data.errors import UsageError
+from gpo_data.lake.columns import AT_ONCE, encoded
 
 SECONDS = 600.0  # for one question with a recipe's expression in it; 10 million members take about a minute
 # Table functions that may stand in an expression, and in a question. DuckDB has others that run SQL which its parser
@@ -143,16 +144,34 @@ def answer(
     parameters: Sequence[Any] = (),
     reward: str | None = None,
     where: str | None = None,
+    repeated: Sequence[str] = (),
 ) -> pa.Table:
-    """The answer to `query`, in which these expressions stand. Raises UsageError, which shows them."""
+    """The answer to `query`, in which these expressions stand. Raises UsageError, which shows them.
+
+    Args:
+        repeated: columns of text that become dictionaries (columns.py), piece by piece as the answer comes.
+    """
     told = ", with ".join(
         f"{key}: {short(text)}" for key, text in (("where", where), ("reward", reward)) if text is not None
     )
     try:
         with time_limit(con, told or "lake"):
-            return con.sql(query, params=list(parameters)).to_arrow_table()
+            relation = con.sql(query, params=list(parameters))
+            if not repeated:
+                return relation.to_arrow_table()
+            pieces = relation.to_arrow_reader(AT_ONCE)
+            return encoded(_pieces(pieces), pieces.schema, repeated)
     except duckdb.Error as error:
         raise UsageError(f"{told or 'lake'}: {one_line(error)}") from None
+
+
+def _pieces(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """What Arrow raises of DuckDB's errors, while an answer comes, is DuckDB's again."""
+    try:
+        yield from reader
+    except OSError as error:
+        kind = duckdb.InterruptException if str(error).startswith("INTERRUPT") else duckdb.Error
+        raise kind(str(error)) from None
 
 
 @contextmanager

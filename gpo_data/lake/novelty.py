@@ -29,8 +29,8 @@ def bonus(group: np.ndarray, advantages: np.ndarray, features: np.ndarray) -> np
     """
     factor = np.ones(len(group))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    for number in np.unique(group):
-        members = np.flatnonzero(group == number)
+    order = np.argsort(group, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         if len(members) < 2:
             continue
         apart = 1 - np.clip(unit[members] @ unit[members].T, -1, 1)
@@ -52,7 +52,7 @@ def as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
     return f"CAST(({features}\n) AS DOUBLE[])"
 
 
-def feature_rows(column: pa.ChunkedArray, features: str) -> np.ndarray:
+def feature_rows(column: pa.Array, features: str) -> np.ndarray:
     """[N, D]. Raises UsageError where a member has none, or of another length, or they are 0."""
     rows = [np.array(row or [], dtype=np.float64) for row in column.to_pylist()]
     lengths = [str(length) for length in sorted({len(row) for row in rows})]

@@ -12,9 +12,10 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
+from gpo_data.lake.columns import changes
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
-from gpo_data.lake.snapshot import COLUMNS, changes
+from gpo_data.lake.snapshot import COLUMNS
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,15 @@ from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked
 from gpo_data.lake.advantage import Scale, extremes, standardise, together
 from gpo_data.lake.catalog import scored
+from gpo_data.lake.columns import Columns, changes, codes, pick, pieces_of_bytes, taken_from
 from gpo_data.lake.novelty import as_features, bonus, feature_rows
 from gpo_data.lake.sidecar import REPAIR
 from gpo_data.lake.sql import identifier, quote
 from gpo_data.lake.uncertainty import as_numbers, expect_finite, gated, uncertainty
 from gpo_data.status import OK
 
-COLUMNS = ("dataset", "group_key", "prompt_id", "prompt", "member", "seed", "reward", "tar", "offset", "size", "crc32")
+TEXT = ("dataset", "group_key", "prompt_id", "prompt", "tar")  # as dictionaries
+COLUMNS = (*TEXT[:4], "member", "seed", "reward", "tar", "offset", "size", "crc32")
 
 
 def take_snapshot(
@@ -73,43 +75,48 @@ def take_snapshot(
     """
     _expect_whole(con, dataset)
     own = scored(con, reward, dataset, relabel, targets)
-    if where is not None:
+    source = "SELECT * FROM members m"
+    if where is not None:  # it may read what groups have
         locked.check_expression("where", where)
-    chosen = f"""FROM (SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
-                       FROM members m JOIN groups g USING (dataset, group_key) WHERE m.dataset = {quote(dataset)})
-                 WHERE ({where or "true"}\n)"""
+        source = """SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
+                    FROM members m JOIN groups g USING (dataset, group_key)"""
+    chosen = f"FROM ({source} WHERE m.dataset = {quote(dataset)}) WHERE ({where or 'true'}\n)"
     lent = ["lender"] if relabel is not None else []
-    columns = [*map(identifier, (*COLUMNS, *lent)), *_measured(own, rewards_of, features, judges)]
+    wanted = [*map(identifier, (*COLUMNS, *lent)), *_measured(own, rewards_of, features, judges)]
     table = locked.answer(
         own,
-        f"""SELECT {", ".join(columns)} {chosen} AND status = '{OK}' AND reward IS NOT NULL
-            ORDER BY group_key, {"lender <> group_key, lender, " if lent else ""}member""",
+        f"SELECT {', '.join(wanted)} {chosen} AND status = '{OK}' AND reward IS NOT NULL",
         reward=reward,
         where=where,
+        repeated=[*TEXT, *lent],
     )
     failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
-    _refuse_twins(table, dataset)
-    keys = table["group_key"].combine_chunks().dictionary_encode()
-    group = keys.indices.to_numpy()
-    table, alive = _with_advantages(table, group, len(keys.dictionary), scale or Scale(), rewards_of, features)
+    columns = taken_from(table)
+    del table  # so that what is replaced below is freed
+    _order(columns)
+    _refuse_twins(columns, dataset)
+    group = codes(columns["group_key"])
+    alive = _with_advantages(columns, group, scale or Scale(), rewards_of, features)
     if judges:
-        table = _with_doubts(table, judges)
+        _with_doubts(columns, judges)
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:
-        kept &= extremes(group, table["advantage"].to_numpy(), members)
-    table = table.filter(pa.array(kept))
+        kept &= extremes(group, columns["advantage"].to_numpy(), members)
+    if not kept.all():
+        pick(columns, kept)
     if judges:
-        gate = gated(table["uncertainty"].to_numpy(), share)
-        table = table.append_column("kl_weight", pa.array(gate.astype(np.float64)))
+        gate = gated(columns["uncertainty"].to_numpy(), share)
+        columns["kl_weight"] = pa.array(gate.astype(np.float64))
     if lent:
-        _expect_own_members(table, dataset)
+        _expect_own_members(columns, dataset)
+    frozen = pa.table(columns)
     facts = {
-        "digest": digest(table),
+        "digest": digest(frozen),
         "groups": str(len(alive) if keep_dead else int(alive.sum())),
         "dead_groups": str(int((~alive).sum())),
         "failed_members": str(failed["n"][0].as_py()),
     }
-    return table.combine_chunks().replace_schema_metadata(facts)
+    return frozen.replace_schema_metadata(facts)
 
 
 def _measured(
@@ -127,39 +134,59 @@ def _measured(
     return found + [f"{sql} AS judge_{i}" for i, sql in enumerate(as_numbers(own, judges))]
 
 
+def _order(columns: Columns) -> None:
+    """By group and member, own members before borrowed ones, and those by their lenders."""
+    by = [codes(columns["group_key"]), columns["member"].to_numpy()]
+    if "lender" in columns:
+        by[1:1] = [_borrowed(columns), codes(columns["lender"])]
+    risen, level = np.zeros(max(len(by[0]) - 1, 0), bool), np.ones(max(len(by[0]) - 1, 0), bool)
+    for values in by:
+        risen |= level & (values[1:] > values[:-1])
+        level &= values[1:] == values[:-1]
+    if not (risen | level).all():  # DuckDB gives most datasets in the order of their shards
+        pick(columns, np.lexsort(by[::-1]))
+
+
+def _borrowed(columns: Columns) -> np.ndarray:
+    """[n]: whether another group drew the member."""
+    key, lender = columns["group_key"], columns["lender"]
+    same = pc.fill_null(pc.index_in(lender.dictionary, key.dictionary), -1).to_numpy()
+    borrowed: np.ndarray = same[codes(lender)] != codes(key)
+    return borrowed
+
+
 def _with_advantages(
-    table: pa.Table,
+    columns: Columns,
     group: np.ndarray,
-    groups: int,
     scale: Scale,
     rewards_of: Sequence[tuple[str, str, float]],
     features: str | None,
-) -> tuple[pa.Table, np.ndarray]:
-    """(the table with `advantage`, and `bonus` in the place of `features`; alive [groups])."""
-    values = _floats(table, "reward")
+) -> np.ndarray:
+    """[groups]: which are alive. Adds `advantage`, and `bonus` in the place of `features`."""
+    groups = len(columns["group_key"].dictionary)
+    values = _floats(columns["reward"])
     if rewards_of:
-        each = [_floats(table, f"reward_{name}") for name, _, _ in rewards_of]
+        each = [_floats(columns[f"reward_{name}"]) for name, _, _ in rewards_of]
         values = together(group, each, [weight for _, _, weight in rewards_of], groups, scale)
     advantages, alive = standardise(group, values, groups, dataclasses.replace(scale, clip=None))
     if features is not None:
-        factor = bonus(group, advantages, feature_rows(table["features"], features))
+        factor = bonus(group, advantages, feature_rows(columns.pop("features"), features))
         advantages = advantages * factor
-        table = table.drop_columns("features").append_column("bonus", pa.array(factor))
+        columns["bonus"] = pa.array(factor)
     if scale.clip is not None:
         advantages = advantages.clip(-scale.clip, scale.clip)
-    return table.append_column("advantage", pa.array(advantages)), alive
+    columns["advantage"] = pa.array(advantages)
+    return alive
 
 
-def _with_doubts(table: pa.Table, judges: Sequence[str]) -> pa.Table:
-    """The table with `uncertainty` in the place of judge_<i>."""
-    told = [expect_finite(table[f"judge_{i}"], judge) for i, judge in enumerate(judges)]
-    doubt = uncertainty(_floats(table, "reward"), told)
-    return table.drop_columns([f"judge_{i}" for i in range(len(judges))]).append_column("uncertainty", pa.array(doubt))
+def _with_doubts(columns: Columns, judges: Sequence[str]) -> None:
+    """Adds `uncertainty` in the place of judge_<i>."""
+    told = [expect_finite(columns.pop(f"judge_{i}"), judge) for i, judge in enumerate(judges)]
+    columns["uncertainty"] = pa.array(uncertainty(_floats(columns["reward"]), told))
 
 
-def _floats(table: pa.Table, name: str) -> np.ndarray:
-    values: np.ndarray = table[name].to_numpy().astype(np.float64)
-    return values
+def _floats(column: pa.Array) -> np.ndarray:
+    return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
 
 
 def _expect_whole(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
@@ -172,28 +199,22 @@ def _expect_whole(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
     _check_fingerprints(con, dataset)
 
 
-def _expect_own_members(table: pa.Table, dataset: str) -> None:
+def _expect_own_members(columns: Columns, dataset: str) -> None:
     """Raise UsageError where a group has borrowed members alone."""
-    keys, lenders = table["group_key"].to_pylist(), table["lender"].to_pylist()
-    with_own = {key for key, lender in zip(keys, lenders, strict=True) if key == lender}
-    for key in keys:
-        if key not in with_own:
-            raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
+    group, keys = codes(columns["group_key"]), columns["group_key"].dictionary
+    own = np.bincount(group, ~_borrowed(columns), len(keys))
+    if not own.all():
+        key = keys[int(own.argmin())].as_py()
+        raise UsageError(f"where: leaves group {dataset}/{key} no member of its own, only borrowed ones")
 
 
-def _refuse_twins(table: pa.Table, dataset: str) -> None:
+def _refuse_twins(columns: Columns, dataset: str) -> None:
     """Raise UsageError where a member is there twice: two rows of measures for one member would do that."""
-    names = [name for name in ("group_key", "lender", "member") if name in table.column_names]
-    changed = np.logical_or.reduce([changes(table[name]) for name in names])  # twins follow each other
+    names = [name for name in ("group_key", "lender", "member") if name in columns]
+    changed = np.logical_or.reduce([changes(columns[name]) for name in names])  # twins follow each other
     if not changed.all():
-        twin = table.slice(int(changed.argmin()), 1).to_pylist()[0]
-        raise UsageError(f"dataset {dataset}: {twin['group_key']} member {twin['member']} is there twice; {REPAIR}")
-
-
-def changes(column: pa.ChunkedArray) -> np.ndarray:
-    """[n]: whether a row's value is another than the one before; the first one's is."""
-    different = pc.not_equal(column.slice(1), column.slice(0, max(len(column) - 1, 0)))
-    return np.concatenate([np.ones(min(len(column), 1), bool), different.to_numpy()])
+        key, member = (columns[name][int(changed.argmin())].as_py() for name in ("group_key", "member"))
+        raise UsageError(f"dataset {dataset}: {key} member {member} is there twice; {REPAIR}")
 
 
 def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
@@ -217,9 +238,11 @@ def _check_fingerprints(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
 def digest(table: pa.Table) -> str:
     """Of a snapshot's content; the advantages follow from it, or, with `members`, from the dataset's whole groups."""
     state = hashlib.blake2b(digest_size=16)
-    state.update("\0".join(table["group_key"].to_pylist()).encode())
+    for piece in pieces_of_bytes(table["group_key"]):
+        state.update(piece)
     for name, kind in (("member", "<i8"), ("seed", "<i8"), ("reward", "<f8"), ("crc32", "<i8")):
-        state.update(table[name].to_numpy().astype(kind).tobytes())
+        state.update(table[name].to_numpy().astype(kind, copy=False))
     for name in (name for name in table.column_names if name in ("bonus", "kl_weight") or name.startswith("reward_")):
-        state.update(name.encode() + table[name].to_numpy().astype("<f8").tobytes())
+        state.update(name.encode())
+        state.update(table[name].to_numpy().astype("<f8", copy=False))
     return state.hexdigest()

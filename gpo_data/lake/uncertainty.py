@@ -53,9 +53,9 @@ def as_numbers(own: duckdb.DuckDBPyConnection, judges: Sequence[str]) -> list[st
     return [f"CAST(({judge}\n) AS DOUBLE)" for judge in judges]
 
 
-def expect_finite(column: pa.ChunkedArray, judge: str) -> np.ndarray:
+def expect_finite(column: pa.Array, judge: str) -> np.ndarray:
     """[N]. Raises UsageError where a member has no number."""
-    values: np.ndarray = column.to_numpy().astype(np.float64)
+    values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
     if missing := int((~np.isfinite(values)).sum()):
         raise UsageError(
             f"train.kl_judges: {judge!r}: expected a finite number of every member, found none of {missing} of "

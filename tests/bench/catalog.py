@@ -38,22 +38,24 @@ def write_lake(lake: Path, members: int, groups_per_shard: int) -> int:
     folder = lake / "dataset=bench"
     folder.mkdir(parents=True)
     rng, total = np.random.default_rng(0), 0
-    per_shard = groups_per_shard * GROUP_SIZE
+    per_shard, vocabulary = groups_per_shard * GROUP_SIZE, pa.array(WORDS)
     for shard in range(math.ceil(members / per_shard)):
         n = min(per_shard, members - shard * per_shard)
-        group = shard * groups_per_shard + np.arange(n) // GROUP_SIZE
-        words = np.array(WORDS)[group % len(WORDS)]
-        read = np.where(rng.random(n) < 0.4, words, np.array(WORDS)[rng.integers(len(WORDS), size=n)])
+        mine = np.arange(n) // GROUP_SIZE
+        group = shard * groups_per_shard + mine
+        names = range(int(group[0]), int(group[-1]) + 1)  # text is made once a group
+        word = group % len(WORDS)
+        read = np.where(rng.random(n) < 0.4, word, rng.integers(len(WORDS), size=n))
         table = pa.table(
             {
-                "group_key": [f"text-{g:08d}" for g in group],
-                "prompt_id": [f"{g:012x}" for g in group],
-                "prompt": [f'a red sign that says "{w}"' for w in words],
-                "target": words,
+                "group_key": pa.array([f"text-{g:08d}" for g in names]).take(mine),
+                "prompt_id": pa.array([f"{g:012x}" for g in names]).take(mine),
+                "prompt": pa.array([f'a red sign that says "{w}"' for w in WORDS]).take(word),
+                "target": vocabulary.take(word),
                 "color": pa.array(["red"] * n),
                 "member": pa.array(np.arange(n) % GROUP_SIZE, pa.int32()),
                 "seed": rng.integers(0, 2**62, n),
-                "ocr_text": read,
+                "ocr_text": vocabulary.take(read),
                 "ocr_confidence": rng.random(n),
                 "entropy": rng.random(n),
                 "edge_density": rng.random(n),
