@@ -28,7 +28,7 @@ import pyarrow as pa
 from gpo_data.errors import UsageError
 from gpo_data.lake.columns import AT_ONCE, encoded
 
-SECONDS = 600.0  # for one question with a recipe's expression in it; 10 million members take about a minute
+SECONDS = 600.0  # for one question with a recipe's expression in it; 100 million members take four minutes
 # Table functions that may stand in an expression, and in a question. DuckDB has others that run SQL which its parser
 # does not see (`query`), write a log, or take addresses in memory (`arrow_scan`).
 TABLES = {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
