@@ -101,3 +101,12 @@ def test_an_error_while_the_answer_comes_is_of_the_expression(tmp_path, monkeypa
         take_snapshot(con, "a", where="CASE WHEN member > 1 THEN error('beyond') ELSE true END")
     with pytest.raises(UsageError, match="^where: .*Could not convert string 'AX' to INT32"):
         take_snapshot(con, "a", where="CASE WHEN member > 1 THEN ocr_text::INT > 0 ELSE true END")
+
+
+@pytest.mark.parametrize("name", ["group_key", "prompt", "tar", "offset"])
+def test_members_without_what_says_where_they_are_are_refused(tmp_path, name: str) -> None:
+    rows = rows_of(0, [0.0, 1.0]) + rows_of(1, [0.0, 1.0])
+    write_shard(str(tmp_path / "dataset=a"), 0, [row | ({name: None} if row["seed"] == 101 else {}) for row in rows])
+    for how in ({}, {"where": "reward >= 0"}):
+        with pytest.raises(UsageError, match=f"^dataset a: 1 of 4 members have no {name}; .*repair"):
+            take_snapshot(catalog.connect(str(tmp_path)), "a", **how)

@@ -21,7 +21,7 @@ DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
 def encoded(pieces: Iterable[pa.RecordBatch], schema: pa.Schema, repeated: Sequence[str]) -> pa.Table:
-    """One table of all pieces, the columns in `repeated` as dictionaries."""
+    """One table of all pieces, the columns in `repeated` as dictionaries, tidy where they have no NULL."""
     found: dict[str, list[pa.Array]] = {name: [] for name in schema.names}
     for some in _gathered(pieces):
         for name, column in zip(schema.names, zip(*some, strict=True), strict=True):
@@ -32,7 +32,7 @@ def encoded(pieces: Iterable[pa.RecordBatch], schema: pa.Schema, repeated: Seque
     for name in schema.names:  # one at a time, so that no more than a column is there twice
         type = DICTIONARY if name in repeated else schema.field(name).type
         column = pa.chunked_array(found.pop(name), type).unify_dictionaries().combine_chunks()
-        whole[name] = tidy(column) if name in repeated else column
+        whole[name] = tidy(column) if name in repeated and not column.null_count else column
     return pa.table(whole)
 
 

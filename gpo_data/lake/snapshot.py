@@ -79,7 +79,7 @@ def take_snapshot(
     if where is not None:  # it may read what groups have
         locked.check_expression("where", where)
         source = """SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
-                    FROM members m JOIN groups g USING (dataset, group_key)"""
+                    FROM members m LEFT JOIN groups g USING (dataset, group_key)"""
     chosen = f"FROM ({source} WHERE m.dataset = {quote(dataset)}) WHERE ({where or 'true'}\n)"
     lent = ["lender"] if relabel is not None else []
     wanted = [*map(identifier, (*COLUMNS, *lent)), *_measured(own, rewards_of, features, judges)]
@@ -91,6 +91,7 @@ def take_snapshot(
         repeated=[*TEXT, *lent],
     )
     failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
+    _expect_values(table, dataset)
     columns = taken_from(table)
     del table  # so that what is replaced below is freed
     _order(columns)
@@ -197,6 +198,13 @@ def _expect_whole(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
             f"dataset {dataset!r}: no committed shard; draw it with `gpo-data shards`; the lake has: {few(present)}"
         )
     _check_fingerprints(con, dataset)
+
+
+def _expect_values(table: pa.Table, dataset: str) -> None:
+    """Raise UsageError where a member's row does not say what and where it is."""
+    for name in COLUMNS:
+        if missing := table[name].null_count:
+            raise UsageError(f"dataset {dataset}: {missing} of {len(table)} members have no {name}; {REPAIR}")
 
 
 def _expect_own_members(columns: Columns, dataset: str) -> None:
