@@ -15,7 +15,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,7 +55,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
                 f"{frozen}: damaged, and the lake does not give the same again: expected the digest {noted['digest']}, "
                 f"found {facts_of(table)['digest']}; restore one of them, or start another run with --run NAME"
             )
-        _write(frozen, table)
+        write_stream(frozen, lambda stream: pq.write_table(table, stream, compression="zstd", write_page_checksum=True))
     if noted is None:
         run.note(snapshot=facts_of(table))
     readers = [
@@ -64,13 +63,6 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         for part in (_turns(table) if settings.sequential else [table])
     ]
     return lambda epoch: readers[epoch % len(readers)]
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    def fill(stream: BinaryIO) -> None:
-        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
-
-    write_stream(path, fill)
 
 
 def facts_of(table: pa.Table) -> dict[str, str]:

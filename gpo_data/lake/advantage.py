@@ -97,8 +97,9 @@ def extremes(group: np.ndarray, advantages: np.ndarray, count: int) -> np.ndarra
     Of equal members the first ones. The advantages stay those of the whole group.
     """
     order = np.lexsort((-advantages, group))  # stable
-    size = np.bincount(group)[group[order]]
-    place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+    ordered = group[order]
+    size = np.bincount(group)[ordered]
+    place = np.arange(len(group)) - np.searchsorted(ordered, ordered)
     kept = np.zeros(len(group), bool)
     kept[order] = (place < (count + 1) // 2) | (place >= size - count // 2)
     return kept

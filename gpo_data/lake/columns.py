@@ -90,6 +90,11 @@ def changes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return changed
 
 
+def begins(table: pa.Table) -> np.ndarray:
+    """The rows of a snapshot at which the members of another group begin."""
+    return np.flatnonzero(changes(table["dataset"]) | changes(table["group_key"]))
+
+
 def pieces_of_bytes(column: pa.ChunkedArray) -> Iterator[bytes | memoryview]:
     """What a checksum is taken of: numbers as they are, text with a zero between two rows."""
     for first in range(0, len(column), AT_ONCE):

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
-import numpy as np
 import pyarrow as pa
 
-from gpo_data.lake.columns import changes
+from gpo_data.lake.columns import begins
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.snapshot import COLUMNS
@@ -52,10 +51,10 @@ class Places(Sequence[Place]):
     def __init__(self, lake: str, snapshot: pa.Table) -> None:
         weighed = ["kl_weight"] if "kl_weight" in snapshot.column_names else []
         self.lake, self._rows = lake, snapshot.select([*COLUMNS, "advantage", *weighed])
-        begins = np.flatnonzero(changes(snapshot["dataset"]) | changes(snapshot["group_key"]))
-        first = snapshot.select(["dataset", "group_key"]).take(begins)
+        firsts = begins(snapshot)
+        first = snapshot.select(["dataset", "group_key"]).take(firsts)
         names = (first["dataset"].to_pylist(), first["group_key"].to_pylist())
-        bounds = [*begins.tolist(), len(snapshot)]
+        bounds = [*firsts.tolist(), len(snapshot)]
         self._runs: dict[str, list[tuple[int, int]]] = {}  # rows of a key that follow each other; of most keys one run
         for dataset, key, begin, end in zip(*names, bounds[:-1], bounds[1:], strict=True):
             self._runs.setdefault(f"{dataset}/{key}", []).append((begin, end - begin))

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
-from gpo_data.lake.columns import changes
+from gpo_data.lake.columns import begins
 from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import columns_of
 from gpo_data.prompt import Prompt
@@ -54,8 +53,7 @@ def _snapshot(lake: str, run: Run, kind: str) -> list[Prompt]:
             f"{path}: expected what the run was trained on, found {type(error).__name__}; `gpo-train fit` makes "
             f"it again"
         ) from None
-    first = np.flatnonzero(changes(trained["dataset"]) | changes(trained["group_key"]))  # a row of each group
-    wanted = {tuple(row.values()) for row in trained.drop_columns("group_key").take(first).to_pylist()}
+    wanted = {tuple(row.values()) for row in trained.take(begins(trained)).drop_columns("group_key").to_pylist()}
     datasets = sorted({dataset for dataset, _, _ in wanted})
     con = catalog.connect(lake, datasets)
     there = columns_of(con, "SELECT * FROM drawn_members")
