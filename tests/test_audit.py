@@ -144,22 +144,43 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_member():
     exact = (rng.random((5, 6)) < 0.4).astype(float)
     for k in range(1, 7):
         by_hand = np.mean([np.mean([row[list(s)].max() for s in combinations(range(6), k)]) for row in exact])
-        assert statistics.pass_at_k(exact, k) == pytest.approx(by_hand)
+        assert statistics.pass_at(exact)[k - 1] == pytest.approx(by_hand)
 
 
 def test_best_of_k_is_the_mean_best_of_all_subsets():
     rewards = np.random.default_rng(1).random((4, 6))
     for k in range(1, 7):
         by_hand = np.mean([np.mean([row[list(s)].max() for s in combinations(range(6), k)]) for row in rewards])
-        assert statistics.best_of_k(rewards, k) == pytest.approx(by_hand)
+        assert statistics.best_of(rewards)[k - 1] == pytest.approx(by_hand)
 
 
 def test_a_failed_member_is_not_a_wrong_one():
     exact = np.array([[1.0, np.nan, 0.0]])
-    assert statistics.pass_at_k(exact, 1) == 0.5
-    assert statistics.pass_at_k(exact, 2) == 1.0
-    assert math.isnan(statistics.pass_at_k(exact, 3))
-    assert math.isnan(statistics.best_of_k(exact, 3))
+    assert statistics.pass_at(exact).tolist() == pytest.approx([0.5, 1.0, math.nan], nan_ok=True)
+    assert statistics.best_of(exact).tolist() == pytest.approx([0.5, 1.0, math.nan], nan_ok=True)
+
+
+def test_groups_of_any_size_count_for_the_tries_that_they_have():
+    rng = np.random.default_rng(2)
+    rewards = np.where(rng.random((300, 7)) < 0.7, np.round(rng.random((300, 7)) * 4) / 4, np.nan)
+    rewards[:, 0] = 0.5
+    exact = np.where(np.isnan(rewards), np.nan, rewards >= 0.75)
+    for of, found in ((exact, statistics.pass_at(exact)), (rewards, statistics.best_of(rewards))):
+        for k in range(1, 8):
+            rows = [row[np.isfinite(row)] for row in of]
+            subsets = [list(combinations(row, k)) for row in rows if len(row) >= k]
+            by_hand = np.mean([np.mean([max(tried) for tried in of_group]) for of_group in subsets])
+            assert found[k - 1] == pytest.approx(by_hand)
+
+
+def test_a_mean_in_a_quantile_bin_is_that_of_its_members():
+    rng = np.random.default_rng(3)
+    x, y = np.round(rng.normal(size=900), 1), rng.random(900)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, 9)))
+    bins = [(x >= low) & ((x < high) | (high == edges[-1])) for low, high in zip(edges, edges[1:], strict=False)]
+    by_hand = [(x[b].mean(), y[b].mean(), y[b].std() / np.sqrt(b.sum())) for b in bins]
+    assert statistics.quantile_means(x, y) == pytest.approx(np.array(by_hand).T)
+    assert statistics.quantile_means(np.ones(4), np.arange(4.0))[:2].tolist() == [[1.0], [1.5]]
 
 
 def test_drift_sees_inside_groups_what_pooling_hides():
@@ -227,7 +248,7 @@ def test_a_picture_is_shown_with_its_own_reading(text):
     group = shown[0].groups[0]
     g = int(group.key.split("-")[1])
     for picture in group.best + group.worst:
-        row = data.row(g, picture.member)
+        row = data.rows(g)[picture.member]
         assert picture.read == f"“{row['ocr_text']}”" and picture.reward == data.rewards[g, picture.member]
     assert min(p.reward for p in group.best) >= max(p.reward for p in group.worst)
 
@@ -277,6 +298,14 @@ def test_a_damaged_shard_stops_the_audit(tmp_path):
     with pytest.raises(RunError, match=r"shard-000000.tar: damaged"):
         audit.run(lake, name)
     assert not (shard.dataset_folder(lake, name) / "audit.html").exists()
+
+
+def test_a_member_that_is_there_twice_stops_the_audit(tmp_path):
+    lake, name = write_dataset(tmp_path, "text", groups=4, per_shard=2)
+    first, second = (shard.sidecar_path(shard.dataset_folder(lake, name), i) for i in range(2))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(UsageError, match=r"dataset text-tiny: text-00000000 member 0 is there twice; .*verify"):
+        audit.run(lake, name)
 
 
 def test_a_dataset_where_every_group_is_dead(tmp_path):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from gpo_data.audit.members import Members
-from gpo_data.audit.statistics import Drift, Figures, quantile_means
+from gpo_data.audit.statistics import Cloud, Drift, Figures
 
 GREEN, BLUE, RED, AMBER, GREY = "#2b8a5f", "#2f6db3", "#c4472f", "#dba02e", "#9aa3ad"
 INK = "#30363d"
@@ -41,7 +41,6 @@ STYLE: Any = {
     "legend.fontsize": 9,
 }
 LEFT, RIGHT, BELOW, ABOVE = 0.85, 0.15, 0.55, 0.3  # inches around the axes; to find what each needs takes a third more
-SCATTER = 1500  # points drawn; more only darken the cloud
 
 
 def svg(draw: Callable[[Axes], None], width: float = 5.0, height: float = 3.0) -> str:
@@ -143,21 +142,19 @@ def drift_pooled(drift: Drift) -> str:
     return _cloud(drift.cloud, f"{drift.name.replace('_', ' ')}, all members", "reward")
 
 
-def _cloud(points: np.ndarray, xlabel: str, ylabel: str) -> str:
-    """Members [2, N] as a cloud, the mean of each quantile as a line."""
+def _cloud(cloud: Cloud | None, xlabel: str, ylabel: str) -> str:
+    """Members as a cloud, the mean of each quantile as a line."""
 
     def draw(axes: Axes) -> None:
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        if not points.size:
+        if cloud is None:
             axes.text(0.5, 0.5, "no group varies in both", ha="center", va="center", transform=axes.transAxes)
             return
-        rng = np.random.default_rng(0)
-        chosen = rng.permutation(points.shape[1])[:SCATTER]
-        span = np.ptp(points[1]) or 1.0
+        x, y = cloud.points
         # Rewards are often two or three values; a little noise keeps the points from covering each other.
-        y = points[1, chosen] + rng.uniform(-0.015, 0.015, len(chosen)) * span
-        axes.scatter(points[0, chosen], y, s=7, color=GREY, alpha=0.4, linewidths=0, rasterized=True)
-        x, mean, error = quantile_means(*points)
+        y = y + np.random.default_rng(0).uniform(-0.015, 0.015, len(y)) * (np.ptp(y) or 1.0)
+        axes.scatter(x, y, s=7, color=GREY, alpha=0.4, linewidths=0, rasterized=True)
+        x, mean, error = cloud.line
         axes.errorbar(x, mean, yerr=1.96 * error, color=BLUE, marker="o", markersize=4, capsize=2)
 
     return svg(draw, height=2.6)

@@ -14,6 +14,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,13 +84,14 @@ def _shown(data: Members, figures: Figures, group: int) -> Shown:
     ranked = members[np.argsort(-rewards[members], kind="stable")]
     side = min(SIDE, -(-len(ranked) // 2))
     best, worst = ranked[:side], ranked[side:][-side:]
-    row = data.row(group, int(members[0]))
+    rows = data.rows(group)
+    row = rows[int(members[0])]
     record = Record.of(row, data.folder)
     sample = record.read()
 
     def pictures(members: np.ndarray) -> list[Picture]:
         try:
-            return [_picture(data, group, int(m), sample) for m in members]
+            return [_picture(data, group, rows[int(m)], sample) for m in members]
         except Damage as damage:
             raise record.damaged(str(damage)) from None
 
@@ -104,9 +106,8 @@ def _shown(data: Members, figures: Figures, group: int) -> Shown:
     )
 
 
-def _picture(data: Members, group: int, member: int, sample: Mapping[str, bytes]) -> Picture:
-    row = data.row(group, member)
-    uri, pixels = None, 0
+def _picture(data: Members, group: int, row: Mapping[str, Any], sample: Mapping[str, bytes]) -> Picture:
+    member, uri, pixels = row["member"], None, 0
     for extension in ("png", "webp"):
         if coded := sample.get(name := f"{member:02d}.{extension}"):
             uri, pixels = data_uri(coded, name)

@@ -1,7 +1,8 @@
 """A dataset's members as matrices.
 
 A matrix is [groups, G] float64: row g is a group (sorted by key), column m a member; NaN where the member failed, is
-missing, or was left out by the condition. `row_of[g, m]` is the member's row in `table`, -1 where there is none.
+missing, or was left out by the condition. What is not a number (prompts, what was read, places in tars) is asked for
+when a page shows it, of few groups: a hundred million members are matrices of 0.8 GB each.
 
 What always holds: every group has at least one measured member, and rewards are finite.
 """
@@ -18,9 +19,13 @@ import pyarrow as pa
 
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake import catalog, locked, shard
+from gpo_data.lake.columns import Columns, taken_from
 from gpo_data.lake.files import open_lake
 from gpo_data.lake.manifest import Manifest, read_manifest
+from gpo_data.lake.record import PLACE
 from gpo_data.lake.remote import AnyPath
+from gpo_data.lake.sidecar import REPAIR
+from gpo_data.lake.snapshot import expect_values
 from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import declared, refuse_watched, watched_columns
@@ -42,8 +47,8 @@ class Members:
     where: str | None
     failed: list[tuple[str, int]]  # (reason, members), the most frequent first
     drawn: int  # members in the dataset, whatever the condition
-    table: pa.Table  # one row a measured member
-    row_of: np.ndarray  # [groups, G] int
+    connection: duckdb.DuckDBPyConnection  # that `rows` asks
+    keys: pa.Array  # [groups]
     rewards: np.ndarray  # [groups, G]
     exact: np.ndarray  # [groups, G]: 1 right, 0 wrong
     levels: np.ndarray  # [groups] int: characters of the target, things to draw, or words of the prompt
@@ -59,11 +64,13 @@ class Members:
     def level_name(self) -> str:
         return TASKS[self.task].level_name
 
-    def row(self, group: int, member: int) -> dict[str, Any]:
-        """A measured member's columns: key, prompt, what was read, place in the tar."""
-        index = int(self.row_of[group, member])
-        row: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
-        return row
+    def rows(self, group: int) -> dict[int, dict[str, Any]]:
+        """A group's members by their number: key, prompt, what was read, place in the tar. Raises UsageError."""
+        kind = TASKS[self.task]
+        names = dict.fromkeys(["group_key", "prompt", "member", *kind.columns, *kind.measured, *PLACE])
+        sql = f"select {', '.join(map(identifier, names))} from drawn_members where dataset = ? and group_key = ?"
+        found = locked.answer(self.connection, sql, [self.name, self.keys[group].as_py()])
+        return {row["member"]: row for row in found.to_pylist()}
 
 
 def read(lake: str, dataset: str, reward: str | None, where: str | None, watchers: Sequence[str] = ()) -> Members:
@@ -94,15 +101,14 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
     columns = {row[0]: row[1] for row in connection.execute("describe members").fetchall()}
     expect_right(task, columns, f"dataset {dataset}")
     watched = [name for name in watched if is_number(columns.get(name, ""))]
-    table = _query(
-        connection, dataset, task, reward, where, [*sorted(columns.keys() & set(IMAGE_STATISTICS)), *watched]
-    )
+    statistics = dict.fromkeys([*(name for name in IMAGE_STATISTICS if name in columns), *watched])
+    table = _query(connection, dataset, reward, where, [*statistics])
     # A condition leaves members out on purpose; without one, whoever has no reward or no reading is counted here.
     if not where and (lost := drawn - sum(n for _, n in failed) - table.num_rows):
         failed.append(("no reward or no reading", lost))
     if not table.num_rows:
         known = f"select count(*), count(exact) from members where dataset = ? and status = '{OK}'"
-        if (found := connection.execute(known, [dataset]).fetchall()[0])[0] and not found[1]:
+        if (ok := connection.execute(known, [dataset]).fetchall()[0])[0] and not ok[1]:
             expect_right(task, columns.keys() - {*TASKS[task].measured}, f"dataset {dataset}")
         if where:
             raise UsageError(
@@ -113,14 +119,10 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
             f"dataset {dataset}: expected measured members, found all {drawn} failed, most often "
             f"{failed[0][0] if failed else 'without a reward'!r}; run `{command(dataset)}` to try them again"
         )
-    codes, row_of = _pivot(table)
-
-    def matrix(column: str) -> np.ndarray:
-        values = np.full(row_of.shape, np.nan)
-        values[codes, table["member"].to_numpy()] = table[column].to_numpy(zero_copy_only=False)
-        return values
-
-    first = np.array([row[row >= 0][0] for row in row_of])
+    expect_values(table, ["group_key", "member"], dataset)
+    found = taken_from(table)
+    del table  # so that a column that has become a matrix is freed
+    keys, levels, matrices = _matrices(found, dataset)
     return Members(
         folder=folder,
         name=dataset,
@@ -131,12 +133,12 @@ def read(lake: str, dataset: str, reward: str | None, where: str | None, watcher
         where=where,
         failed=failed,
         drawn=drawn,
-        table=table,
-        row_of=row_of,
-        rewards=matrix("r"),
-        exact=matrix("exact"),
-        levels=table["level"].to_numpy()[first],
-        image_statistics={name: matrix(name) for name in (*IMAGE_STATISTICS, *watched) if name in columns},
+        connection=connection,
+        keys=keys,
+        rewards=matrices["r"],
+        exact=matrices["exact"],
+        levels=levels,
+        image_statistics={name: matrices[f"s{i}"] for i, name in enumerate(statistics)},
         watched=watched,
     )
 
@@ -170,34 +172,38 @@ def _manifest(folder: AnyPath, lake: str, dataset: str) -> Manifest:
 def _query(
     connection: duckdb.DuckDBPyConnection,
     dataset: str,
-    task: str,
     reward: str | None,
     where: str | None,
     statistics: Sequence[str],
 ) -> pa.Table:
-    if where is not None:
+    """group_key as a dictionary, member, r, exact, level and a column s0, s1, ... of each statistic; in any order."""
+    source = "select * from members m"
+    if where is not None:  # it may read what groups have
         locked.check_expression("where", where)
-    kind = TASKS[task]
-    read = dict.fromkeys([*kind.columns, *kind.measured])
-    numbers = [f"{identifier(name)}::double as {identifier(name)}" for name in statistics if name not in read]
-    names = ["group_key", "prompt", "member", *read, *numbers, "tar", '"offset"', "size", "crc32"]
+        source = """select m.*, g.* exclude (dataset, group_key, prompt)
+                    from members m join groups g using (dataset, group_key)"""
+    numbers = [f"{identifier(name)}::double as s{i}" for i, name in enumerate(statistics)]
+    names = ["group_key", "member", "reward as r", "exact::double as exact", "level", *numbers]
     sql = f"""
-        with measured as (
-            select {", ".join(names)}, reward as r,
-                exact::double as exact, level
-            from (select m.*, g.* exclude (dataset, group_key, prompt)
-                  from members m join groups g using (dataset, group_key) where m.dataset = ?)
-            where status = '{OK}' and ({where or "true"}\n)
-        )
-        select * from measured where isfinite(r) and exact is not null order by group_key, member
+        select {", ".join(names)} from ({source} where m.dataset = ?)
+        where status = '{OK}' and isfinite(reward) and exact is not null and ({where or "true"}\n)
     """
-    return locked.answer(connection, sql, [dataset], reward, where)
+    return locked.answer(connection, sql, [dataset], reward, where, repeated=["group_key"])
 
 
-def _pivot(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(group index of every row, row_of)."""
-    keys = table["group_key"].combine_chunks().dictionary_encode()
-    codes, member = keys.indices.to_numpy(), table["member"].to_numpy()
-    row_of = np.full((len(keys.dictionary), int(member.max()) + 1), -1)
-    row_of[codes, member] = np.arange(table.num_rows)
-    return codes, row_of
+def _matrices(columns: Columns, dataset: str) -> tuple[pa.Array, np.ndarray, dict[str, np.ndarray]]:
+    """(keys [groups], levels [groups], {column: matrix}) of what `_query` gave, of which nothing is left."""
+    group, member = columns.pop("group_key"), columns.pop("member").to_numpy()
+    shape = len(group.dictionary), int(member.max()) + 1
+    place = group.indices.to_numpy().astype(np.int64) * shape[1] + member  # in a matrix, row by row
+    levels = np.zeros(shape[0], np.int64)
+    levels[group.indices.to_numpy()] = columns.pop("level").to_numpy()
+    matrices = {}
+    for name in list(columns):
+        matrices[name] = np.full(shape, np.nan)
+        matrices[name].reshape(-1)[place] = columns.pop(name).to_numpy(zero_copy_only=False)
+    if np.isfinite(matrices["r"]).sum() < len(place):
+        place.sort()
+        row, number = divmod(int(place[1:][place[1:] == place[:-1]][0]), shape[1])
+        raise UsageError(f"dataset {dataset}: {group.dictionary[row]} member {number} is there twice; {REPAIR}")
+    return group.dictionary, levels, matrices

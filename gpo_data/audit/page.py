@@ -65,7 +65,7 @@ def facts(data: Members, figures: Figures) -> list[tuple[str, str]]:
         ("failed members", f"{sum(n for _, n in data.failed):,}"),
         ("reward", data.reward),
     ]
-    means = [f"{d.name} {wording.number(float(d.cloud[0].mean()))}" for d in figures.drifts if d.name in data.watched]
+    means = [f"{d.name} {wording.number(d.mean)}" for d in figures.drifts if d.name in data.watched]
     rows += [("only watched, mean", ", ".join(means))] if means else []
     return rows + ([("where", data.where)] if data.where else [])
 

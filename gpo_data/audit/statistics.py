@@ -7,6 +7,8 @@
 
 The drift is the direction in which training on these groups would move the pictures; a pooled correlation mixes it
 with prompts that are easy and pale for reasons of their own.
+
+Nothing here goes over members or groups one by one: groups with as many members measured (and right) count together.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from gpo_data.audit.members import Members
 from gpo_data.lake.advantage import is_dead
 
 MAX_LEVELS = 8  # more distinct difficulties than this are grouped into quantiles
+POINTS = 1500  # of a cloud that are drawn; more only darken it
+BINS = 8  # of a cloud's line
+AT_ONCE = 100_000  # groups
 HIGH = 0.5  # a dead group is dead high when at least this share of its members is right, else dead low
 
 
@@ -41,14 +46,23 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Cloud:
+    """Members by two numbers, as a picture shows them."""
+
+    points: np.ndarray  # [2, at most POINTS], chosen at random
+    line: np.ndarray  # [3, at most BINS]: see `quantile_means`
+
+
+@dataclass(frozen=True)
 class Drift:
     """One picture statistic against the reward."""
 
     name: str
-    within: float  # inside groups; NaN where no group varies in both
-    pooled: float
-    cloud: np.ndarray  # [2, members]: statistic, reward
-    inside_cloud: np.ndarray  # [2, members of groups that vary in both]: the same, standardised inside groups
+    mean: float  # over all members
+    within: float  # correlation inside groups; NaN where no group varies in both
+    pooled: float  # correlation over all members
+    cloud: Cloud | None  # statistic and reward
+    inside_cloud: Cloud | None  # of groups that vary in both: the same, standardised inside groups
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,8 @@ def summarise(data: Members) -> Figures:
         mean_reward=float(np.nanmean(r)),
         accuracy=float(np.nanmean(exact)),
         ks=ks,
-        pass_at=np.array([pass_at_k(exact, int(k)) for k in ks]),
-        best_of=np.array([best_of_k(r, int(k)) for k in ks]),
+        pass_at=pass_at(exact),
+        best_of=best_of(r),
         mean=mean,
         std=std,
         margin=margin,
@@ -99,26 +113,38 @@ def summarise(data: Members) -> Figures:
     )
 
 
-def pass_at_k(exact: np.ndarray, k: int) -> float:
-    """Mean over the groups with at least k measured members; NaN if there is none."""
-    n = np.isfinite(exact).sum(axis=1).tolist()
-    right = np.nansum(exact, axis=1).astype(int).tolist()
-    values = [1 - math.comb(a - c, k) / math.comb(a, k) for a, c in zip(n, right, strict=True) if a >= k]
-    return float(np.mean(values)) if values else math.nan
+def pass_at(exact: np.ndarray) -> np.ndarray:
+    """[G]: pass@k of k = 1..G of a matrix of 0 and 1 [groups, G].
+
+    The mean over the groups with at least k measured members; NaN if there is none.
+    """
+    size = exact.shape[1]
+    measured, right = np.isfinite(exact).sum(axis=1), np.nansum(exact, axis=1).astype(int)
+    kinds, groups = np.unique(measured * (size + 1) + right, return_counts=True)
+    total, counted = np.zeros(size), np.zeros(size)
+    for (n, c), times in zip((divmod(int(kind), size + 1) for kind in kinds), groups, strict=True):
+        total[:n] += times * np.array([1 - math.comb(n - c, k) / math.comb(n, k) for k in range(1, n + 1)])
+        counted[:n] += times
+    return _ratio(total, counted)
 
 
-def best_of_k(rewards: np.ndarray, k: int) -> float:
-    """Expected best reward of k members drawn without replacement, mean over groups; NaN as in `pass_at_k`."""
-    values, weights = [], {}
-    for row in np.sort(rewards, axis=1):  # NaN sorts last
-        row = row[np.isfinite(row)]
-        n = len(row)
-        if n < k:
-            continue
-        if n not in weights:
-            weights[n] = np.array([math.comb(i, k - 1) / math.comb(n, k) for i in range(n)])
-        values.append(float(row @ weights[n]))
-    return float(np.mean(values)) if values else math.nan
+def best_of(rewards: np.ndarray) -> np.ndarray:
+    """[G]: expected best reward of k = 1..G members drawn without replacement; mean and NaN as in `pass_at`."""
+    size = rewards.shape[1]
+    measured, ordered = np.isfinite(rewards).sum(axis=1), np.sort(rewards, axis=1)  # NaN sorts last
+    total, counted = np.zeros(size), np.zeros(size)
+    for n in np.unique(measured).tolist():
+        summed = ordered[measured == n, :n].sum(axis=0)
+        weights = [[math.comb(i, k - 1) / math.comb(n, k) for i in range(n)] for k in range(1, n + 1)]
+        total[:n] += np.array(weights) @ summed
+        counted[:n] += (measured == n).sum()
+    return _ratio(total, counted)
+
+
+def _ratio(total: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    ratio = np.full(len(total), np.nan)
+    np.divide(total, counted, out=ratio, where=counted > 0)
+    return ratio
 
 
 def split_levels(levels: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -161,30 +187,45 @@ def drift(name: str, values: np.ndarray, rewards: np.ndarray) -> Drift | None:
     both = np.isfinite(values) & np.isfinite(rewards)
     if not both.any():
         return None
-    cloud = np.stack([values[both], rewards[both]])
-    inside = np.stack([_standardised(np.where(both, m, np.nan))[both] for m in (values, rewards)])
-    inside = inside[:, np.isfinite(inside).all(axis=0)]
-    return Drift(name, correlation(*inside), correlation(*cloud), cloud, inside)
+    x, y = values[both], rewards[both]
+    pooled, cloud, mean = correlation(x, y), _cloud(x, y), float(x.mean())
+    x, y = (_standardised(m, both)[both] for m in (values, rewards))
+    varied = np.isfinite(x) & np.isfinite(y)
+    x, y = x[varied], y[varied]
+    return Drift(name, mean, correlation(x, y), pooled, cloud, _cloud(x, y))
 
 
-def quantile_means(x: np.ndarray, y: np.ndarray, bins: int = 8) -> np.ndarray:
-    """[3, at most `bins`]: mean x, mean y and its standard error in quantile bins of x [N].
+def _cloud(x: np.ndarray, y: np.ndarray) -> Cloud | None:
+    if not len(x):
+        return None
+    chosen = np.random.default_rng(0).choice(len(x), min(POINTS, len(x)), replace=False)
+    return Cloud(np.stack([x[chosen], y[chosen]]), quantile_means(x, y))
+
+
+def quantile_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[3, at most BINS]: mean x, mean y and its standard error in quantile bins of x [N].
 
     Equal values share a bin, so there may be fewer.
     """
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, bins + 1)))
-    place = np.clip(np.searchsorted(edges, x, side="right"), 1, max(len(edges) - 1, 1))
-    parts = [np.flatnonzero(place == i) for i in np.unique(place)]
-    return np.array([(x[p].mean(), y[p].mean(), y[p].std() / math.sqrt(len(p))) for p in parts]).T
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, BINS + 1)))
+    place = np.searchsorted(edges[1:-1], x, side="right")
+    n = np.bincount(place)
+    mean_x, mean_y = (np.bincount(place, v) / np.maximum(n, 1) for v in (x, y))
+    variance = np.bincount(place, (y - mean_y[place]) ** 2) / np.maximum(n, 1)
+    return np.stack([mean_x, mean_y, np.sqrt(variance / np.maximum(n, 1))])[:, n > 0]
 
 
-def _standardised(matrix: np.ndarray) -> np.ndarray:
-    """Z-scores by row; NaN in a row that does not vary."""
+def _standardised(matrix: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Z-scores by row of what was measured; NaN elsewhere and in a row that does not vary."""
     out = np.full(matrix.shape, np.nan)
-    for i, row in enumerate(matrix):
-        good = row[np.isfinite(row)]
-        if len(good) and good.max() > good.min():
-            out[i] = (row - good.mean()) / good.std()
+    for first in range(0, len(matrix), AT_ONCE):
+        some = slice(first, first + AT_ONCE)
+        good, values = measured[some], np.where(measured[some], matrix[some], 0.0)
+        n = np.maximum(good.sum(axis=1, keepdims=True), 1)
+        centred = np.where(good, values - values.sum(axis=1, keepdims=True) / n, 0.0)
+        std = np.sqrt((centred**2).sum(axis=1, keepdims=True) / n)
+        top, low = np.where(good, values, -np.inf).max(axis=1), np.where(good, values, np.inf).min(axis=1)
+        np.divide(centred, std, out=out[some], where=good & (top > low)[:, None])
     return out
 
 

@@ -52,8 +52,8 @@ def drifts(figures: Figures) -> Table:
     table.add_column("inside groups", justify="right")
     table.add_column("over all", justify="right")
     for d in figures.drifts:
-        mean = wording.number(float(d.cloud[0].mean()))
-        table.add_row(d.name.replace("_", " "), mean, wording.signed(d.within), wording.signed(d.pooled))
+        name, mean = d.name.replace("_", " "), wording.number(d.mean)
+        table.add_row(name, mean, wording.signed(d.within), wording.signed(d.pooled))
     return table
 
 

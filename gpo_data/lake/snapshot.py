@@ -91,7 +91,7 @@ def take_snapshot(
         repeated=[*TEXT, *lent],
     )
     failed = locked.answer(own, f"SELECT count(*) AS n {chosen} AND status <> '{OK}'", reward=reward, where=where)
-    _expect_values(table, dataset)
+    expect_values(table, COLUMNS, dataset)
     columns = taken_from(table)
     del table  # so that what is replaced below is freed
     _order(columns)
@@ -200,9 +200,9 @@ def _expect_whole(con: duckdb.DuckDBPyConnection, dataset: str) -> None:
     _check_fingerprints(con, dataset)
 
 
-def _expect_values(table: pa.Table, dataset: str) -> None:
-    """Raise UsageError where a member's row does not say what and where it is."""
-    for name in COLUMNS:
+def expect_values(table: pa.Table, names: Sequence[str], dataset: str) -> None:
+    """Raise UsageError where a member's row does not say what and where it is, in the columns `names`."""
+    for name in names:
         if missing := table[name].null_count:
             raise UsageError(f"dataset {dataset}: {missing} of {len(table)} members have no {name}; {REPAIR}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -33,8 +34,11 @@ STANDARDISE = """
 WORDS = ["KITE", "OPEN", "ZEBRA", "MILK", "STOP", "LION", "WAVE", "CAFE"]
 
 
-def write_lake(lake: Path, members: int, groups_per_shard: int) -> int:
-    """Sidecars of `members` members in one dataset; the bytes written."""
+def write_lake(lake: Path, members: int, groups_per_shard: int, tar: tuple[Path, int, int, int] | None = None) -> int:
+    """Sidecars of `members` members in one dataset; the bytes written.
+
+    tar: one that every shard has for its own, and the offset, size and crc32 of the record in it that every group has.
+    """
     folder = lake / "dataset=bench"
     folder.mkdir(parents=True)
     rng, total = np.random.default_rng(0), 0
@@ -63,13 +67,16 @@ def write_lake(lake: Path, members: int, groups_per_shard: int) -> int:
                 "reward": np.round(rng.random(n) * 4) / 4,
                 "status": pa.array(["ok"] * n),
                 "tar": pa.array([f"shard-{shard:06d}.tar"] * n),
-                "offset": group * 700_000,
-                "size": pa.array(np.full(n, 700_000)),
-                "crc32": group * 2654435761 % 2**32,
+                "offset": group * 700_000 if tar is None else np.full(n, tar[1]),
+                "size": np.full(n, 700_000 if tar is None else tar[2]),
+                "crc32": group * 2654435761 % 2**32 if tar is None else np.full(n, tar[3]),
             }
         )
+        if tar is not None:
+            os.link(tar[0], folder / f"shard-{shard:06d}.tar")
         path = folder / f"shard-{shard:06d}.parquet"
-        pq.write_table(table.replace_schema_metadata({"tar_bytes": "1", "tar_sha256": "0"}), path, compression="zstd")
+        footer = {"tar_bytes": "1", "tar_sha256": "0", "fingerprint": "f00d"}
+        pq.write_table(table.replace_schema_metadata(footer), path, compression="zstd")
         total += path.stat().st_size
     return total
 

@@ -2,8 +2,8 @@
 
 1. Lakes of many datasets of 3 shards of 2 groups of 4, with tars: questions to all and to one dataset, `audit` and
    `verify` of one, the snapshot that training freezes, the newest of as many runs. What is of one may not grow.
-2. Datasets of many members, sidecars alone, of 64 groups of 32: connect, sql, advantages by SQL, a snapshot and opening
-   it (it is made in memory, about 120 bytes a member).
+2. Datasets of many members, of 64 groups of 32 a shard, which all have one tar: connect, sql, advantages by SQL, a
+   snapshot and opening it, an audit (both in memory, about 150 bytes a member).
 
 Wall and CPU seconds of the first time, and the median of the following ones, each with a connection of its own. Aims:
 connect and one-dataset questions under 0.5 s at 2,000 datasets; 10 million members standardised in under 1 s on 2
@@ -33,7 +33,8 @@ from gpo_data import audit, hardware
 from gpo_data.group import Group
 from gpo_data.lake import catalog
 from gpo_data.lake.reader import Reader
-from gpo_data.lake.shard import commit
+from gpo_data.lake.shard import commit, sidecar_path, tar_path
+from gpo_data.lake.sidecar import read_rows
 from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.stage import stage
 from gpo_data.lake.verify import verify
@@ -43,6 +44,7 @@ from tests.bench.catalog import STANDARDISE, write_lake
 from tests.parts.lake import COLUMNS, MANIFEST
 
 PARTS = Path(__file__).parents[1] / "parts"
+RECIPE = {"model": "tiny", "reward": "text_edit(target, ocr_text)", "task": {"kind": "text"}}
 COUNT = "SELECT dataset, count(*), avg(reward) FROM members GROUP BY 1"
 
 
@@ -103,31 +105,38 @@ def _drawn(lake: Path, datasets: int) -> None:
     first = lake / "dataset=d0000"
     (first / ".stage").mkdir(parents=True)
     for shard in range(3):
-        keys = [f"text-{number:08d}" for number in (2 * shard, 2 * shard + 1)]
-        for key in keys:
-            group = Group(
-                key,
-                Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
-                list(range(4)),
-                torch.zeros(4, 1, 2, 2),
-                {"prompt_embeds": torch.zeros(1, 2)},
-                [np.zeros((64, 64, 3), np.uint8)] * 4,
-                ["ok"] * 4,
-                measurements=[{"ocr_text": text} for text in ("AB", "A", "", "AB")],
-                rewards=[1.0, 0.5, 0.0, 1.0],
-            )
+        groups = [_group(number, 4) for number in (2 * shard, 2 * shard + 1)]
+        for group in groups:
             stage(first, group, "f00d")
-        commit(first, shard, keys, COLUMNS, "f00d")
-    recipe = {"model": "tiny", "reward": "text_edit(target, ocr_text)", "task": {"kind": "text"}}
-    (first / "dataset.json").write_text(json.dumps(MANIFEST | {"recipe": recipe}))
+        commit(first, shard, [group.key for group in groups], COLUMNS, "f00d")
+    (first / "dataset.json").write_text(json.dumps(MANIFEST | {"recipe": RECIPE}))
     for number in range(1, datasets):
         shutil.copytree(first, lake / f"dataset=d{number:04d}", ignore=shutil.ignore_patterns(".stage"))
 
 
+def _group(number: int, size: int) -> Group:
+    key, read = f"text-{number:08d}", [("AB", "A", "", "AB")[member % 4] for member in range(size)]
+    return Group(
+        key,
+        Prompt(key[5:], f"prompt {key}", {"target": "AB", "color": "red"}),
+        list(range(size)),
+        torch.zeros(size, 1, 2, 2),
+        {"prompt_embeds": torch.zeros(1, 2)},
+        [np.zeros((64, 64, 3), np.uint8)] * size,
+        ["ok"] * size,
+        measurements=[{"ocr_text": text} for text in read],
+        rewards=[len(text) / 2 for text in read],
+    )
+
+
 def many_members(folder: Path, members: int, memory: str, repeats: int) -> None:
-    lake = folder / f"members-{members}"
-    size = write_lake(lake, members, 64)
-    (lake / "dataset=bench/dataset.json").write_text(json.dumps(MANIFEST | {"fingerprint": None, "created": "t"}))
+    lake, one = folder / f"members-{members}", folder / "one"
+    (one / ".stage").mkdir(parents=True, exist_ok=True)
+    stage(one, group := _group(0, 32), "f00d")
+    commit(one, 0, [group.key], COLUMNS, "f00d")
+    row = read_rows(sidecar_path(one, 0), ["offset", "size", "crc32"])[0]
+    size = write_lake(lake, members, 64, (Path(str(tar_path(one, 0))), row["offset"], row["size"], row["crc32"]))
+    (lake / "dataset=bench/dataset.json").write_text(json.dumps(MANIFEST | {"created": "t", "recipe": RECIPE}))
     path = str(lake)
 
     def standardise() -> None:
@@ -142,6 +151,7 @@ def many_members(folder: Path, members: int, memory: str, repeats: int) -> None:
         "sql --dataset": lambda: catalog.ask(path, COUNT, dataset=["bench"]),
         f"connect, standardise within {memory}": standardise,
         "snapshot, opened": lambda: Reader(path, take_snapshot(catalog.connect(path, "bench"), "bench")),
+        "audit, its page and pictures": lambda: _audit(path, "bench"),
     }
     table(f"{members:,} members, {size / 1e6:,.0f} MB of sidecars", questions, repeats)
     shutil.rmtree(lake)
