@@ -29,6 +29,7 @@ from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.recipe import Task
+from gpo_data.sharing.card import card
 from gpo_data.tiny.render import render_text
 from gpo_train import cli as train
 from gpo_train.run import Run
@@ -178,6 +179,8 @@ def test_a_folder_becomes_groups_that_everything_reads(recipe_file: Path, folder
     assert [footer_of(path)["group_size"] for path in sidecars(there)] == ["1", "2", "3"]
     for verb in ("verify", "show"):
         assert cli.main([verb, str(recipe_file), "--name", "mine", "--model", "tiny"]) == 0
+    said = card(there, read_manifest(there), "mit", "org/mine")
+    assert "3 prompts, each with pictures that were imported" in said and "pictures are this model's" not in said
     again = [path.read_bytes() for path in sorted(there.glob("*.tar"))]
     capsys.readouterr()
     assert cli.main(command) == 0 and "nothing to import" in capsys.readouterr().out

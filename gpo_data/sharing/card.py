@@ -33,6 +33,8 @@ MEANING = {
     "offset": "where the group begins in it",
     "size": "bytes of the group",
     "crc32": "of these bytes",
+    "imported_from": "the picture's file or row, as it was imported",
+    "label": "of an imported picture, as its source has it",
 }
 BARS = 10
 
@@ -57,29 +59,22 @@ def card(folder: AnyPath, manifest: Manifest, license: str, repo: str, pictures:
 
 
 def _body(folder: AnyPath, name: str, manifest: Manifest, repo: str, pictures: bool) -> str:
-    lake = str(folder.parent)
-    facts, bars = _facts(lake, name)
-    fields = manifest.fields
-    drawn = {k: v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
+    facts, bars = _facts(str(folder.parent), name)
+    came, origin = (_imported if "imported" in manifest.fields else _drawn)(manifest)
     columns = pq.read_schema(parquet_of(sidecars(folder)[0]))
     rows = "\n".join(f"| `{c.name}` | {c.type} | {MEANING.get(c.name, '')} |" for c in columns)
-    licence = licence_in_words(str(fields.get("model")))
     first = f'members = load_dataset("{repo}", split="train")  # a row a member, and its picture\n' if pictures else ""
     tags = ", ".join(f"`{path.name.removesuffix('.json')}`" for path in files_in(folder, "tags/*.json")) or "none"
     return f"""# {name}
 
-{facts["groups"]} prompts, each drawn {fields.get("group_size")} times from different noise by `{fields.get("model")}`,
+{facts["groups"]} prompts, {came},
 and measured by {", ".join(manifest.measured.get("evaluators", []))}: {facts["members"]} pictures, {facts["failed"]} of
 which failed. Made for training by group preferences ([GPO](https://arxiv.org/abs/2505.11070)).
 
 ![groups]({PICTURE})
 
-## How it was drawn
-
-- model `{fields.get("model")}`{f", revision `{fields['revision']}`" if fields.get("revision") else ""}, weights digest
-  `{fields.get("weights_digest")}`. The pictures are this model's: its licence{licence} holds for them too.
-- {", ".join(f"{k.removeprefix('sampler.')} {v}" for k, v in drawn.items())}
-- seed {fields.get("seed")}; fingerprint `{manifest.fingerprint}`; {manifest.created}
+{origin}
+- fingerprint `{manifest.fingerprint}`; {manifest.created}
 - reward `{manifest.measured.get("reward")}`
 - tags: {tags} (`gpo-data verify RECIPE --tag NAME`)
 
@@ -107,6 +102,42 @@ groups = load_dataset("webdataset", data_files=tars, split="train")   # a row a 
 |---|---|---|
 {rows}
 """
+
+
+def _drawn(manifest: Manifest) -> tuple[str, str]:
+    """What the prompts are, in half a sentence, and where the pictures are from, as a section's beginning."""
+    fields = manifest.fields
+    settings = {k.removeprefix("sampler."): v for k, v in fields.items() if k.startswith("sampler.") and v is not None}
+    return (
+        f"each drawn {fields.get('group_size')} times from different noise by `{fields.get('model')}`",
+        f"""## How it was drawn
+
+- {_model(manifest)}. The pictures are this model's: its licence{licence_in_words(str(fields.get("model")))} holds for
+  them too.
+- {", ".join(f"{name} {value}" for name, value in settings.items())}
+- seed {fields.get("seed")}""",
+    )
+
+
+def _imported(manifest: Manifest) -> tuple[str, str]:
+    """As `_drawn`, of pictures that the model did not draw."""
+    fields = manifest.fields
+    width, height = (fields.get(f"sampler.{side}") for side in ("width", "height"))
+    return (
+        f"each with pictures that were imported, not drawn, and encoded by `{fields.get('model')}`",
+        f"""## Where the pictures are from
+
+- imported, each from what `imported_from` says, resized and cut to {width} x {height}. They keep the licences under
+  which they were published, whatever the head of this card says of the rest.
+- latents by the autoencoder of {_model(manifest)}. There is no noise that a picture was drawn from; `seed` is a name.
+- digest of captions, names and labels `{fields["imported"]}`""",
+    )
+
+
+def _model(manifest: Manifest) -> str:
+    fields = manifest.fields
+    revision = f", revision `{fields['revision']}`" if fields.get("revision") else ""
+    return f"model `{fields.get('model')}`{revision}, weights digest\n  `{fields.get('weights_digest')}`"
 
 
 def _facts(lake: str, name: str) -> tuple[dict[str, Any], str]:
