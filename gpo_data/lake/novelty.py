@@ -13,6 +13,7 @@ from __future__ import annotations
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake import locked
@@ -54,13 +55,13 @@ def as_features(own: duckdb.DuckDBPyConnection, features: str) -> str:
 
 def feature_rows(column: pa.Array, features: str) -> np.ndarray:
     """[N, D]. Raises UsageError where a member has none, or of another length, or they are 0."""
-    rows = [np.array(row or [], dtype=np.float64) for row in column.to_pylist()]
-    lengths = [str(length) for length in sorted({len(row) for row in rows})]
-    if len(lengths) > 1 or "0" in lengths:
+    lengths = sorted(pc.unique(pc.fill_null(pc.list_value_length(column), 0)).to_pylist())
+    if len(lengths) > 1 or 0 in lengths:
         raise UsageError(
-            f"train.diversity_bonus: {features!r}: expected as many numbers of every member, found {few(lengths)}"
+            f"train.diversity_bonus: {features!r}: expected as many numbers of every member, found "
+            f"{few([str(length) for length in lengths])}"
         )
-    found = np.array(rows).reshape(len(rows), -1)
+    found: np.ndarray = pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(len(column), *lengths or [0])
     if not (np.isfinite(found).all() and np.linalg.norm(found, axis=1).all()):
         raise UsageError(f"train.diversity_bonus: {features!r}: expected finite numbers, not all 0, of every member")
     return found
