@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +177,7 @@ def test_a_mean_in_a_quantile_bin_is_that_of_its_members():
     rng = np.random.default_rng(3)
     x, y = np.round(rng.normal(size=900), 1), rng.random(900)
     edges = np.unique(np.quantile(x, np.linspace(0, 1, 9)))
-    bins = [(x >= low) & ((x < high) | (high == edges[-1])) for low, high in zip(edges, edges[1:], strict=False)]
+    bins = [(x >= low) & ((x < high) | (high == edges[-1])) for low, high in pairwise(edges)]
     by_hand = [(x[b].mean(), y[b].mean(), y[b].std() / np.sqrt(b.sum())) for b in bins]
     assert statistics.quantile_means(x, y) == pytest.approx(np.array(by_hand).T)
     assert statistics.quantile_means(np.ones(4), np.arange(4.0))[:2].tolist() == [[1.0], [1.5]]

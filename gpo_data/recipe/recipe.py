@@ -15,8 +15,10 @@ from typing import Any, cast, get_type_hints
 
 from gpo_data import hardware
 from gpo_data.recipe.checks import Count, Members, Number, PathText, Seed, Share, check, expect
+from gpo_data.recipe.evaluation import Eval
+from gpo_data.recipe.online import Online
 from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
-from gpo_data.recipe.training import Eval, Online, Train
+from gpo_data.recipe.training import Train
 
 
 @dataclass(frozen=True)
