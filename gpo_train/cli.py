@@ -8,7 +8,8 @@
     gpo-train compare text-tiny --run a b        held-out accuracy of runs, iteration by iteration
     gpo-train sweep  recipes/experiments/losses-text.yaml     many runs of a recipe, evaluated and compared; resumes;
                                                  --workers 8: a GPU each, by Ray; --ray auto: on a cluster
-    gpo-train average text-tiny --last 8         the mean of an online run's last iterations, as a run
+    gpo-train average text-tiny --run a b c      the mean of runs (or of --last 8 iterations of one), as a run;
+                                                 --scale 2 goes twice as far from the base
     gpo-train export text-tiny --out folder      files that diffusers opens with no code of ours
 
 Every key of the recipe can be overridden: --train.learning_rate 1e-5 --train.tuning lora --eval.prompts 64.
@@ -121,18 +122,22 @@ def watch(recipe: Recipe, options: Options) -> None:
 
 
 @command.verb(
-    *one_run("online"),
-    argument("--last", type=at_least(2), required=True, metavar="N", help="how many iterations"),
-    argument("--out", metavar="NAME", help="a new run beside it; default: <run>-mean<N>"),
+    RUNS,
+    argument("--run", nargs="+", metavar="NAME", help="runs there; default: the newest of this recipe and mode"),
+    one_run("online")[-1],
+    argument("--last", type=at_least(2), metavar="N", help="so many last iterations of an online run, not its end"),
+    argument("--scale", type=float, default=1.0, metavar="S", help="base + S (mean - base); default: 1, the mean"),
+    argument("--out", metavar="NAME", help="a new run beside them; default: <run>-mean<N>"),
     runs=never,
 )
 def average(recipe: Recipe, options: Options) -> None:
-    """the mean of the weights of an online run's last iterations, as a run that eval and export take"""
-    from gpo_train.online.average import average
-    from gpo_train.run import named
+    """the mean of the weights of runs, or of an online run's last iterations, as a run that eval and export take"""
+    from gpo_train.average import average
+    from gpo_train.run import named, newest
 
+    names = options.run or [newest(str(recipe.name), options.mode, options.runs).name]
     out = None if options.out is None else named(options.runs, options.out).name
-    made = average(_run(recipe, options), options.last, out)
+    made = average([named(options.runs, name) for name in names], options.last, options.scale, out)
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 
 

@@ -69,7 +69,7 @@ class RunManifest:
         stopped_by: the rule that ended it.
         peak_memory: bytes that training held at most, on the GPU or, without one, in its process; of the process that
             ended it, with the pictures that an online run draws.
-        averaged: of what run and iterations it is the mean; see online/average.py.
+        averaged: of what runs and iterations it is the mean; see average.py.
         rollback: which iteration's policy it ended with; see evaluation/rollback.py.
     """
 

@@ -1,4 +1,4 @@
-"""The verb `compare`, and the mean of iterations."""
+"""The verb `compare`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from gpo_train import cli
 from gpo_train.evaluation.compare import by_line, iterations_trained, tables
 from gpo_train.evaluation.result import Line, Point
-from gpo_train.online.iterations import Iteration, history
-from gpo_train.run import Run, newest
+from gpo_train.online.iterations import history
 from tests.conftest import killed_at
 from tests.parts.online import here as here
 from tests.parts.online import online
-from tests.parts.training import weights_of
 
 
 def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,24 +31,6 @@ def test_iterations_are_compared_on_held_out_prompts(here: Path, capsys: pytest.
     }
     assert Path("runs/compare/compare.png").stat().st_size > 5_000 and "held-out prompts" in capsys.readouterr().out
     assert cli.main(["compare", str(here), "--run", "nothing"]) == 2
-
-    assert cli.main(["average", str(here), "--run", "fresh", "--last", "2"]) == 0
-    of = [load_file(next(Iteration(Path("runs/fresh"), i).policy.rglob("*.safetensors"))) for i in (0, 1)]
-    mean = weights_of(Run(Path("runs/fresh-mean2")))
-    moved = [name for name in mean if not torch.equal(of[0][name], of[1][name])]
-    assert moved and mean.keys() == of[0].keys()
-    for name in moved:
-        assert torch.equal(mean[name], ((of[0][name].double() + of[1][name].double()) / 2).to(mean[name].dtype))
-    assert cli.main(["eval", str(here), "--run", "fresh-mean2", *small]) == 0
-    assert newest("small", "online").name == "frozen"
-    capsys.readouterr()
-    for arguments, message in (
-        (["--run", "fresh", "--last", "2"], "is there already"),
-        (["--run", "fresh", "--last", "3"], "--last: expected 2 to 2"),
-        (["--run", "fresh-mean2", "--last", "2"], "expected an online run"),
-    ):
-        assert cli.main(["average", str(here), *arguments]) == 2
-        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_seeds_of_a_line_are_summed_up() -> None:

@@ -103,6 +103,13 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
         ("recipe: small.yaml\nrows: [{name: a}, {name: a}]", "rows: expected a name for each, found 'a' twice"),
         ("recipe: small.yaml\ngrid: {train.beta: []}", "grid: expected at least one value of each key"),
         ("recipe: small.yaml\nrows: [{grid: {train.beta: []}}]", "rows.grid: expected at least one value of each key"),
+        (
+            "recipe: small.yaml\nseeds: [0, 1, 2]\nmeans: {of: 2}",
+            "means.of: expected a divisor of 3, the num",
+        ),
+        ("recipe: small.yaml\nmeans: {scales: [2]}", "means.of: expected how many seeds, found nothing"),
+        ("recipe: small.yaml\nmeans: {of: 2, scale: [2]}", "unknown key 'means.scale'; did you mean 'means.scales'"),
+        ("recipe: small.yaml\nmeans: {of: 2, scales: []}", "means.scales: expected at least one"),
         ("recipe: small.yaml\nset: {train.loss: nft}", "train.reference: expected frozen or adapters"),
     ],
 )
@@ -235,6 +242,23 @@ def test_rows_share_what_is_drawn_whatever_they_are_paid_for_and_are_evaluated_a
     assert head.endswith("| s | GB | gain of reward | gain of color_distance | gain of color_share | step 1 | step 2 |")
     page = (tmp_path / "sweeps/losses/index.html").read_text()
     assert "Accuracy by training step" in page and "Gain of color_share and of the reward" in page
+
+
+@pytest.mark.slow
+def test_the_mean_of_seeds_is_a_row(sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    means = "means: {of: 2, scales: [1.0, 1.5]}\n"
+    sweep_file.write_text(
+        "recipe: small.yaml\njobs: 2\nseeds: [0, 1]\npoints: [1]\nset: {train.epochs: 1, eval.prompts: 2}\n" + means
+    )
+    plan = read_plan(sweep_file)
+    assert [row.label.rpartition("recipe")[2] for row in plan.rows[2:]] == [", mean of 2", ", mean of 2, x 1.5"]
+    assert plan.rows[3].of == tuple(row.name for row in plan.rows[:2]) and plan.rows[3].scale == 1.5
+    assert cli.main(["sweep", str(sweep_file)]) == 0, capsys.readouterr().out
+    rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "sweeps/losses").glob("rows/*.json")}
+    of, mean = (rows[plan.rows[i].name] for i in (0, 3))
+    assert mean["steps"] == 2 * of["steps"] and mean["pictures"] == of["pictures"] and mean["points"] == {}
+    assert "| as the recipe, mean of 2, x 1.5 | 1 |" in (tmp_path / "sweeps/losses/table.md").read_text()
+    assert cli.main(["sweep", str(sweep_file)]) == 0 and "4 rows, 4 of them done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["train.clip_range", "train.seed"])

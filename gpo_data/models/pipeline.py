@@ -28,6 +28,7 @@ from PIL import Image
 from gpo_data import hardware
 from gpo_data.models import Conditioning, cpu, memory, truncation
 from gpo_data.models.folder import variant_of
+from gpo_data.models.weights import weight_files
 from gpo_data.recipe import Sampler
 
 # A folder may hold another tokenizer class than the signature's; diffusers says so at every load.
@@ -98,9 +99,8 @@ class Pipeline:
         return denoiser
 
     def denoiser_files(self) -> list[Path]:
-        """The model's own weights of the denoiser: those without a variant in their name, if there are any."""
-        files = sorted((self.folder / self.denoiser_name).glob("*.safetensors"))
-        return [file for file in files if file.name.count(".") == 1] or files
+        """The model's own weights of the denoiser."""
+        return weight_files(self.folder / self.denoiser_name)
 
     def place(self, device: torch.device) -> None:
         """Move the networks to `device`; the text encoders stay where `sampler.text_encoders` has them."""

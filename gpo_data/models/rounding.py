@@ -12,12 +12,13 @@ move with the probability that makes the sum right. What has not moved is drawn 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from gpo_data.models.weights import by_name
 
 
 def round_randomly(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -44,7 +45,7 @@ def drawn_weights(
         seed: of the rounding; a weight's name counts too.
     """
     found: dict[str, Tensor] = {}
-    own = _by_name(base)
+    own = by_name(base)
     changed = total = 0
     for file in policy:
         with safe_open(file, "pt") as trained:
@@ -60,21 +61,3 @@ def drawn_weights(
                 found[name] = weight.to(dtype) if weight.is_floating_point() else weight
                 changed, total = changed + int((found[name] != plain).sum()), total + weight.numel()
     return found, changed / max(total, 1)
-
-
-def _by_name(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
-    """Each tensor of some files, read when it is asked for."""
-
-    def reader(file: Path, name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            with safe_open(file, "pt") as stored:
-                tensor: Tensor = stored.get_tensor(name)
-                return tensor
-
-        return read
-
-    found: dict[str, Callable[[], Tensor]] = {}
-    for file in files:
-        with safe_open(file, "pt") as stored:
-            found |= {name: reader(file, name) for name in sorted(stored.keys())}
-    return found

@@ -2,7 +2,7 @@
 
     offline   the prompts of runs/<run>/snapshot.parquet; their targets are in the lake
     online    the prompts of runs/<run>/iterations/it*/prompts.jsonl
-    average   those of the run whose weights it averages
+    average   those of the runs whose weights it averages
 
 and those of the run whose weights it began with (`policy:`). What cannot be known is an error, not an empty set.
 """
@@ -29,8 +29,9 @@ from gpo_train.run import Run
 def trained_keys(recipe: Recipe, run: Run) -> set[str]:
     """The content keys that `run` was trained on; `recipe` says where the lake is. Raises UsageError."""
     manifest = run.manifest()
-    if manifest.averaged is not None:
-        return trained_keys(recipe, Run(run.folder.parent / manifest.averaged["run"]))
+    if (of := manifest.averaged) is not None:
+        names = of["runs"] if "runs" in of else [of["run"]]  # as runs of 0.1 have it
+        return set().union(*(trained_keys(recipe, Run(run.folder.parent / name)) for name in names))
     kind = str(manifest.recipe["task"]["kind"])
     prompts = _iterations(run, kind) if manifest.mode == "online" else _snapshot(recipe.lake, run, kind)
     keys = {TASKS[kind].key(prompt) for prompt in prompts}

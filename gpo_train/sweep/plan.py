@@ -10,6 +10,7 @@
     rows:                                    without them there is one
       - {name: gpo}
       - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
+    means: {of: 3, scales: [1.0, 2.0]}       of every row also the mean of three seeds' policies each (average.py)
 
 Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
 than the sweep's (group_size, task, sampler), or looks at them otherwise (ocr, yolo), gets a dataset of its own, whose
@@ -27,16 +28,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
-from gpo_data.recipe.checks import Count, PathText, Seed, adapters, check, expect, expect_valid
+from gpo_data.recipe.checks import Count, PathText, Positive, Seed, adapters, check, expect, expect_valid
 from gpo_data.recipe.files import read
 
 MOST_ROWS = 10_000
+MEANT = {"recipe": "a name or a file", "of": "how many seeds"}  # of keys without a default
 NAME = re.compile(r"[a-z0-9_-]{1,24}")
 # Keys younger than the first sweeps, whose rows are named without them: they count where they are set.
 YOUNGER = {
@@ -60,6 +62,18 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Means:
+    """Args: of: so many seeds, one after another, are one mean. scales: how far from the base."""
+
+    of: Annotated[int, Field(ge=2, le=1000)]
+    scales: list[Positive] = field(default_factory=lambda: [1.0])
+
+    def __post_init__(self) -> None:
+        check(self, "means.")
+        expect(bool(self.scales), "means.scales", "at least one", self.scales)
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep file; see above."""
 
@@ -72,6 +86,7 @@ class Sweep:
     set: dict[str, JsonValue] = field(default_factory=dict)
     grid: dict[str, list[JsonValue]] = field(default_factory=dict)
     rows: list[dict[str, JsonValue]] = field(default_factory=list)
+    means: dict[str, JsonValue] | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -89,6 +104,7 @@ class Row:
         label: what sets it apart from the other rows, whatever its seed.
         recipe: all of it.
         drawing: what draws the groups that it is trained on offline: the same but for what is not drawn.
+        of: rows whose mean it is, `scale` times as far from the base; it is not trained.
     """
 
     name: str
@@ -96,6 +112,8 @@ class Row:
     seed: int
     recipe: Recipe
     drawing: Recipe
+    of: tuple[str, ...] = ()
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
+        rows += _means(sweep, rows)
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)
@@ -133,8 +152,9 @@ def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
         if key not in known:
             raise UsageError(f"unknown key {prefix + str(key)!r}{nearest(str(key), known)}")
         expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
-    if kind is Sweep and "recipe" not in content:
-        raise UsageError("recipe: expected a name or a file, found nothing")
+    for needed, meant in ((Sweep, "recipe"), (Means, "of")):
+        if kind is needed and meant not in content:
+            raise UsageError(f"{prefix}{meant}: expected {MEANT[meant]}, found nothing")
 
 
 def _settled(sweep: Sweep) -> dict[str, JsonValue]:
@@ -169,6 +189,21 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
             recipe = dataclasses.replace(recipe, name=_dataset(recipe, base))
         digest = _digest(recipe, sweep)
         yield Row(f"{sweep.name}-{_slug(label)}-{digest}-s{seed}", label, seed, recipe, _drawing(recipe, plain))
+
+
+def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
+    if sweep.means is None:
+        return
+    _check_keys(sweep.means, Means, "means.")
+    means = Means(**sweep.means)  # type: ignore[arg-type]
+    if len(sweep.seeds) % means.of:
+        raise UsageError(f"means.of: expected a divisor of {len(sweep.seeds)}, the number of seeds, found {means.of}")
+    for first, scale in itertools.product(range(0, len(rows), means.of), means.scales):
+        one, names = rows[first], tuple(row.name for row in rows[first : first + means.of])
+        label = f"{one.label}, mean of {means.of}" + (f", x {scale:g}" if scale != 1 else "")
+        digest = hashlib.blake2b(f"{names} {scale:g}".encode(), digest_size=4).hexdigest()
+        name = f"{sweep.name}-{_slug(one.label)}-{digest}-m{one.seed}"
+        yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale)
 
 
 def _dataset(recipe: Recipe, base: Recipe) -> str:

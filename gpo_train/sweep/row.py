@@ -1,4 +1,4 @@
-"""One row: train, evaluate, and write down what came of it. The work is that of the verbs `fit` and `eval`.
+"""One row: train, evaluate, and write down what came of it: the verbs `fit` and `eval`; of a mean `average` and `eval`.
 
 <sweep>/runs/<row>/          the run
 <sweep>/rows/<row>.json      what the page needs of it; written last: a row that has one is never run again
@@ -24,6 +24,7 @@ from gpo_data.lake.document import read_document, write_document
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation.result import Comparison, Evaluation
 from gpo_train.online.iterations import history
+from gpo_train.run import Run
 from gpo_train.sweep.plan import Row, Sweep
 from gpo_train.sweep.processes import FAILED, STOPPED
 
@@ -44,7 +45,7 @@ class Result:
     """The content of rows/<row>.json.
 
     Args:
-        pictures: that were drawn to train on.
+        pictures: that were drawn to train on. A mean has the pictures, the steps and the seconds of all its runs.
         seconds: with the evaluation.
         points: of the sweep's `points` that the row reached, by step, the policy of then against the base.
         peak_memory: as run.json has it.
@@ -79,6 +80,7 @@ def draw_dataset(recipe: Recipe) -> int:
 
 def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
     """Train and evaluate, in a process of its own; its exit code."""
+    from gpo_train.average import average
     from gpo_train.evaluation.evaluate import evaluate
     from gpo_train.evaluation.several import at_points
     from gpo_train.fit import fit
@@ -86,26 +88,32 @@ def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
 
     def work(console: Console) -> None:
         started, path = time.monotonic(), folder / "rows" / f"{row.name}.json"
-        run = fit(row.recipe, row.name, console, sweep.mode, folder / "runs", sweep.points)
+        of = [Run(folder / "runs" / name) for name in row.of or [row.name]]
+        run = Run(folder / "runs" / row.name)
+        if not row.of:
+            fit(row.recipe, row.name, console, sweep.mode, folder / "runs", sweep.points)
+        elif not run.folder.is_dir():
+            average(of, scale=row.scale, name=row.name)
         reached = {step: at for step in sorted(sweep.points) if (at := folder_of(run, step)).is_dir()}
         # One at a time: rows share the base's pictures, which the first of them draws.
         with (folder / ".eval.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = evaluate(row.recipe, run, console)
             points = at_points(row.recipe, run, reached, console)
-        manifest = run.manifest()
+        manifests = [one.manifest() for one in of]
+        drawn = [pictures_of(row.recipe, one.folder, sweep.mode) for one in of]
         path.parent.mkdir(parents=True, exist_ok=True)
         result = Result(
             label=row.label,
             seed=row.seed,
             evaluation=found,
-            pictures=pictures_of(row.recipe, run.folder, sweep.mode),
-            steps=manifest.steps or 0,
-            train_seconds=manifest.train_seconds or 0.0,
+            pictures=sum(drawn) if sweep.mode == "online" else drawn[0],
+            steps=sum(one.steps or 0 for one in manifests),
+            train_seconds=sum(one.train_seconds or 0.0 for one in manifests),
             seconds=round(time.monotonic() - started, 1),
             curve=curve(run.folder),
             points={str(step): one for step, one in points.items()},
-            peak_memory=manifest.peak_memory,
+            peak_memory=max((one.peak_memory for one in manifests if one.peak_memory is not None), default=None),
         )
         write_document(result, path)
 

@@ -85,7 +85,9 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
         if todo:
             runner(_drawings(plan, found, folder), 1, ended)
             started, done = time.monotonic(), 0
-            runner([_job(row, plan, folder) for row in todo], at_once, row_ended)
+            runner([_job(row, plan, folder) for row in todo if not row.of], at_once, row_ended)
+            means = [row for row in todo if found.keys() >= {*row.of} and row.of]
+            runner([_job(row, plan, folder) for row in means], at_once, row_ended)
     finally:  # also where it is stopped: what is there can be looked at
         table = show(plan, folder, found, len(failed))
     console.print(table, soft_wrap=True)
