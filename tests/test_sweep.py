@@ -108,8 +108,8 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
             "means.of: expected a divisor of 3, the num",
         ),
         ("recipe: small.yaml\nmeans: {scales: [2]}", "means.of: expected how many seeds, found nothing"),
-        ("recipe: small.yaml\nmeans: {of: 2, scale: [2]}", "unknown key 'means.scale'; did you mean 'means.scales'"),
-        ("recipe: small.yaml\nmeans: {of: 2, scales: []}", "means.scales: expected at least one"),
+        ("recipe: small.yaml\nmeans: {of: [2], scale: [2]}", "unknown key 'means.scale'; did you mean 'means.scales'"),
+        ("recipe: small.yaml\nmeans: {of: [2], scales: []}", "means.scales: expected at least one"),
         ("recipe: small.yaml\nset: {train.loss: nft}", "train.reference: expected frozen or adapters"),
     ],
 )
@@ -246,7 +246,7 @@ def test_rows_share_what_is_drawn_whatever_they_are_paid_for_and_are_evaluated_a
 
 @pytest.mark.slow
 def test_the_mean_of_seeds_is_a_row(sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    means = "means: {of: 2, scales: [1.0, 1.5]}\n"
+    means = "means: {of: [2], scales: [1.0, 1.5]}\n"
     sweep_file.write_text(
         "recipe: small.yaml\njobs: 2\nseeds: [0, 1]\npoints: [1]\nset: {train.epochs: 1, eval.prompts: 2}\n" + means
     )

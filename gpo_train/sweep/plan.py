@@ -10,7 +10,7 @@
     rows:                                    without them there is one
       - {name: gpo}
       - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
-    means: {of: 3, scales: [1.0, 2.0]}       of every row also the mean of three seeds' policies each (average.py)
+    means: {of: [3], scales: [1.0, 2.0]}     of every row also the mean of each three seeds' policies (average.py)
 
 Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
 than the sweep's (group_size, task, sampler), or looks at them otherwise (ocr, yolo), gets a dataset of its own, whose
@@ -65,11 +65,12 @@ class Variant:
 class Means:
     """Args: of: so many seeds, one after another, are one mean. scales: how far from the base."""
 
-    of: Annotated[int, Field(ge=2, le=1000)]
+    of: list[Annotated[int, Field(ge=2, le=1000)]]
     scales: list[Positive] = field(default_factory=lambda: [1.0])
 
     def __post_init__(self) -> None:
         check(self, "means.")
+        expect(bool(self.of), "means.of", "at least one number of seeds", self.of)
         expect(bool(self.scales), "means.scales", "at least one", self.scales)
 
 
@@ -196,14 +197,15 @@ def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
         return
     _check_keys(sweep.means, Means, "means.")
     means = Means(**sweep.means)  # type: ignore[arg-type]
-    if len(sweep.seeds) % means.of:
-        raise UsageError(f"means.of: expected a divisor of {len(sweep.seeds)}, the number of seeds, found {means.of}")
-    for first, scale in itertools.product(range(0, len(rows), means.of), means.scales):
-        one, names = rows[first], tuple(row.name for row in rows[first : first + means.of])
-        label = f"{one.label}, mean of {means.of}" + (f", x {scale:g}" if scale != 1 else "")
-        digest = hashlib.blake2b(f"{names} {scale:g}".encode(), digest_size=4).hexdigest()
-        name = f"{sweep.name}-{_slug(one.label)}-{digest}-m{one.seed}"
-        yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale)
+    if uneven := next((of for of in means.of if len(sweep.seeds) % of), None):
+        raise UsageError(f"means.of: expected divisors of {len(sweep.seeds)}, the number of seeds, found {uneven}")
+    for of, scale in itertools.product(means.of, means.scales):
+        for first in range(0, len(rows), of):
+            one, names = rows[first], tuple(row.name for row in rows[first : first + of])
+            label = f"{one.label}, mean of {of}" + (f", x {scale:g}" if scale != 1 else "")
+            digest = hashlib.blake2b(f"{names} {scale:g}".encode(), digest_size=4).hexdigest()
+            name = f"{sweep.name}-{_slug(one.label)}-{digest}-m{one.seed}"
+            yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale)
 
 
 def _dataset(recipe: Recipe, base: Recipe) -> str:
