@@ -119,6 +119,24 @@ def test_what_a_sweep_file_can_have_wrong(sweep_file: Path, text: str, message: 
         read_plan(sweep_file)
 
 
+def test_means_are_of_seeds_that_follow_each_other(sweep_file: Path) -> None:
+    sweep_file.write_text(
+        "recipe: small.yaml\nseeds: [4, 5, 6, 7]\ngrid: {train.beta: [1, 2]}\nmeans: {of: [2, 4], scales: [1, 2]}"
+    )
+    rows = read_plan(sweep_file).rows
+    trained, means = rows[:8], rows[8:]
+    assert not any(row.of for row in trained) and len({row.name for row in rows}) == len(rows) == 8 + 12
+    names = [row.name for row in trained]
+    assert [row.of for row in means if row.scale == 1] == [
+        *(tuple(names[i : i + 2]) for i in range(0, 8, 2)),
+        *(tuple(names[i : i + 4]) for i in (0, 4)),
+    ]
+    assert [row.label for row in means if len(row.of) == 4 and row.scale == 2] == [
+        f"beta {beta}, mean of 4, x 2" for beta in (1, 2)
+    ]
+    assert [row.seed for row in means[:4]] == [4, 6, 4, 6]
+
+
 def test_a_front_has_what_nothing_beats() -> None:
     assert front([(1, 1), (2, 0.5), (0.5, 2), (1, 0.9), (2, 0.5), (float("nan"), 9)]) == [
         True,

@@ -141,7 +141,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
-        rows += _means(sweep, rows)
+        rows = [*rows, *_means(sweep, rows)]
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)
