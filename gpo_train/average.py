@@ -12,6 +12,7 @@ whose matrices began apart, by their products: the ranks add up.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.models.weights import by_name, weight_files
 from gpo_train.online.iterations import Iteration, history
-from gpo_train.run import Run
+from gpo_train.run import Run, named
 
 Readers = dict[str, Callable[[], Tensor]]  # of a policy's tensors, by name
 
@@ -40,13 +41,15 @@ def average(runs: Sequence[Run], last: int | None = None, scale: float = 1.0, na
         scale: how far from what the runs began with, in lengths of the mean move.
         name: None is <run>-mean<N>, N the number of policies averaged; with a scale, <run>-mean<N>-x<scale>.
     """
+    if not (math.isfinite(scale) and scale > 0):
+        raise UsageError(f"--scale: expected a number above 0, found {scale:g}")
     folders = [_iterations(run, last) if last is not None else [_policy(run)] for run in runs]
     if last is None and len(runs) == 1 and scale == 1:
         raise UsageError("average: expected several runs, --last N or --scale S, found one run as it is")
     _expect_one_base(runs)
     first = runs[0]
     scaled = "" if scale == 1 else "-x" + re.sub(r"[^0-9]+", "-", f"{scale:g}").strip("-")
-    made = Run(first.folder.parent / (name or f"{first.name}-mean{sum(map(len, folders))}{scaled}"))
+    made = named(first.folder.parent, name or f"{first.name}-mean{sum(map(len, folders))}{scaled}")
     if made.folder.exists():
         raise UsageError(f"run {made.folder} is there already; choose another --out NAME, or remove the folder")
     with tempfile.TemporaryDirectory(dir=first.folder.parent) as temporary:

@@ -135,8 +135,8 @@ def average(recipe: Recipe, options: Options) -> None:
     from gpo_train.average import average
     from gpo_train.run import named, newest
 
-    names = options.run or [newest(str(recipe.name), options.mode, options.runs).name]
     out = None if options.out is None else named(options.runs, options.out).name
+    names = options.run or [newest(str(recipe.name), options.mode, options.runs).name]
     made = average([named(options.runs, name) for name in names], options.last, options.scale, out)
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 

@@ -154,6 +154,14 @@ class Run:
         write_document(dataclasses.replace(self.manifest(), **facts), self.folder / "run.json")
 
 
+def of_average(averaged: dict[str, Any]) -> tuple[list[str], int | None, float]:
+    """(runs, last iterations of each, scale) of a run that is a mean, as this version and 0.1 write it down."""
+    if "run" in averaged:
+        first, last = averaged["iterations"]
+        return [averaged["run"]], last - first + 1, 1.0
+    return averaged["runs"], averaged["last"], averaged["scale"]
+
+
 def all_runs(folder: Path = RUNS) -> list[Run]:
     """Oldest first."""
     found = []

@@ -21,7 +21,7 @@ from gpo_data.models.licence import licence_in_words
 from gpo_data.sharing.hub import explained
 from gpo_train.evaluation.report import headline, markdown_row, rows_of
 from gpo_train.evaluation.result import Evaluation
-from gpo_train.run import Run
+from gpo_train.run import Run, RunManifest, of_average
 
 EVALUATED = ("eval.json", "eval.png")
 
@@ -69,7 +69,7 @@ def card(run: Run, license: str) -> str:
 
 # {run.name}
 
-`{base}`, trained {manifest.mode} by group preferences ([GPO](https://arxiv.org/abs/2505.11070)) on the reward
+`{base}`, {_made(manifest)} by group preferences ([GPO](https://arxiv.org/abs/2505.11070)) on the reward
 `{recipe.get("reward")}`: {"LoRA weights" if lora else "a whole denoiser"}. Open it with {load}.
 It is made of the base model: its licence{licence_in_words(base)} holds for it too.
 
@@ -81,6 +81,15 @@ It is made of the base model: its licence{licence_in_words(base)} holds for it t
 
 {_evaluation(run)}
 """
+
+
+def _made(manifest: RunManifest) -> str:
+    """How, in words."""
+    if manifest.averaged is None:
+        return f"trained {manifest.mode}"
+    runs, last, scale = of_average(manifest.averaged)
+    mean = f"the mean of {', '.join(runs)}" + (f" in their last {last} iterations" if last else "")
+    return f"{mean}{f', {scale:g} times as far from it' if scale != 1 else ''}, trained"
 
 
 def _evaluation(run: Run) -> str:

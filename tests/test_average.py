@@ -16,6 +16,7 @@ from gpo_train.average import average
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration
 from gpo_train.run import Run, newest
+from gpo_train.share import card
 from tests.parts.online import here as here
 from tests.parts.online import online
 from tests.parts.training import weights_of
@@ -42,6 +43,7 @@ def test_iterations_are_averaged(here: Path, capsys: pytest.CaptureFixture[str])
         (["--run", "fresh-mean2", "--last", "2"], "expected an online run"),
         (["--run", "fresh"], "expected several runs, --last N or --scale S"),
         (["--run", "fresh", "fresh"], "--run: expected each run once"),
+        (["--run", "fresh", "--scale", "nan"], "--scale: expected a number above 0, found nan"),
         (["--run", "fresh", "none"], "no run.json there"),
     ):
         assert cli.main(["average", str(here), *arguments]) == 2
@@ -66,6 +68,7 @@ def test_runs_are_averaged_and_taken_further_from_their_base(here: Path) -> None
     assert cli.main(["eval", str(here), "--run", "far", *SMALL]) == 0
     assert made.manifest().mode == "average" and average(runs).name == "s0-mean2"
     assert average(runs, scale=0.5).name == "s0-mean2-x0-5"
+    assert "the mean of s0, s1, 1.5 times as far from it, trained by group preferences" in card(made, "mit")
     assert average([runs[0], made], name="again").manifest().averaged == {
         "runs": ["s0", "far"],
         "last": None,
@@ -98,4 +101,5 @@ def test_a_mean_of_older_runs_is_known(here: Path) -> None:
     older = json.loads(path.read_text()) | {"averaged": {"run": "a", "iterations": [0, 1]}}
     path.write_text(json.dumps(older))
     recipe = load(here)
+    assert "the mean of a in their last 2 iterations, trained" in card(Run(path.parent), "mit")
     assert trained_keys(recipe, Run(path.parent)) == trained_keys(recipe, Run(Path("runs/a"))) != set()
