@@ -30,6 +30,7 @@ from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import declared, refuse_watched, watched_columns
 from gpo_data.recipe import EVALUATORS
+from gpo_data.recipe.checks import MOST_MEMBERS
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -194,6 +195,9 @@ def _query(
 def _matrices(columns: Columns, dataset: str) -> tuple[pa.Array, np.ndarray, dict[str, np.ndarray]]:
     """(keys [groups], levels [groups], {column: matrix}) of what `_query` gave, of which nothing is left."""
     group, member = columns.pop("group_key"), columns.pop("member").to_numpy()
+    if (wrong := int(member.min() if member.min() < 0 else member.max())) not in range(MOST_MEMBERS):
+        key = group[int(np.flatnonzero(member == wrong)[0])]
+        raise UsageError(f"dataset {dataset}: {key} member {wrong}: expected 0 to {MOST_MEMBERS - 1}; {REPAIR}")
     shape = len(group.dictionary), int(member.max()) + 1
     place = group.indices.to_numpy().astype(np.int64) * shape[1] + member  # in a matrix, row by row
     levels = np.zeros(shape[0], np.int64)

@@ -45,12 +45,12 @@ from gpo_data.lake.stage import stage, staged
 from gpo_data.progress import Bar
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
+from gpo_data.recipe.checks import MOST_MEMBERS
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS, extras
 
 LABEL, FROM = "label", "imported_from"
 COLUMNS: dict[str, pa.DataType] = {FROM: pa.string(), LABEL: pa.float64()}
-MOST = 10_000  # members of a group, as in a recipe
 
 
 def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
@@ -122,9 +122,9 @@ def _groups(found: list[Picture]) -> list[list[Picture]]:
     for one in found:
         by_name.setdefault(("pair", one.pair) if one.pair is not None else ("caption", one.caption), []).append(one)
     for group in by_name.values():
-        if len(group) > MOST:
+        if len(group) > MOST_MEMBERS:
             raise UsageError(
-                f"import: {len(group)} pictures have one caption, expected at most {MOST}: {group[0].caption}"
+                f"import: {len(group)} pictures have one caption, expected at most {MOST_MEMBERS}: {group[0].caption}"
             )
     return list(by_name.values())
 

@@ -28,7 +28,8 @@ def _path(text: str) -> str:
 MOST_INT, MOST_FLOAT = 10**6, 10**9  # of anything; beyond lie slips of the keyboard, and what no machine can hold
 Count = Annotated[int, Field(ge=1, le=MOST_INT)]
 Whole = Annotated[int, Field(ge=0, le=MOST_INT)]
-Members = Annotated[int, Field(ge=2, le=10_000)]
+MOST_MEMBERS = 10_000  # of a group
+Members = Annotated[int, Field(ge=2, le=MOST_MEMBERS)]
 Pixels = Annotated[int, Field(ge=8, le=8192)]
 Workers = Annotated[int, Field(ge=0, le=256)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

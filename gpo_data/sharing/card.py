@@ -112,8 +112,8 @@ def _drawn(manifest: Manifest) -> tuple[str, str]:
         f"each drawn {fields.get('group_size')} times from different noise by `{fields.get('model')}`",
         f"""## How it was drawn
 
-- {_model(manifest)}. The pictures are this model's: its licence{licence_in_words(str(fields.get("model")))} holds for
-  them too.
+- {_model(manifest)}. The pictures are this model's:
+  its licence{licence_in_words(str(fields.get("model")))} holds for them too.
 - {", ".join(f"{name} {value}" for name, value in settings.items())}
 - seed {fields.get("seed")}""",
     )
