@@ -133,11 +133,11 @@ def best_of(rewards: np.ndarray) -> np.ndarray:
     size = rewards.shape[1]
     measured, ordered = np.isfinite(rewards).sum(axis=1), np.sort(rewards, axis=1)  # NaN sorts last
     total, counted = np.zeros(size), np.zeros(size)
-    for n in np.unique(measured).tolist():
+    for n, groups in zip(*(found.tolist() for found in np.unique(measured, return_counts=True)), strict=True):
         summed = ordered[measured == n, :n].sum(axis=0)
         weights = [[math.comb(i, k - 1) / math.comb(n, k) for i in range(n)] for k in range(1, n + 1)]
         total[:n] += np.array(weights) @ summed
-        counted[:n] += (measured == n).sum()
+        counted[:n] += groups
     return _ratio(total, counted)
 
 

@@ -148,14 +148,14 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
 
 
 def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
-    known = [one.name for one in dataclasses.fields(kind)]
+    known = {one.name: one for one in dataclasses.fields(kind)}
     for key, value in content.items():
         if key not in known:
-            raise UsageError(f"unknown key {prefix + str(key)!r}{nearest(str(key), known)}")
+            raise UsageError(f"unknown key {prefix + str(key)!r}{nearest(str(key), list(known))}")
         expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
-    for needed, meant in ((Sweep, "recipe"), (Means, "of")):
-        if kind is needed and meant not in content:
-            raise UsageError(f"{prefix}{meant}: expected {MEANT[meant]}, found nothing")
+    for key, one in known.items():
+        if key not in content and one.default is one.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{prefix}{key}: expected {MEANT[key]}, found nothing")
 
 
 def _settled(sweep: Sweep) -> dict[str, JsonValue]:
