@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from gpo_data import recipe
 from gpo_train.fit import fit
 from gpo_train.run import Run
 from tests.parts.serving import free_port
+from tests.parts.session import kill, session_of
 from tests.parts.training import newest_of, train, weights_of
 
 pytestmark = pytest.mark.slow
@@ -39,24 +39,10 @@ def two_nodes(path: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]
             launcher += ["--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port)]
             command = ["-m", "gpo_train.cli", "--", "fit", str(path), "--run", "two"]
             command += ["--train.trainer.num_nodes", "2", "--train.trainer.accelerator", "cpu", *options]
-            process = subprocess.Popen(
-                [sys.executable, *launcher, *command],
-                env=environment,
-                cwd=path.parent,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
+            found.append(
+                stack.enter_context(session_of([sys.executable, *launcher, *command], environment, path.parent))
             )
-            stack.enter_context(process)
-            stack.callback(_kill, process)
-            found.append(process)
         yield found
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def until_first_checkpoint(run: Run, launchers: list[subprocess.Popen[str]]) -> None:
@@ -64,7 +50,7 @@ def until_first_checkpoint(run: Run, launchers: list[subprocess.Popen[str]]) -> 
     while newest_of(run) is None:
         if time.monotonic() > until or any(one.poll() is not None for one in launchers):
             for one in launchers:
-                _kill(one)
+                kill(one)
             pytest.fail("no checkpoint:\n" + "\n".join(one.communicate()[0] for one in launchers))
         time.sleep(0.05)
 
@@ -83,7 +69,7 @@ def test_two_nodes_end_where_one_rank_does(here: Path, strategy: str) -> None:
     with two_nodes(here, *options) as launchers:
         until_first_checkpoint(run, launchers)
         for one in launchers:
-            _kill(one)
+            kill(one)
     assert run.manifest().state == "training"
     finished(here, *options)
     assert run.manifest().ranks == 2
@@ -99,7 +85,7 @@ def test_two_nodes_draw_and_train_as_one_rank_does(here: Path) -> None:
     with two_nodes(here, *options) as launchers:
         until_first_checkpoint(run, launchers)
         for launcher in launchers:
-            _kill(launcher)
+            kill(launcher)
     finished(here, *options)
     tars = [[p.read_bytes() for p in sorted(Path("lake").glob(f"*{name}-it0000/*.tar"))] for name in ("one", "two")]
     assert tars[0] == tars[1] and len(tars[0]) == 3
@@ -155,7 +141,7 @@ def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path, 
         if every == 1:
             until_first_checkpoint(run, launchers)
         for one in launchers:
-            _kill(one)
+            kill(one)
     (stored / "epoch-0000.rank-1-of-2.safetensors").unlink()
     finished(here, *options)
     two = weights_of(run)

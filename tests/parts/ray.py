@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from gpo_data import recipe
 from gpo_data.generation.generate import draw
 from gpo_data.lake.verify import verify
 from tests.parts.nodes import ENVIRONMENT
+from tests.parts.session import session_of
 
 QUIET = Console(quiet=True)
 JUDGE = """
@@ -77,25 +76,12 @@ def run(path: Path, *options: str, **kind: str) -> subprocess.CompletedProcess[s
 @contextlib.contextmanager
 def begun(path: Path, *options: str, dataset: str = "*", **kind: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a session of its own, once it has committed a shard of the dataset."""
-    environment = ENVIRONMENT | {"JUDGE_SECONDS": "1"}
-    with subprocess.Popen(
-        command(path, *options, **kind),
-        env=environment,
-        cwd=path.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with session_of(command(path, *options, **kind), ENVIRONMENT | {"JUDGE_SECONDS": "1"}, path.parent) as process:
         until = time.monotonic() + 200
-        try:
-            while not list(path.parent.glob(f"lake/dataset={dataset}/*.tar")) and process.poll() is None:
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        while not list(path.parent.glob(f"lake/dataset={dataset}/*.tar")) and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        yield process
 
 
 MANY = ("--task.num_prompts", "24", "--group_size", "3")  # 12 shards
