@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -171,3 +172,13 @@ def peak_memory(device: str) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def pool(most: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads, at most so many; where one fails, or the caller does, jobs that have not begun never do."""
+    with ThreadPoolExecutor(max(1, most)) as executor:
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)

@@ -2,7 +2,7 @@
 
     group.json             JSON with the fields of a group, each list as long as there are members
     *.safetensors          tensors, behind a header of at most HEADER bytes
-    00.png, 00.webp, ...   a picture of exactly that format, of at most PIXELS pixels
+    00.png, 00.webp, ...   a picture of exactly that format, within pictures.py's limit
 
 Shards are shared, so a part may be anything: a picture that is a program to another decoder, a header that promises
 terabytes. What is not as it should be is damage (`Damage`), never data, and never another error. Everybody who opens a
@@ -15,7 +15,6 @@ import io
 import json
 import re
 import tarfile
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -24,8 +23,8 @@ from PIL import Image
 from safetensors.torch import load as load_safetensors
 
 from gpo_data.errors import words
+from gpo_data.pictures import TooLarge, decoded
 
-PIXELS = 8192 * 8192  # 200 MB decoded; models draw up to 4096 x 4096
 HEADER = 2**20  # bytes; the header of a group's tensors has a few hundred
 GROUP_JSON = 2**26  # bytes
 FORMATS = {"png": "PNG", "webp": "WEBP"}
@@ -149,13 +148,8 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     """The picture of a part `00.png`, decoded, in RGB. Raises Damage."""
     kind = FORMATS[name.rpartition(".")[2]]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
-            image: Image.Image = Image.open(io.BytesIO(data), formats=(kind,))
-        if image.width * image.height > PIXELS:
-            raise Damage(f"{name}: expected at most {PIXELS} pixels, found {image.width} x {image.height}")
-        return image.convert("RGB")
-    except Damage:
-        raise
+        return decoded(data, kind)
+    except TooLarge as error:
+        raise Damage(f"{name}: {error}") from None
     except Exception as error:  # Pillow raises many kinds on damaged bytes
         raise Damage(f"{name}: not a {kind} picture: {words(error, 200)}") from None

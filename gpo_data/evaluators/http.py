@@ -23,8 +23,9 @@ from gpo_data.errors import UsageError
 from gpo_data.evaluators import protocol
 from gpo_data.evaluators.protocol import Described, Malformed, Score
 from gpo_data.evaluators.remembered import Remembered, key_of
-from gpo_data.evaluators.service import Service, threads
+from gpo_data.evaluators.service import Service
 from gpo_data.evaluators.version import as_version
+from gpo_data.hardware import pool
 from gpo_data.recipe import Http, Recipe
 
 
@@ -58,8 +59,8 @@ class HttpEvaluator:
         size = self._http.batch_size
         batches = [places[i : i + size] for i in range(0, len(places), size)]
         errors: list[str] = []
-        with threads(self._http.workers, len(batches)) as pool:
-            answers = pool.map(
+        with pool(min(self._http.workers, len(batches))) as threads:
+            answers = threads.map(
                 lambda batch: self._ask([images[i] for _, i in batch], [targets[i] for _, i in batch]), batches
             )
             for batch, scores in zip(batches, answers, strict=True):

@@ -18,7 +18,6 @@ import binascii
 import io
 import json
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +25,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from gpo_data import pictures
 from gpo_data.errors import words
 
 PROTOCOL = 1
 SCORE = "/score"
 TOKEN_VARIABLE = "GPO_JUDGE_TOKEN"  # the environment's, of asker and scorer
-PIXELS = 8192 * 8192
-FORMATS = ("PNG", "JPEG", "WEBP")
 KINDS: dict[str, pa.DataType] = {
     "double": pa.float64(),
     "int64": pa.int64(),
@@ -80,19 +78,16 @@ def png(image: np.ndarray) -> bytes:
 
 
 def picture(data: bytes, where: str) -> np.ndarray:
-    """The inverse, of any of FORMATS: uint8 [H, W, 3] RGB. Raises Malformed."""
+    """The inverse, of any kind of pictures.py: uint8 [H, W, 3] RGB. Raises Malformed."""
+    kind = pictures.kind_of(data)
+    if kind is None:
+        raise Malformed(f"{where}: expected a picture, {', '.join(pictures.KINDS)}, found {data[:8]!r}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
-            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > PIXELS:
-            raise Malformed(f"{where}: expected at most {PIXELS} pixels, found {image.width} x {image.height}")
-        return np.asarray(image.convert("RGB"))
-    except Malformed:
-        raise
+        return np.asarray(pictures.decoded(data, kind))
+    except pictures.TooLarge as error:
+        raise Malformed(f"{where}: {error}") from None
     except Exception as error:  # Pillow raises many kinds on damaged bytes
-        reason = words(error, 200)
-        raise Malformed(f"{where}: expected a picture, {', '.join(FORMATS)}: {reason}") from None
+        raise Malformed(f"{where}: a damaged {kind}: {words(error, 200)}") from None
 
 
 def json_body(images: list[bytes], targets: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,16 +94,6 @@ class Service:
         return RunError(
             f"{self.key}: no answer from {self.url} in {tries}: {why}; start it, and the same command goes on"
         )
-
-
-@contextmanager
-def threads(most: int, jobs: int) -> Iterator[ThreadPoolExecutor]:
-    """As many as there are jobs, at most so many; where one fails, those that have not begun are not."""
-    with ThreadPoolExecutor(max(1, min(most, jobs))) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _words(data: bytes) -> str:

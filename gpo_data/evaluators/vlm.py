@@ -33,8 +33,9 @@ from gpo_data.errors import UsageError
 from gpo_data.evaluators.protocol import png
 from gpo_data.evaluators.questions import Question, questions_of, together
 from gpo_data.evaluators.remembered import Remembered, key_of
-from gpo_data.evaluators.service import Service, threads
+from gpo_data.evaluators.service import Service
 from gpo_data.evaluators.version import as_version
+from gpo_data.hardware import pool
 from gpo_data.recipe import Recipe, Vlm
 
 COLUMNS: dict[str, pa.DataType] = {
@@ -79,8 +80,8 @@ class VlmEvaluator:
         ]
         known = self._remembered.get(keys)
         todo = {key: i for i, key in enumerate(keys) if key not in known and asked[i]}
-        with threads(self._vlm.batch_size, len(todo)) as pool:
-            rows = pool.map(lambda i: self._picture(images[i], asked[i]), todo.values())
+        with pool(min(self._vlm.batch_size, len(todo))) as threads:
+            rows = threads.map(lambda i: self._picture(images[i], asked[i]), todo.values())
             for key, row in zip(todo, rows, strict=True):
                 self._remembered.put({key: row})
                 known[key] = row
