@@ -28,7 +28,7 @@ from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.models.weights import by_name, weight_files
 from gpo_train.online.iterations import Iteration, history
-from gpo_train.run import Run, named
+from gpo_train.run import Averaged, Run, named
 
 Readers = dict[str, Callable[[], Tensor]]  # of a policy's tensors, by name
 
@@ -72,7 +72,7 @@ def average(runs: Sequence[Run], last: int | None = None, scale: float = 1.0, na
             save_file(mean, file, facts)
         shutil.copy2(first.folder / "run.json", out.folder)
         # A mode of its own, so that `newest` goes on finding the run that trained.
-        of = {"runs": [run.name for run in runs], "last": last, "scale": scale}
+        of = Averaged(runs=[run.name for run in runs], last=last, scale=scale)
         out.note(run=made.name, mode="average", state="finished", averaged=of, rollback=None)
         out.folder.rename(made.folder)
     return made

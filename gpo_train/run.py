@@ -25,7 +25,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 import gpo_data
 from gpo_data import hardware, models
@@ -57,6 +59,28 @@ NAME = re.compile(r"[a-z0-9_-]{1,80}")  # it is part of the names of datasets: <
 
 
 @dataclass(frozen=True, kw_only=True)
+class Averaged:
+    """Of what a run is the mean; see average.py.
+
+    Args:
+        last: iterations of each run; None: its policy.
+        scale: lengths of the mean move from what the runs began with.
+    """
+
+    runs: list[str]
+    last: int | None = None
+    scale: float = 1.0
+
+
+def _of_any_version(found: Any) -> Any:
+    """0.1 wrote one run, and the first and last of its iterations."""
+    match found:
+        case {"run": str(run), "iterations": [int(first), int(last)]}:
+            return {"runs": [run], "last": last - first + 1}
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunManifest:
     """The content of run.json.
 
@@ -69,7 +93,7 @@ class RunManifest:
         stopped_by: the rule that ended it.
         peak_memory: bytes that training held at most, on the GPU or, without one, in its process; of the process that
             ended it, with the pictures that an online run draws.
-        averaged: of what runs and iterations it is the mean; see average.py.
+        averaged: of what it is the mean.
         rollback: which iteration's policy it ended with; see evaluation/rollback.py.
     """
 
@@ -87,7 +111,7 @@ class RunManifest:
     train_seconds: float | None = None
     ranks: int | None = None
     peak_memory: int | None = None
-    averaged: dict[str, Any] | None = None
+    averaged: Annotated[Averaged | None, BeforeValidator(_of_any_version)] = None
     rollback: Rollback | None = None
 
 
@@ -152,14 +176,6 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         write_document(dataclasses.replace(self.manifest(), **facts), self.folder / "run.json")
-
-
-def of_average(averaged: dict[str, Any]) -> tuple[list[str], int | None, float]:
-    """(runs, last iterations of each, scale) of a run that is a mean, as this version and 0.1 write it down."""
-    if "run" in averaged:
-        first, last = averaged["iterations"]
-        return [averaged["run"]], last - first + 1, 1.0
-    return averaged["runs"], averaged["last"], averaged["scale"]
 
 
 def all_runs(folder: Path = RUNS) -> list[Run]:

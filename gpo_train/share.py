@@ -21,7 +21,7 @@ from gpo_data.models.licence import licence_in_words
 from gpo_data.sharing.hub import explained
 from gpo_train.evaluation.report import headline, markdown_row, rows_of
 from gpo_train.evaluation.result import Evaluation
-from gpo_train.run import Run, RunManifest, of_average
+from gpo_train.run import Run, RunManifest
 
 EVALUATED = ("eval.json", "eval.png")
 
@@ -87,9 +87,9 @@ def _made(manifest: RunManifest) -> str:
     """How, in words."""
     if manifest.averaged is None:
         return f"trained {manifest.mode}"
-    runs, last, scale = of_average(manifest.averaged)
-    mean = f"the mean of {', '.join(runs)}" + (f" in their last {last} iterations" if last else "")
-    return f"{mean}{f', {scale:g} times as far from it' if scale != 1 else ''}, trained"
+    of = manifest.averaged
+    mean = f"the mean of {', '.join(of.runs)}" + (f" in their last {of.last} iterations" if of.last else "")
+    return f"{mean}{f', {of.scale:g} times as far from it' if of.scale != 1 else ''}, trained"
 
 
 def _evaluation(run: Run) -> str:

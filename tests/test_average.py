@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gpo_data.errors import UsageError
 from gpo_data.models.load import LORA_FILE
 from gpo_data.recipe import load
 from gpo_train import cli
 from gpo_train.average import average
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.online.iterations import Iteration
-from gpo_train.run import Run, newest
+from gpo_train.run import Averaged, Run, newest
 from gpo_train.share import card
 from tests.parts.online import here as here
 from tests.parts.online import online
@@ -69,11 +70,7 @@ def test_runs_are_averaged_and_taken_further_from_their_base(here: Path) -> None
     assert made.manifest().mode == "average" and average(runs).name == "s0-mean2"
     assert average(runs, scale=0.5).name == "s0-mean2-x0-5"
     assert "the mean of s0, s1, 1.5 times as far from it, trained by group preferences" in card(made, "mit")
-    assert average([runs[0], made], name="again").manifest().averaged == {
-        "runs": ["s0", "far"],
-        "last": None,
-        "scale": 1,
-    }
+    assert average([runs[0], made], name="again").manifest().averaged == Averaged(runs=["s0", "far"])
 
 
 def test_of_loras_the_products_are_averaged(here: Path) -> None:
@@ -98,8 +95,11 @@ def test_a_mean_of_older_runs_is_known(here: Path) -> None:
     online(here, "--online.iterations", "2", name="a")
     assert cli.main(["average", str(here), "--run", "a", "--last", "2"]) == 0
     path = Path("runs/a-mean2/run.json")
-    older = json.loads(path.read_text()) | {"averaged": {"run": "a", "iterations": [0, 1]}}
-    path.write_text(json.dumps(older))
+    now = json.loads(path.read_text())
+    path.write_text(json.dumps(now | {"averaged": {"run": "a", "iterations": [0, 1]}}))
     recipe = load(here)
     assert "the mean of a in their last 2 iterations, trained" in card(Run(path.parent), "mit")
     assert trained_keys(recipe, Run(path.parent)) == trained_keys(recipe, Run(Path("runs/a"))) != set()
+    path.write_text(json.dumps(now | {"averaged": {"run": "a", "iterations": [0]}}))
+    with pytest.raises(UsageError, match="run.json: damaged: it lacks averaged.runs"):
+        trained_keys(recipe, Run(path.parent))

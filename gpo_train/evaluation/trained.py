@@ -23,14 +23,14 @@ from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, Task
 from gpo_data.tasks import TASKS
 from gpo_train.online.iterations import from_file
-from gpo_train.run import Run, of_average
+from gpo_train.run import Run
 
 
 def trained_keys(recipe: Recipe, run: Run) -> set[str]:
     """The content keys that `run` was trained on; `recipe` says where the lake is. Raises UsageError."""
     manifest = run.manifest()
     if manifest.averaged is not None:
-        of = [Run(run.folder.parent / name) for name in of_average(manifest.averaged)[0]]
+        of = [Run(run.folder.parent / name) for name in manifest.averaged.runs]
         return set().union(*(trained_keys(recipe, one) for one in of))
     kind = str(manifest.recipe["task"]["kind"])
     prompts = _iterations(run, kind) if manifest.mode == "online" else _snapshot(recipe.lake, run, kind)
