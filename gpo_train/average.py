@@ -105,7 +105,7 @@ def _expect_one_base(runs: Sequence[Run]) -> None:
         for what, mine, its in (
             ("model", first.model_digest, one.model_digest),
             ("policy", first.recipe["policy"], one.recipe["policy"]),
-            ("train.tuning", first.recipe["train"]["tuning"], one.recipe["train"]["tuning"]),
+            ("train.tuning", first.recipe["train"].get("tuning"), one.recipe["train"].get("tuning")),
         ):
             if mine != its:
                 raise UsageError(

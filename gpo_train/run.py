@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_core import PydanticCustomError
 
 import gpo_data
 from gpo_data import hardware, models
@@ -55,6 +56,17 @@ FREE_TRAIN = (
 )
 
 
+# What later verbs read of a recipe, whatever version wrote it.
+READ = {
+    "name": str,
+    "model": str,
+    "revision": str | None,
+    "policy": str | None,
+    "task.kind": str,
+    "sampler.dtype": str,
+    "train": dict,
+    "online": dict,
+}
 NAME = re.compile(r"[a-z0-9_-]{1,80}")  # it is part of the names of datasets: <run>-it0003, <run>-eval-<hash>
 
 
@@ -70,6 +82,17 @@ class Averaged:
     runs: list[str]
     last: int | None = None
     scale: float = 1.0
+
+
+def _readable(recipe: dict[str, Any]) -> dict[str, Any]:
+    for key, kind in READ.items():
+        found: Any = recipe
+        for name in key.split("."):
+            found = found.get(name, ...) if isinstance(found, dict) else ...
+        if not isinstance(found, kind):
+            wanted = "an object" if kind is dict else "text"
+            raise PydanticCustomError("recipe", "one whose {key} is {wanted}", {"key": key, "wanted": wanted})
+    return recipe
 
 
 def _of_any_version(found: Any) -> Any:
@@ -99,7 +122,7 @@ class RunManifest:
 
     run: str | None = None
     mode: str
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], AfterValidator(_readable)]
     model_digest: str
     weights_digest: str | None = None
     versions: dict[str, Any] = field(default_factory=dict)

@@ -145,7 +145,12 @@ def test_in_the_middle_of_an_epoch_they_are_an_error(here: Path, damage: Any) ->
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(
     here: Path, whole: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content in ("{}", "[]", "null", "{"):
+    facts = json.loads(Path("runs/whole/run.json").read_text())
+    recipes = [
+        facts["recipe"] | {key: 7} for key in ("name", "model", "revision", "policy", "task", "sampler", "train")
+    ]
+    recipes += [{}, facts["recipe"] | {"task": {"kind": None}}]
+    for content in ("{}", "[]", "null", "{", *(json.dumps(facts | {"recipe": one}) for one in recipes)):
         Path("runs/bad").mkdir(exist_ok=True)
         Path("runs/bad/run.json").write_text(content)
         assert cli.main(["fit", str(here), "--run", "bad"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -93,7 +94,7 @@ def test_a_run_keeps_the_precision_it_was_begun_in(
     made = recipe.load(recipe_file, ["--sampler.dtype", "auto", "--train.precision", "auto"])
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    begun = {"sampler": {"dtype": "bfloat16"}, "train": {"precision": "bfloat16"}}
+    begun = dataclasses.asdict(made) | {"sampler": {"dtype": "bfloat16"}, "train": {"precision": "bfloat16"}}
     facts = dict.fromkeys(("mode", "model_digest", "created", "state"), "")
     (run.folder / "run.json").write_text(json.dumps({"recipe": begun, **facts}))
     for environment in ({}, HIDDEN):

@@ -52,4 +52,4 @@ def test_the_interval_is_the_textbooks() -> None:
     values = np.array([0.0, 1.0, 0.0, 0.0, -1.0])
     reach = 2.7764 * values.std(ddof=1) / 5**0.5  # each value a cluster: the interval of a plain mean
     assert interval(values, np.arange(5)) == pytest.approx([-reach, reach], abs=1e-4)
-    assert interval(values, np.zeros(5)) == [-1.0, 1.0]  # of one target nothing is known
+    assert interval(values, np.zeros(5)) == (-1.0, 1.0)  # of one target nothing is known

@@ -304,3 +304,12 @@ def test_a_trial_is_begun_anew_whatever_it_drew(here: Path) -> None:
     assert history(Path("runs/a-trial"))[0].images == 12 and tars("small") and tars("a-it0000") == kept
     every = ["--train.trainer.limit_train_batches", "1.0", "--train.trainer.max_steps", "-1"]
     assert trial_options(recipe.load(here, every)) == []
+
+
+def test_a_run_that_is_further_than_it_is_to_go_says_so(here: Path) -> None:
+    """Begun with two iterations, stopped in the second, and asked for one."""
+    run = online(here, "--online.iterations", "2")
+    run.note(state="training")
+    with pytest.raises(UsageError, match="has trained 2 iterations: expected --online.iterations 2 or more, found 1"):
+        online(here, "--online.iterations", "1")
+    assert online(here, "--online.iterations", "2").manifest().state == "finished"

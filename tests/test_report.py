@@ -106,6 +106,11 @@ def test_what_cannot_be_reported_is_told(there: Path, capsys: pytest.CaptureFixt
     path = there / "one" / "eval.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n": "many"}))
     assert "eval.json: damaged: n: expected" in told("one")
+    evaluation(there / "one", None)
+    content = json.loads(path.read_text())
+    content["difference"]["ci95"].pop()
+    path.write_text(json.dumps(content))
+    assert "eval.json: damaged: it lacks difference.ci95.1" in told("one")
 
 
 def test_a_file_of_an_older_version_has_no_intervals(there: Path) -> None:

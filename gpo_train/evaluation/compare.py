@@ -137,7 +137,7 @@ def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: C
         images = sum(one.images for one in summaries[:number])
         sides = [(found.policy, number, images, found.difference, found.diversity_ratio)]
         if not made:
-            sides.insert(0, (found.base, 0, 0, Difference(exact=0.0, ci95=[0.0, 0.0], lenient=0.0), 1.0))
+            sides.insert(0, (found.base, 0, 0, Difference(exact=0.0, ci95=(0.0, 0.0), lenient=0.0), 1.0))
         for side, at, drawn, difference, ratio in sides:
             made.append(
                 Point(

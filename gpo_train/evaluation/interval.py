@@ -24,24 +24,26 @@ import functools
 
 import numpy as np
 
+Interval = tuple[float, float]
 
-def interval(values: np.ndarray, clusters: np.ndarray) -> list[float]:
-    """[low, high] of the mean of `values`, within -1 and 1.
+
+def interval(values: np.ndarray, clusters: np.ndarray) -> Interval:
+    """(low, high) of the mean of `values`, within -1 and 1.
 
     Args:
         values: [n] differences of fractions, each within -1 and 1.
         clusters: [n], which values belong together.
     """
-    low, high = interval_of_sums(*_sums(values, clusters))
-    return [low, high]
+    return interval_of_sums(*_sums(values, clusters))
 
 
-def share_interval(values: np.ndarray, clusters: np.ndarray) -> list[float]:
+def share_interval(values: np.ndarray, clusters: np.ndarray) -> Interval:
     """Of fractions [n], each within 0 and 1."""
-    return [max(0.0, bound) for bound in interval(values, clusters)]
+    low, high = interval(values, clusters)
+    return max(0.0, low), max(0.0, high)
 
 
-def open_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] | None:
+def open_interval(values: np.ndarray, clusters: np.ndarray) -> Interval | None:
     """Of rewards [n] or their differences, which have no bounds; None where fewer than two targets have one.
 
     Args:
@@ -49,7 +51,7 @@ def open_interval(values: np.ndarray, clusters: np.ndarray) -> list[float] | Non
     """
     there = np.isfinite(values)
     sums, sizes = _sums(values[there], clusters[there])
-    return None if len(sums) < 2 else list(interval_of_sums(sums, sizes, np.inf))
+    return None if len(sums) < 2 else interval_of_sums(sums, sizes, np.inf)
 
 
 def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +59,7 @@ def _sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.bincount(of, values, len(names)), np.bincount(of, minlength=len(names))
 
 
-def interval_of_sums(sums: np.ndarray, sizes: np.ndarray, bound: float = 1.0) -> tuple[float, float]:
+def interval_of_sums(sums: np.ndarray, sizes: np.ndarray, bound: float = 1.0) -> Interval:
     """The same of s_c and n_c [C]; `bound`: how far from 0 a mean can be."""
     count = len(sums)
     if count < 2:

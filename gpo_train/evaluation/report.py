@@ -16,6 +16,7 @@ from gpo_data.audit.show import load_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
+from gpo_train.evaluation.interval import Interval
 from gpo_train.evaluation.result import Evaluation, Prompts
 
 LABELS = {"ocr_accuracy": "OCR accuracy"}
@@ -52,7 +53,7 @@ def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _interval(bounds: list[float] | None, scale: float = 100, digits: int = 1) -> str:
+def _interval(bounds: Interval | None, scale: float = 100, digits: int = 1) -> str:
     if bounds is None:
         return ""
     low, high = (f"{scale * one:+.{digits}f}" for one in bounds)

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpo_train.evaluation.interval import Interval
+
 WATCHED = "watched/"  # begins the names of what watchers see
 
 
@@ -64,8 +66,8 @@ class Side:
     reward: float
     failed: int
     diversity: float
-    exact95: list[float] | None = None
-    reward95: list[float] | None = None
+    exact95: Interval | None = None
+    reward95: Interval | None = None
     scores: dict[str, float] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
 
@@ -80,10 +82,10 @@ class Difference:
     """
 
     exact: float
-    ci95: list[float]
+    ci95: Interval
     lenient: float
     reward: float | None = None
-    reward95: list[float] | None = None
+    reward95: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,9 @@ class Level:
     n: int
     base: float
     policy: float
-    base95: list[float] | None = None
-    policy95: list[float] | None = None
-    ci95: list[float] | None = None
+    base95: Interval | None = None
+    policy95: Interval | None = None
+    ci95: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +150,10 @@ class Figures:
 
     n: int
     exact: float
-    exact95: list[float]
+    exact95: Interval
     lenient: float
     reward: float
-    reward95: list[float] | None
+    reward95: Interval | None
     failed: int
     scores: dict[str, float]
 
@@ -176,7 +178,7 @@ class Point:
     exact: float
     failed: int
     difference: float
-    ci95: list[float]
+    ci95: Interval
     diversity_ratio: float
     color_exact: float | None = None
 
@@ -205,7 +207,7 @@ class Rollback:
     iterations: int
     exact: float
     difference: float
-    ci95: list[float]
+    ci95: Interval
     base: float
     candidates: list[Candidate]
     pruned: list[int]

@@ -22,6 +22,7 @@ from rich.table import Table
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document
 from gpo_data.lake.durable import write_atomic
+from gpo_train.evaluation.interval import Interval
 from gpo_train.evaluation.report import markdown_row, part_of, points_text
 from gpo_train.evaluation.result import Alone, Evaluation, Figures, Level, Prompts
 from gpo_train.run import Run, all_runs
@@ -176,11 +177,11 @@ def _tag(found: Figures | Level | None) -> str:
     return f"{before} to {after} of {found.n}: {points_text(found.policy - found.base, found.ci95)}"
 
 
-def _share(value: float, bounds: list[float] | None) -> str:
+def _share(value: float, bounds: Interval | None) -> str:
     return f"{100 * value:.1f}%" + ("" if bounds is None else f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]")
 
 
-def _value(value: float, bounds: list[float] | None, sign: str = "") -> str:
+def _value(value: float, bounds: Interval | None, sign: str = "") -> str:
     shown = f"{value:{sign}.3f}"
     return shown if bounds is None else f"{shown} [{bounds[0]:{sign}.3f}, {bounds[1]:{sign}.3f}]"
 

@@ -32,7 +32,9 @@ def trained_keys(recipe: Recipe, run: Run) -> set[str]:
     if manifest.averaged is not None:
         of = [Run(run.folder.parent / name) for name in manifest.averaged.runs]
         return set().union(*(trained_keys(recipe, one) for one in of))
-    kind = str(manifest.recipe["task"]["kind"])
+    kind = manifest.recipe["task"]["kind"]
+    if kind not in TASKS:
+        raise UsageError(f"{run.folder}/run.json: recipe.task.kind: expected {', '.join(TASKS)}, found {kind!r:.80}")
     prompts = _iterations(run, kind) if manifest.mode == "online" else _snapshot(recipe.lake, run, kind)
     keys = {TASKS[kind].key(prompt) for prompt in prompts}
     if (before := _began_with(manifest.recipe["policy"])) and before.folder != run.folder:

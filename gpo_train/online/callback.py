@@ -15,6 +15,7 @@ with `prepare` a batch is a list of them, as GPOModule takes it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,15 @@ class OnlineRegeneration(Callback):
             module.train_dataloader = self.train_dataloader
             trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
             trainer.fit_loop.max_epochs = self.online.iterations * self.online.epochs_per_iteration
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raises UsageError where the run is further than it is to go."""
+        trained = checkpoint["epoch"] / self.online.epochs_per_iteration
+        if trained > self.online.iterations:
+            raise UsageError(
+                f"run {self.folder} has trained {trained:g} iterations: expected --online.iterations "
+                f"{math.ceil(trained)} or more, found {self.online.iterations}; its earlier policies are in iterations/"
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._open.close()

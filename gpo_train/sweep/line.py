@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpo_train.evaluation.interval import interval_of_sums
+from gpo_train.evaluation.interval import Interval, interval_of_sums
 from gpo_train.evaluation.result import Comparison, Sums
 from gpo_train.sweep.plan import Plan
 from gpo_train.sweep.row import Curve, Result
@@ -23,7 +23,7 @@ class Gain:
     """Policy less base: the mean, and its 95% interval over targets."""
 
     mean: float
-    ci95: tuple[float, float]
+    ci95: Interval
 
 
 @dataclass(frozen=True)
