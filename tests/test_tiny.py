@@ -1,6 +1,7 @@
 """The tiny world: renderer, grammar, split, tokenizer, training in stages, and the committed weights."""
 
 import hashlib
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -36,7 +37,7 @@ autoencoder:
 decoder: {seed: 2, minutes: 1.0e-4, batch: 2, lr: 1.0e-3, decay: 0.5, text_share: 0.7, letter: Q}
 yolo: {seed: 1, pictures: 8, epochs: 1, imgsz: 32, batch: 4, lr: 1.0e-3}
 transformer:
-  {seed: 1, batch: 1, ema: 0.998, dropout: 0.1, text_share: 0.5, stages: [
+  {seed: 1, layers: 1, heads: 2, batch: 1, ema: 0.998, dropout: 0.1, text_share: 0.5, stages: [
     {world: {fonts: 1, sizes: 1, placement: columns, jitter: 0, without: ""},
      minutes: 1.0e-4, lr: 0.001, lr_adamw: 0.001, decay: 1},
     {world: {fonts: 3, sizes: 2, placement: columns, jitter: 2, without: ""},
@@ -185,10 +186,9 @@ def test_one_step_of_the_batched_muon_is_one_of_torch():
 
 @pytest.fixture
 def tiny_recipe(tmp_path, monkeypatch):
-    """The recipe file TINY, for a transformer of one block; its grids of one step are for people to look at."""
+    """The recipe file TINY; its grids of one step are for people to look at."""
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
-    monkeypatch.setattr(train_transformer, "new_transformer", partial(new_transformer, layers=1, heads=2))
     monkeypatch.setattr(train_transformer, "draw_grid", partial(train_transformer.draw_grid, steps=1))
     monkeypatch.setattr(train_transformer, "compiled", lambda module, folder: module)
     threads = torch.get_num_threads()
@@ -211,6 +211,20 @@ def test_the_curriculum_runs_from_nothing_to_a_pipeline_folder(tiny_recipe, tmp_
     pipe = StableDiffusion3Pipeline.from_pretrained(out / "sd3")
     pipe.set_progress_bar_config(disable=True)
     assert pipe('a red sign that says "KITE"', num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_a_transformer_of_another_size_on_the_packages_autoencoder(tiny_recipe, tmp_path, capsys):
+    out, arguments = tmp_path / "out", ["--autoencoder", "tiny", "--out", str(tmp_path / "out")]
+    assert main([str(tiny_recipe), *arguments]) == 0
+    assert sorted(path.stem for path in out.glob("*.png")) == ["transformer-1", "transformer-2", "transformer-3"]
+    assert not (out / "yolo.pt").exists()
+    vae, transformer = ("vae/diffusion_pytorch_model.safetensors", "transformer/config.json")
+    assert (out / "sd3" / vae).read_bytes() == (PIPELINE_DIR / vae).read_bytes()
+    assert json.loads((out / "sd3" / transformer).read_text())["num_attention_heads"] == 2
+    tiny_recipe.write_text(TINY.replace("heads: 2", "heads: 3"))
+    assert main([str(tiny_recipe), *arguments]) == 2
+    assert "was trained with 2, the recipe says 3; give another --out" in capsys.readouterr().err
+    assert main([str(tiny_recipe), "--autoencoder", "./none", "--out", str(out)]) == 2
 
 
 class Killed(BaseException):
@@ -276,7 +290,7 @@ def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe
     ("old", "new", "line"),
     [
         ("minutes: 1.0e-4", "minuets: 1.0e-4", "autoencoder, stage 1: unknown key 'minuets'; did you mean 'minutes'?"),
-        ("ema: 0.998, ", "", "transformer: missing key 'ema'; wanted: seed, batch, "),
+        ("ema: 0.998, ", "", "transformer: missing key 'ema'; wanted: seed, layers, heads, batch, "),
         ("jitter: 2", "jitter: 99", "transformer, stage 2, world: jitter: expected 0 to 8, found 99"),
         ("fonts: 1, ", "", "autoencoder, stage 1, world: missing key 'fonts'"),
         ("placement: columns", "placement: left", "world: placement: expected 'columns' or 'free', found 'left'"),
@@ -302,6 +316,9 @@ def test_the_recipe_widens_the_world_to_the_whole_of_it():
     other = load(RECIPES / "experiments/bases/without-q6.yaml")
     assert [stage.world for stage in other.transformer.stages] == [replace(one, without="Q6") for one in worlds]
     assert replace(other, transformer=recipe.transformer) == recipe  # all else is the same
+    small = load(RECIPES / "experiments/bases/small.yaml")
+    assert [stage.world for stage in small.transformer.stages] == worlds
+    assert replace(small, transformer=recipe.transformer) == recipe and small.transformer.layers < 6
 
 
 def test_the_pipeline_folder_opens_and_draws():

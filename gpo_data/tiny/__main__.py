@@ -1,6 +1,7 @@
 """Train the tiny world from nothing: `python -m gpo_data.tiny recipes/tiny.yaml --out DIR`.
 
-Autoencoder in stages, its decoder once more, detector, transformer in stages, in this order. Everything lands in DIR:
+Autoencoder in stages, its decoder once more, detector, transformer in stages, in this order; with `--autoencoder tiny`
+the transformer alone, on the latents of the package's autoencoder. Everything lands in DIR:
 `sd3/`, `yolo.pt`, and for every part and stage a checkpoint and a sample grid (PNG). A killed run continues when the
 same command is given again. Copy `sd3/` and `yolo.pt` to gpo_data/tiny/weights/ to make them the package's own.
 
@@ -12,25 +13,33 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
-from gpo_data import hardware
+from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.build import installed
 from gpo_data.tiny.recipe import TinyRecipe, load
 from gpo_data.tiny.train_autoencoder import polish_decoder, train_autoencoder
 from gpo_data.tiny.train_transformer import train_transformer
 from gpo_data.tiny.train_yolo import train_yolo
+from gpo_data.tiny.training import device
 
 NEEDED = {"ultralytics": "gpo[yolo]", "onnxruntime": "gpo[ocr]", "rapidocr": "gpo[ocr]"}
 
 
-def train(recipe: TinyRecipe, out: Path) -> None:
-    """All parts; what is finished in `out` is loaded, not trained again."""
+def train(recipe: TinyRecipe, out: Path, autoencoder: str | None = None) -> None:
+    """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError.
+
+    `autoencoder`: of this model, and no detector; None trains both.
+    """
     torch.set_num_threads(min(recipe.threads, hardware.threads()))
-    vae = train_autoencoder(recipe.autoencoder, out)
-    vae = polish_decoder(recipe.decoder, vae, out)
-    if not (out / "yolo.pt").exists():
-        train_yolo(recipe.yolo, out, out / "yolo.pt")
+    if autoencoder is not None:
+        vae = AutoencoderKL.from_pretrained(models.resolve(autoencoder), subfolder="vae").to(device())
+    else:
+        vae = train_autoencoder(recipe.autoencoder, out)
+        vae = polish_decoder(recipe.decoder, vae, out)
+        if not (out / "yolo.pt").exists():
+            train_yolo(recipe.yolo, out, out / "yolo.pt")
     train_transformer(recipe.transformer, vae, out, out / "sd3")
 
 
@@ -40,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder; made if missing")
+    parser.add_argument("--autoencoder", metavar="MODEL", help="take this tiny world's, such as `tiny`, and train none")
     arguments = parser.parse_args(argv)
     try:
         recipe = load(arguments.recipe)
@@ -50,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {arguments.out}: cannot make this folder: {error.strerror}") from None
-        train(recipe, arguments.out)
+        train(recipe, arguments.out, arguments.autoencoder)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

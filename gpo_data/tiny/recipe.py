@@ -71,6 +71,8 @@ class TransformerStage:
 @dataclass(frozen=True)
 class Transformer:
     seed: Seed
+    layers: Count
+    heads: Count  # of 32
     batch: Count
     ema: Decay
     dropout: Share  # share of captions replaced by ""

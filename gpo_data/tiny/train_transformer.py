@@ -121,7 +121,8 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     rng = np.random.default_rng(settings.seed)
     tokenizer = new_tokenizer()
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
-    model = torch.nn.ModuleDict({"transformer": new_transformer(), "encoders": encoders})
+    sizes = {"layers": settings.layers, "heads": settings.heads}
+    model = torch.nn.ModuleDict({"transformer": new_transformer(**sizes), "encoders": encoders})
     model = model.to(device())
     zero_rows = ZeroRows()
     model["transformer"].set_attn_processor(zero_rows)
@@ -131,7 +132,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
 
     def save(name: str) -> None:
         draw_grid(average.model, tokenizer, vae, folder / f"{name}.png")
-        plain = new_transformer().to(device())
+        plain = new_transformer(**sizes).to(device())
         plain.load_state_dict(average.model["transformer"].state_dict())
         save_pipeline(weights, vae, plain, average.model["encoders"], tokenizer)
 
@@ -139,7 +140,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     transformer = compiled(model["transformer"], folder)
     for name, stage in stages_left(folder, "transformer", settings.stages):
         muon, adamw = optimizers(model, stage)
-        run = Run(folder, name, stage, {"model": model, "average": average, "muon": muon, "adamw": adamw}, rng)
+        run = Run(folder, name, stage, {"model": model, "average": average, "muon": muon, "adamw": adamw}, rng, **sizes)
         if not average.steps:
             save(name)  # what cannot be written fails now
         while not run.done():

@@ -102,14 +102,16 @@ class Run:
 
     parts: named objects with state_dict/load_state_dict, saved and restored together.
     settings: a dataclass with `minutes` and `decay`; `name` names the checkpoint in `folder`. A checkpoint goes on
-    only under the settings it was begun with, the minutes aside; UsageError otherwise.
+    only under the settings and sizes it was begun with, the minutes aside; UsageError otherwise.
     """
 
-    def __init__(self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator) -> None:
+    def __init__(
+        self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator, **sizes: int
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.name = checkpoint(folder, name), name
         self.budget, self.decay = settings.minutes * 60.0, settings.decay
-        self.settings = asdict(settings)
+        self.settings = asdict(settings) | sizes
         self.parts, self.rng = parts, rng
         self.step = self.pictures = 0
         self.seconds = 0.0
