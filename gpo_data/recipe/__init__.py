@@ -1,6 +1,7 @@
 """The YAML language: typed sections that check themselves, overrides, fingerprint."""
 
 from gpo_data.recipe.evaluation import Eval
+from gpo_data.recipe.evaluators import Clip, Http, Ocr, Vlm, Yolo
 from gpo_data.recipe.files import nearest
 from gpo_data.recipe.online import Online
 from gpo_data.recipe.parse import RENAMED, key_names, load, split_overrides
@@ -14,7 +15,7 @@ from gpo_data.recipe.recipe import (
     fingerprint_of,
     section_of,
 )
-from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
+from gpo_data.recipe.sections import Ray, Sampler, Task
 from gpo_data.recipe.training import Train
 from gpo_data.recipe.trust import expect_no_code
 

@@ -16,8 +16,9 @@ from typing import Any, cast, get_type_hints
 from gpo_data import hardware
 from gpo_data.recipe.checks import Count, Members, Number, PathText, Seed, Share, check, expect
 from gpo_data.recipe.evaluation import Eval
+from gpo_data.recipe.evaluators import Clip, Http, Ocr, Vlm, Yolo
 from gpo_data.recipe.online import Online
-from gpo_data.recipe.sections import Clip, Http, Ocr, Ray, Sampler, Task, Vlm, Yolo
+from gpo_data.recipe.sections import Ray, Sampler, Task
 from gpo_data.recipe.training import Train
 
 
