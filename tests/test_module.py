@@ -294,8 +294,11 @@ def test_what_a_user_can_do_wrong(here: Path, tmp_path: Path, monkeypatch: pytes
         UsageError, match=r"train.reference: expected .* \(adapters needs train.tuning: lora\), found 'adapters'"
     ):
         train(here, "--train.reference", "adapters")
-    with pytest.raises(UsageError, match=r"train.trainer.strategy: expected ddp, or fsdp2"):
-        train(here, "--train.trainer.strategy", "fsdp")
+    for strategy in ("fsdp", "deepspeed_stage_2", "ddp_spawn", "ddp_notebook_find_unused_parameters_true"):
+        with pytest.raises(UsageError, match=rf"train.trainer.strategy: expected ddp, or fsdp2 .* found '{strategy}'"):
+            train(here, "--train.trainer.strategy", strategy)
+    with pytest.raises(UsageError, match=r"train.trainer.val_check_interval: expected none: nothing is validated"):
+        train(here, "--train.trainer.val_check_interval", "7")
     with pytest.raises(
         UsageError, match=r"train.ema_decay: expected null \(Lightning cannot average weights that are sharded\)"
     ):

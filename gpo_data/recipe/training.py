@@ -8,6 +8,7 @@ where a run begins; nothing here needs torch, so that `gpo-data` refuses a recip
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -49,7 +50,10 @@ OURS = {
     "precision": "train.precision",
     "reload_dataloaders_every_n_epochs": "none: every epoch asks for its groups",
     "use_distributed_sampler": "none: ranks share a step's groups",
+    "val_check_interval": "none: nothing is validated in between; `gpo-train compare` looks at iterations afterwards",
 }
+# Strategies of Lightning that cannot train a run: other ways to shard, and ranks made of a process in its middle.
+NOT_HERE = re.compile(r"fsdp(?!2$)|deepspeed|.*(spawn|fork|notebook)")
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,7 @@ class Train:
             expect(name not in self.trainer, f"train.trainer.{name}", ours, self.trainer.get(name))
         strategy = str(self.trainer.get("strategy", ""))
         expect(
-            strategy == "fsdp2" or not strategy.startswith(("fsdp", "deepspeed")),
+            not NOT_HERE.match(strategy),
             "train.trainer.strategy",
             "ddp, or fsdp2 to shard the weights (sharded.py)",
             strategy,
