@@ -19,7 +19,7 @@ from gpo_data import cli, recipe
 from gpo_data.errors import UsageError
 from gpo_data.evaluators import build
 from gpo_data.evaluators.clip_models import WEIGHTS, ClipEvaluator
-from gpo_data.evaluators.fetch import licence_and_size
+from gpo_data.fetch import licence_and_size
 from gpo_data.generation.generate import draw
 from gpo_data.lake import manifest as dataset
 from gpo_data.recipe import Clip, Recipe

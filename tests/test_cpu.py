@@ -107,13 +107,16 @@ def test_gradients_are_diffusers_own(original: SD3Transformer2DModel) -> None:
         assert (a - b).norm() <= 1e-5 * max(float(b.norm()), 1e-3 * largest), name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
-def test_bfloat16_is_as_close_to_float32(original: SD3Transformer2DModel, context: Callable[[], Any]) -> None:
+def test_half_precision_is_as_close_to_float32(
+    original: SD3Transformer2DModel, context: Callable[[], Any], dtype: torch.dtype
+) -> None:
     with context():
         exact = ask(original)
-        half = copy.deepcopy(original).bfloat16()
-        theirs, ours = ask(half, torch.bfloat16), ask(quick(half), torch.bfloat16)
-    assert ours.dtype == torch.bfloat16
+        half = copy.deepcopy(original).to(dtype)
+        theirs, ours = ask(half, dtype), ask(quick(half), dtype)
+    assert ours.dtype == dtype
     assert distance(ours, exact) <= 1.5 * distance(theirs, exact)
 
 

@@ -36,9 +36,9 @@ from PIL import Image
 
 from gpo_data import hardware
 from gpo_data.errors import UsageError, words
-from gpo_data.evaluators.fetch import announce
 from gpo_data.evaluators.pool import Batch, Measure, Pool
 from gpo_data.evaluators.version import as_version
+from gpo_data.fetch import announce, expect_there
 from gpo_data.recipe import Clip, Recipe
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that a folder has
@@ -106,10 +106,10 @@ def find_model(setting: str, key: str) -> Path:
     """The folder of a CLIPModel and its processor: a folder, or a hub id (fetched if need be). Raises UsageError."""
     if Path(setting).is_dir() or setting.startswith((".", "/", "~")) or setting.count("/") != 1:
         return _complete(Path(setting).expanduser(), setting, key)
-    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    try:  # one small file first, so that an unreachable hub is told within seconds
-        hf_hub_download(setting, "config.json", etag_timeout=5)
+    try:
+        expect_there(setting, "config.json")
         if not any(isinstance(try_to_load_from_cache(setting, one), str) for one in ("model.safetensors", WEIGHTS_BIN)):
             announce(key, setting, WEIGHTS)
         for weights in WEIGHTS:  # repositories have them in several formats, gigabytes each

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
-from gpo_data.evaluators.fetch import announce
+from gpo_data.fetch import announce
 from gpo_data.home import user_cache
 
 FILES = ("inference.yml", "inference.onnx")

@@ -29,6 +29,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError, few, words
+from gpo_data.fetch import load_dataset
 from gpo_data.recipe import Task
 from gpo_data.tasks import files
 
@@ -195,7 +196,7 @@ def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
 
     path = Path(source).expanduser()
     try:
-        loaded = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.load_dataset(source)
+        loaded = datasets.load_from_disk(str(path)) if path.is_dir() else load_dataset(source)
         if isinstance(loaded, datasets.DatasetDict):
             loaded = loaded[task.dataset_split]
     except Exception as error:  # whatever the loader raises, the user needs the same thing: a source that opens

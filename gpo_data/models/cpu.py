@@ -218,10 +218,11 @@ def _feed(feed: Any, x: Tensor) -> Tensor:
 
 
 def _fuses(layer: nn.Module, x: Tensor) -> bool:
-    """Whether oneDNN's product with gelu inside is to be had, and pays: with AVX2 it does not."""
+    """Whether oneDNN has the product with gelu inside (few have it in float16), and it pays: with AVX2 it does not."""
     return (
         type(layer) is nn.Linear
         and x.dtype == layer.weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
     )

@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError
 
 from gpo_data.errors import UsageError, words
+from gpo_data.fetch import expect_there
 from gpo_data.models.folder import expect_tensors, expect_whole, read_json
 from gpo_data.models.lora import load_lora
 from gpo_data.models.rounding import drawn_weights
@@ -81,10 +82,10 @@ def resolve(model: str, revision: str | None = None) -> Path:
         )
     if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return _folder(Path(model).expanduser(), "give a diffusers folder, a hub id such as owner/name, or `tiny`")
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    try:  # one small file first, so that an unreachable hub is told within seconds
-        hf_hub_download(model, "model_index.json", revision=revision, etag_timeout=5)
+    try:
+        expect_there(model, "model_index.json", revision)
         found = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*"]))
     except Exception as error:  # the hub's client raises many kinds, and httpx's and OS errors besides
         raise UsageError(

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpo_data.errors import UsageError, words
+from gpo_data.fetch import load_dataset
 from gpo_data.recipe import Task
 
 Values = dict[str, Any]
@@ -255,7 +256,7 @@ def _opened(spec: Task, path: Path) -> Any:
             if spec.dataset_split not in loaded:
                 raise UsageError(f"task.dataset_split: {path} has {', '.join(loaded)}, not {spec.dataset_split!r}")
             return loaded[spec.dataset_split]
-        return datasets.load_dataset(spec.prompts, split=spec.dataset_split)
+        return load_dataset(str(spec.prompts), split=spec.dataset_split)
     except UsageError:
         raise
     except Exception as error:  # whatever the loader raises, the user needs the same thing: a source that opens
