@@ -110,6 +110,11 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
         ("recipe: small.yaml\nmeans: {scales: [2]}", "means.of: expected how many seeds, found nothing"),
         ("recipe: small.yaml\nmeans: {of: [2], scale: [2]}", "unknown key 'means.scale'; did you mean 'scales'"),
         ("recipe: small.yaml\nmeans: {of: [2], scales: []}", "means.scales: expected at least one"),
+        ("recipe: small.yaml\nmeans: {of: [1], last: [2]}", "means.last: expected null, or online at most the 0"),
+        (
+            "recipe: small.yaml\nmode: online\nset: {online.iterations: 3}\nmeans: {of: [1], last: [null, 4]}",
+            "means.last: .* at most the 3 iterations of each, found 4",
+        ),
         ("recipe: small.yaml\nset: {train.loss: nft}", "train.reference: expected frozen or adapters"),
     ],
 )
@@ -135,6 +140,23 @@ def test_means_are_of_seeds_that_follow_each_other(sweep_file: Path) -> None:
         f"beta {beta}, mean of 4, x 2" for beta in (1, 2)
     ]
     assert [row.seed for row in means[:4]] == [4, 6, 4, 6]
+
+
+def test_a_run_alone_is_scaled_and_its_last_iterations_are_averaged(sweep_file: Path) -> None:
+    sweep_file.write_text(
+        "recipe: small.yaml\nmode: online\nseeds: [0, 1]\nset: {online.iterations: 3}\n"
+        "means: {of: [1, 2], scales: [0.8, 1], last: [null, 2]}"
+    )
+    rows = read_plan(sweep_file).rows
+    assert len({row.name for row in rows}) == len(rows) == 2 + 2 * 3 + 4  # but for a run as it is
+    assert [row.label.removeprefix("as the recipe, ") for row in rows[2::2]] == [
+        "x 0.8",
+        "last 2, x 0.8",
+        "last 2",
+        "mean of 2, x 0.8",
+        "mean of 2, last 2, x 0.8",
+    ]
+    assert [(row.of, row.last, row.scale) for row in rows[4:6]] == [((row.name,), 2, 0.8) for row in rows[:2]]
 
 
 def test_a_front_has_what_nothing_beats() -> None:

@@ -10,7 +10,9 @@
     rows:                                    without them there is one
       - {name: gpo}
       - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
-    means: {of: [3], scales: [1.0, 2.0]}     of every row also the mean of each three seeds' policies (average.py)
+    means: {of: [1, 3], scales: [0.8, 1.0]}  of every row also the mean of each three seeds' policies, and that and each
+                                             policy 0.8 times as far from the base (average.py); online with
+                                             `last: [20]` of their last 20 iterations
 
 Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
 than the sweep's (group_size, task, sampler), or looks at them otherwise (ocr, yolo), gets a dataset of its own, whose
@@ -63,15 +65,23 @@ class Variant:
 
 @dataclass(frozen=True)
 class Means:
-    """Args: of: so many seeds, one after another, are one mean. scales: how far from the base."""
+    """Of the rows' policies.
 
-    of: list[Annotated[int, Field(ge=2, le=1000)]]
+    Args:
+        of: so many seeds, one after another, are one mean; 1 is each alone.
+        scales: how far from the base.
+        last: of so many iterations of each; null: of their policies.
+    """
+
+    of: list[Annotated[int, Field(ge=1, le=1000)]]
     scales: list[Positive] = field(default_factory=lambda: [1.0])
+    last: list[Annotated[int, Field(ge=2)] | None] = field(default_factory=lambda: [None])
 
     def __post_init__(self) -> None:
         check(self, "means.")
         expect(bool(self.of), "means.of", "at least one number of seeds", self.of)
         expect(bool(self.scales), "means.scales", "at least one", self.scales)
+        expect(bool(self.last), "means.last", "at least one number of iterations, or null", self.last)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ class Row:
         recipe: all of it.
         drawing: what draws the groups that it is trained on offline: the same but for what is not drawn.
         of: rows whose mean it is, `scale` times as far from the base; it is not trained.
+        last: of so many iterations of each; None: of their policies.
     """
 
     name: str
@@ -115,6 +126,7 @@ class Row:
     drawing: Recipe
     of: tuple[str, ...] = ()
     scale: float = 1.0
+    last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,13 +211,23 @@ def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
     means = Means(**sweep.means)  # type: ignore[arg-type]
     if uneven := next((of for of in means.of if len(sweep.seeds) % of), None):
         raise UsageError(f"means.of: expected divisors of {len(sweep.seeds)}, the number of seeds, found {uneven}")
-    for of, scale in itertools.product(means.of, means.scales):
+    fewest = min((row.recipe.online.iterations for row in rows), default=0) if sweep.mode == "online" else 0
+    if over := next((last for last in means.last if (last or 0) > fewest), None):
+        raise UsageError(f"means.last: expected null, or online at most the {fewest} iterations of each, found {over}")
+    for of, last, scale in itertools.product(means.of, means.last, means.scales):
         for first in range(0, len(rows), of):
             one, names = rows[first], tuple(row.name for row in rows[first : first + of])
-            label = f"{one.label}, mean of {of}" + (f", x {scale:g}" if scale != 1 else "")
-            digest = hashlib.blake2b(f"{names} {scale:g}".encode(), digest_size=4).hexdigest()
+            changed = [
+                *([f"mean of {of}"] if of > 1 else []),
+                *([f"last {last}"] if last else []),
+                *([f"x {scale:g}"] if scale != 1 else []),
+            ]
+            if not changed:
+                continue  # the run itself
+            digest = _hash(f"{names} {scale:g}" + (f" {last}" if last else ""))
             name = f"{sweep.name}-{_slug(one.label)}-{digest}-m{one.seed}"
-            yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale)
+            label = ", ".join([one.label, *changed])
+            yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale, last=last)
 
 
 def _dataset(recipe: Recipe, base: Recipe) -> str:
@@ -271,4 +293,8 @@ def _digest(recipe: Recipe, sweep: Sweep) -> str:
                 del content[section][key]
     if sweep.points:
         content["points"] = sorted(sweep.points)
-    return hashlib.blake2b(f"{sweep.mode} {json.dumps(content, sort_keys=True)}".encode(), digest_size=4).hexdigest()
+    return _hash(f"{sweep.mode} {json.dumps(content, sort_keys=True)}")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

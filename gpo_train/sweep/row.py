@@ -93,7 +93,7 @@ def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
         if not row.of:
             fit(row.recipe, row.name, console, sweep.mode, folder / "runs", sweep.points)
         elif not run.folder.is_dir():
-            average(of, scale=row.scale, name=row.name)
+            average(of, row.last, row.scale, row.name)
         reached = {step: at for step in sorted(sweep.points) if (at := folder_of(run, step)).is_dir()}
         # One at a time: rows share the base's pictures, which the first of them draws.
         with (folder / ".eval.lock").open("a") as lock:
