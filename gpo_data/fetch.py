@@ -30,11 +30,20 @@ def load_dataset(name: str, **options: Any) -> Any:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() and not cached.is_dir():
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() and not _cached(name):
         with suppress(HfHubHTTPError):  # it answers; the loader knows better what it says
             get_hf_file_metadata(hf_hub_url(name, ".gitattributes", repo_type="dataset"), timeout=SECONDS)
     return datasets.load_dataset(name, **options)
+
+
+def _cached(name: str) -> bool:
+    """Whether `datasets` has it from an earlier time: Org/PickAPic as Org___pick_a_pic."""
+    import datasets
+
+    def letters(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    return any(letters(path.name) == letters(name) for path in Path(datasets.config.HF_DATASETS_CACHE).glob("*"))
 
 
 def announce(key: str, repository: str, patterns: Sequence[str]) -> None:
