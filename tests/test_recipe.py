@@ -64,7 +64,11 @@ def test_overrides_reach_into_what_a_section_holds(tmp_path: Path) -> None:
 def test_a_number_is_one_where_a_number_or_text_may_be(tmp_path: Path) -> None:
     for override in (["--eval.prompts", "2"], ["--eval.prompts=2"]):
         assert load(tmp_path, GOOD, *override).eval.prompts == 2
-    assert load(tmp_path, GOOD, "--eval.prompts", "2.jsonl").eval.prompts == "2.jsonl"
+    for file in ("2.jsonl", "./2"):
+        assert load(tmp_path, GOOD, "--eval.prompts", file).eval.prompts == file
+    for number in ("0", "-1", "2.5", "10000000"):
+        with pytest.raises(UsageError, match="eval.prompts: expected a number of 1 to 1000000, or a file, found"):
+            load(tmp_path, GOOD, "--eval.prompts", number)
     assert load(tmp_path, GOOD, "--task.target_column", "2").task.target_column == "2"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gpo_data.recipe.checks import Count, PathText, Seed, check
+from gpo_data.recipe.checks import Count, PathText, Seed, check, expect
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,6 @@ class Eval:
 
     def __post_init__(self) -> None:
         check(self, "eval.")
+        # On a command line a number that is none of prompts would else be a file's name.
+        a_number = isinstance(self.prompts, str) and re.fullmatch(r"[-+]?[\d_.]+", self.prompts)
+        expect(not a_number, "eval.prompts", "a number of 1 to 1000000, or a file", self.prompts)
