@@ -18,22 +18,27 @@ def expect_there(repository: str, file: str, revision: str | None = None) -> Non
 
     The client itself asks six times within half a minute, and says so each time.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=SECONDS)
+        _ask_once(repository, file, revision=revision)
 
 
 def load_dataset(name: str, **options: Any) -> Any:
     """`datasets.load_dataset`, which fails at once where there is no hub, unless the data set is in its cache."""
     import datasets
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not Path(name).exists() and not _cached(name):
         with suppress(HfHubHTTPError):  # it answers; the loader knows better what it says
-            get_hf_file_metadata(hf_hub_url(name, ".gitattributes", repo_type="dataset"), timeout=SECONDS)
+            _ask_once(name, ".gitattributes", repo_type="dataset")
     return datasets.load_dataset(name, **options)
+
+
+def _ask_once(repository: str, file: str, **where: str | None) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    get_hf_file_metadata(hf_hub_url(repository, file, **where), timeout=SECONDS)
 
 
 def _cached(name: str) -> bool:
