@@ -214,17 +214,22 @@ def test_the_curriculum_runs_from_nothing_to_a_pipeline_folder(tiny_recipe, tmp_
 
 
 def test_a_transformer_of_another_size_on_the_packages_autoencoder(tiny_recipe, tmp_path, capsys):
-    out, arguments = tmp_path / "out", ["--autoencoder", "tiny", "--out", str(tmp_path / "out")]
-    assert main([str(tiny_recipe), *arguments]) == 0
+    def alone(recipe: str) -> str:
+        return re.sub(r"autoencoder:.*(?=transformer:)", "autoencoder: tiny\n", recipe, flags=re.DOTALL)
+
+    out, arguments = tmp_path / "out", [str(tiny_recipe), "--out", str(tmp_path / "out")]
+    tiny_recipe.write_text(alone(TINY))
+    assert main(arguments) == 0
     assert sorted(path.stem for path in out.glob("*.png")) == ["transformer-1", "transformer-2", "transformer-3"]
     assert not (out / "yolo.pt").exists()
     vae, transformer = ("vae/diffusion_pytorch_model.safetensors", "transformer/config.json")
     assert (out / "sd3" / vae).read_bytes() == (PIPELINE_DIR / vae).read_bytes()
     assert json.loads((out / "sd3" / transformer).read_text())["num_attention_heads"] == 2
-    tiny_recipe.write_text(TINY.replace("heads: 2", "heads: 3"))
-    assert main([str(tiny_recipe), *arguments]) == 2
+    tiny_recipe.write_text(alone(TINY.replace("heads: 2", "heads: 3")))
+    assert main(arguments) == 2
     assert "was trained with 2, the recipe says 3; give another --out" in capsys.readouterr().err
-    assert main([str(tiny_recipe), "--autoencoder", "./none", "--out", str(out)]) == 2
+    tiny_recipe.write_text(alone(TINY).replace("autoencoder: tiny", "autoencoder: ./none"))
+    assert main(arguments) == 2 and "expected none/model_index.json" in capsys.readouterr().err
 
 
 class Killed(BaseException):
@@ -297,6 +302,7 @@ def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe
         ("minutes: 1.0e-4", "minutes: '1'", "minutes: expected a valid number, found '1'"),
         ("decay: 0.5", "decay: 0", "decay: expected greater than 0, found 0"),
         ("threads: 1", "threads: {", "not YAML"),
+        ("threads: 1\nautoencoder:\n  {seed: 1", "threads: 1\nautoencoder: 7\nno: {seed: 1", "unknown key 'no'"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_and_exit_code_2(old, new, line, tmp_path, capsys):
@@ -315,10 +321,11 @@ def test_the_recipe_widens_the_world_to_the_whole_of_it():
     assert [stage.world for stage in recipe.autoencoder.stages] == worlds[:2]
     other = load(RECIPES / "experiments/bases/without-q6.yaml")
     assert [stage.world for stage in other.transformer.stages] == [replace(one, without="Q6") for one in worlds]
-    assert replace(other, transformer=recipe.transformer) == recipe  # all else is the same
+    assert other.autoencoder == "tiny"
+    assert replace(other.transformer, stages=recipe.transformer.stages) == recipe.transformer  # all else is the same
     small = load(RECIPES / "experiments/bases/small.yaml")
     assert [stage.world for stage in small.transformer.stages] == worlds
-    assert replace(small, transformer=recipe.transformer) == recipe and small.transformer.layers < 6
+    assert small.transformer.layers < 6
 
 
 def test_the_pipeline_folder_opens_and_draws():

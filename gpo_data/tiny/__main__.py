@@ -1,7 +1,8 @@
 """Train the tiny world from nothing: `python -m gpo_data.tiny recipes/tiny.yaml --out DIR`.
 
-Autoencoder in stages, its decoder once more, detector, transformer in stages, in this order; with `--autoencoder tiny`
-the transformer alone, on the latents of the package's autoencoder. Everything lands in DIR:
+Autoencoder in stages, its decoder once more, detector, transformer in stages, in this order; where the recipe says
+`autoencoder: tiny`, on the latents of the package's. A decoder or detector without a section is not trained
+(recipes/experiments/bases/ has the transformer alone). Everything lands in DIR:
 `sd3/`, `yolo.pt`, and for every part and stage a checkpoint and a sample grid (PNG). A killed run continues when the
 same command is given again. Copy `sd3/` and `yolo.pt` to gpo_data/tiny/weights/ to make them the package's own.
 
@@ -27,19 +28,17 @@ from gpo_data.tiny.training import device
 NEEDED = {"ultralytics": "gpo[yolo]", "onnxruntime": "gpo[ocr]", "rapidocr": "gpo[ocr]"}
 
 
-def train(recipe: TinyRecipe, out: Path, autoencoder: str | None = None) -> None:
-    """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError.
-
-    `autoencoder`: of this model, and no detector; None trains both.
-    """
+def train(recipe: TinyRecipe, out: Path) -> None:
+    """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError."""
     torch.set_num_threads(min(recipe.threads, hardware.threads()))
-    if autoencoder is not None:
-        vae = AutoencoderKL.from_pretrained(models.resolve(autoencoder), subfolder="vae").to(device())
+    if isinstance(recipe.autoencoder, str):
+        vae = AutoencoderKL.from_pretrained(models.resolve(recipe.autoencoder), subfolder="vae").to(device())
     else:
         vae = train_autoencoder(recipe.autoencoder, out)
+    if recipe.decoder is not None:
         vae = polish_decoder(recipe.decoder, vae, out)
-        if not (out / "yolo.pt").exists():
-            train_yolo(recipe.yolo, out, out / "yolo.pt")
+    if recipe.yolo is not None and not (out / "yolo.pt").exists():
+        train_yolo(recipe.yolo, out, out / "yolo.pt")
     train_transformer(recipe.transformer, vae, out, out / "sd3")
 
 
@@ -49,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder; made if missing")
-    parser.add_argument("--autoencoder", metavar="MODEL", help="take this tiny world's, such as `tiny`, and train none")
     arguments = parser.parse_args(argv)
     try:
         recipe = load(arguments.recipe)
@@ -60,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {arguments.out}: cannot make this folder: {error.strerror}") from None
-        train(recipe, arguments.out, arguments.autoencoder)
+        train(recipe, arguments.out)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,13 +1,14 @@
 """recipes/tiny.yaml as frozen dataclasses; the file is strict.
 
 The autoencoder and the transformer are trained in `stages`, each in a `World` of its own, wider than the one before;
-the decoder and the detector are trained in the whole world. There are no defaults: a missing key, an unknown one, a
-wrong type or an impossible value is a `UsageError` of one line that names it.
+the decoder and the detector are trained in the whole world, where there are sections of them. There are no other
+defaults: a missing key, an unknown one, a wrong type or an impossible value is a one-line `UsageError` that names it.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import Field
@@ -83,10 +84,10 @@ class Transformer:
 @dataclass(frozen=True)
 class TinyRecipe:
     threads: Count
-    autoencoder: Autoencoder
-    decoder: Decoder
-    yolo: Yolo
+    autoencoder: Autoencoder | str  # or a model, `tiny` or a folder, whose own is taken
     transformer: Transformer
+    decoder: Decoder | None = None
+    yolo: Yolo | None = None
 
 
 def load(path: Path) -> TinyRecipe:
@@ -105,9 +106,10 @@ def _section(kind: type, content: Any, where: str) -> Any:
     for key in content:
         if key not in hints:
             raise UsageError(f"{where}unknown key {key!r}{nearest(str(key), [*hints])}")
-    if missing := [key for key in hints if key not in content]:
+    wanted = [f.name for f in dataclasses.fields(kind) if f.default is not None]
+    if missing := [key for key in wanted if key not in content]:
         raise UsageError(f"{where}missing key {missing[0]!r}; wanted: {', '.join(hints)}")
-    values = {key: _value(kind, key, hint, content[key], where) for key, hint in hints.items()}
+    values = {key: _value(kind, key, hint, content[key], where) for key, hint in hints.items() if key in content}
     try:
         return kind(**values)
     except ValueError as error:
@@ -116,6 +118,11 @@ def _section(kind: type, content: Any, where: str) -> Any:
 
 def _value(kind: type, key: str, hint: Any, value: Any, where: str) -> Any:
     inside = where.removesuffix(": ") + ", " if where else ""
+    if isinstance(hint, UnionType):  # a section, or what may stand in its place
+        section, other = get_args(hint)
+        if isinstance(value, other):
+            return value
+        hint = section
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{inside}{key}: ")
     if get_origin(hint) is list:
