@@ -23,7 +23,8 @@ class Online:
         prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the
             first ones, with new noise), or `unmastered` (out of `pool`: those never drawn, then those whose last group
             had the largest std of rewards, as the lake knows).
-        pool: prompts that `unmastered` chooses from; null is four times `prompts`, or all where there are fewer.
+        pool: prompts that `unmastered` chooses from; null is four times `prompts`, or all where there are fewer. A long
+            run on few of them learns those few (docs/experiments.md).
         rollout_policy: who draws: the `policy`, its average `ema` (needs train.ema_decay), or the `base`, to compare:
             the same images and steps without any feedback.
         replay: train on so many last iterations, each with its own advantages.
