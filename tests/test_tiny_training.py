@@ -207,8 +207,11 @@ def test_the_recipe_widens_the_world_to_the_whole_of_it():
     assert [stage.world for stage in recipe.autoencoder.stages] == worlds[:2]
     other = load(RECIPES / "experiments/bases/without-q6.yaml")
     assert [stage.world for stage in other.transformer.stages] == [replace(one, without="Q6") for one in worlds]
-    assert other.autoencoder == "tiny"
-    assert replace(other.transformer, stages=recipe.transformer.stages) == recipe.transformer  # all else is the same
+    stages = [replace(stage, world=one) for stage, one in zip(other.transformer.stages, worlds, strict=True)]
+    whole = replace(other, transformer=replace(other.transformer, stages=stages))
+    assert whole == replace(recipe, autoencoder="tiny", decoder=None, yolo=None)  # all else is the same
     small = load(RECIPES / "experiments/bases/small.yaml")
     assert [stage.world for stage in small.transformer.stages] == worlds
-    assert small.transformer.layers < 6
+    sizes = {"layers": recipe.transformer.layers, "heads": recipe.transformer.heads, "stages": stages}
+    assert replace(small, transformer=replace(small.transformer, **sizes)) == whole
+    assert small.transformer.layers < recipe.transformer.layers

@@ -106,6 +106,7 @@ def _section(kind: type, content: Any, where: str) -> Any:
     for key in content:
         if key not in hints:
             raise UsageError(f"{where}unknown key {key!r}{nearest(str(key), [*hints])}")
+    # What is None where it is left out may be; a `World` has defaults for the renderer's sake, and is written out here.
     wanted = [f.name for f in dataclasses.fields(kind) if f.default is not None]
     if missing := [key for key in wanted if key not in content]:
         raise UsageError(f"{where}missing key {missing[0]!r}; wanted: {', '.join(hints)}")
