@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, train_transformer, training
 from gpo_data.tiny.__main__ import main
@@ -114,6 +115,16 @@ def test_a_transformer_of_another_size_on_the_packages_autoencoder(tiny_recipe, 
     tiny_recipe.write_text(alone(TINY.replace("heads: 2", "heads: 3")))
     assert main(arguments) == 2
     assert "was trained with 2, the recipe says 3; give another --out" in capsys.readouterr().err
+    # The same autoencoder from another folder goes on; another one does not, in whatever folder.
+    other = tmp_path / "other"
+    shutil.copytree(PIPELINE_DIR, other)
+    tiny_recipe.write_text(alone(TINY).replace("autoencoder: tiny", f"autoencoder: {other}"))
+    assert main(arguments) == 0
+    weights = load_file(other / vae)
+    save_file(weights | {"encoder.conv_in.bias": weights["encoder.conv_in.bias"] + 1}, other / vae)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "transformer-3: encoder: " in capsys.readouterr().err
     tiny_recipe.write_text(alone(TINY).replace("autoencoder: tiny", "autoencoder: ./none"))
     assert main(arguments) == 2 and "expected none/model_index.json" in capsys.readouterr().err
 

@@ -25,8 +25,6 @@ from gpo_data.tiny.train_transformer import train_transformer
 from gpo_data.tiny.train_yolo import train_yolo
 from gpo_data.tiny.training import device
 
-NEEDED = {"ultralytics": "gpo[yolo]", "onnxruntime": "gpo[ocr]", "rapidocr": "gpo[ocr]"}
-
 
 def train(recipe: TinyRecipe, out: Path) -> None:
     """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError."""
@@ -51,9 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         recipe = load(arguments.recipe)
-        for module, extra in NEEDED.items():  # hours before they are used
-            if not installed(module):
-                raise UsageError(f"the tiny world's training needs {module}, not installed here: pip install '{extra}'")
+        if recipe.yolo is not None and not installed("ultralytics"):  # hours before it is used
+            raise UsageError("yolo: its training needs ultralytics, not installed here: pip install 'gpo[yolo]'")
         try:
             arguments.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

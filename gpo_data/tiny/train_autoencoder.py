@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from gpo_data.split import held_out
 from gpo_data.tiny.recipe import Autoencoder, Decoder
 from gpo_data.tiny.render import WHOLE_WORLD, World, render_text, sample_scene
-from gpo_data.tiny.training import Run, autocast, device, picture_grid, stages_left, to_tensor
+from gpo_data.tiny.training import Run, autocast, device, digest, picture_grid, stages_left, to_tensor
 from gpo_data.tiny.words import COLORS, sample_word
 
 
@@ -99,7 +99,8 @@ def polish_decoder(settings: Decoder, vae: AutoencoderKL, folder: Path) -> Autoe
     rng = np.random.default_rng(settings.seed)
     decoder = vae.decoder.train()
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0)
-    run = Run(folder, "decoder", settings, {"decoder": decoder, "optimizer": optimizer}, rng)
+    parts = {"decoder": decoder, "optimizer": optimizer}
+    run = Run(folder, "decoder", settings, parts, rng, encoder=digest(vae.encoder))
     while not run.done():
         run.set_lr(optimizer)
         x = to_tensor(scenes_with(rng, settings.batch, settings.text_share, settings.letter))

@@ -26,7 +26,7 @@ from gpo_data.tiny.pipeline import (
 )
 from gpo_data.tiny.recipe import Transformer, TransformerStage
 from gpo_data.tiny.train_autoencoder import scenes
-from gpo_data.tiny.training import Run, autocast, compiled, device, picture_grid, stages_left, to_tensor
+from gpo_data.tiny.training import Run, autocast, compiled, device, digest, picture_grid, stages_left, to_tensor
 
 GRID_CAPTIONS = [
     'a red sign that says "KITE"',
@@ -122,6 +122,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     tokenizer = new_tokenizer()
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
     sizes = {"layers": settings.layers, "heads": settings.heads}
+    begun_with = sizes | {"encoder": digest(vae.encoder)}
     model = torch.nn.ModuleDict({"transformer": new_transformer(**sizes), "encoders": encoders})
     model = model.to(device())
     zero_rows = ZeroRows()
@@ -140,7 +141,8 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     transformer = compiled(model["transformer"], folder)
     for name, stage in stages_left(folder, "transformer", settings.stages):
         muon, adamw = optimizers(model, stage)
-        run = Run(folder, name, stage, {"model": model, "average": average, "muon": muon, "adamw": adamw}, rng, **sizes)
+        parts = {"model": model, "average": average, "muon": muon, "adamw": adamw}
+        run = Run(folder, name, stage, parts, rng, **begun_with)
         if not average.steps:
             save(name)  # what cannot be written fails now
         while not run.done():

@@ -11,6 +11,7 @@ A training in stages is one run a stage, `NAME-1`, `NAME-2`, ...: what is traine
 optimizer and its schedule begin again. A stage has a checkpoint only once the one before it is finished.
 """
 
+import hashlib
 import os
 import shutil
 import time
@@ -81,6 +82,14 @@ def picture_grid(images: torch.Tensor, path: Path, columns: int = 16) -> None:
     grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(path)
 
 
+def digest(module: torch.nn.Module) -> str:
+    """16 hex digits over a module's weights: what was trained on its outputs goes on with no other's."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, weight in module.state_dict().items():
+        state.update(name.encode() + weight.float().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
 def checkpoint(folder: Path, name: str) -> Path:
     return folder / f"{name}.checkpoint.pt"
 
@@ -102,16 +111,16 @@ class Run:
 
     parts: named objects with state_dict/load_state_dict, saved and restored together.
     settings: a dataclass with `minutes` and `decay`; `name` names the checkpoint in `folder`. A checkpoint goes on
-    only under the settings and sizes it was begun with, the minutes aside; UsageError otherwise.
+    only under the settings that it was begun with, the minutes aside, and `others`; UsageError otherwise.
     """
 
     def __init__(
-        self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator, **sizes: int
+        self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator, **others: int | str
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.name = checkpoint(folder, name), name
         self.budget, self.decay = settings.minutes * 60.0, settings.decay
-        self.settings = asdict(settings) | sizes
+        self.settings = asdict(settings) | others
         self.parts, self.rng = parts, rng
         self.step = self.pictures = 0
         self.seconds = 0.0
