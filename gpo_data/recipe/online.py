@@ -17,8 +17,8 @@ class Online:
         group_size: members a group; null takes the recipe's.
         num_inference_steps: of its drawing; with fewer than `sampler.num_inference_steps`, which evaluation draws with,
             an iteration costs less and its pictures are rougher (`verify --redraw` of one wants
-            `--sampler.num_inference_steps` too): on the tiny world they taught less at equal time, 4 steps nine points
-            and 2 thirty (docs/experiments.md). null takes the sampler's.
+            `--sampler.num_inference_steps` too). In the tiny world pictures of 4 steps taught nine points less than of
+            8 in the same time, of 2 thirty (docs/experiments.md). null takes the sampler's.
         epochs_per_iteration: epochs trained on an iteration.
         prompts: groups an iteration; null takes the recipe's `task.num_prompts`.
         prompt_selection: `next` (the task's next prompts, from the first again where they end), `same` (every time the

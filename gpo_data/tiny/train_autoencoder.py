@@ -100,7 +100,7 @@ def polish_decoder(settings: Decoder, vae: AutoencoderKL, folder: Path) -> Autoe
     decoder = vae.decoder.train()
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0)
     parts = {"decoder": decoder, "optimizer": optimizer}
-    run = Run(folder, "decoder", settings, parts, rng, encoder=digest(vae.encoder))
+    run = Run(folder, "decoder", settings, parts, rng, autoencoder=digest(vae.encoder))
     while not run.done():
         run.set_lr(optimizer)
         x = to_tensor(scenes_with(rng, settings.batch, settings.text_share, settings.letter))

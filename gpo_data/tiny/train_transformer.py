@@ -122,7 +122,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     tokenizer = new_tokenizer()
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
     sizes = {"layers": settings.layers, "heads": settings.heads}
-    begun_with = sizes | {"encoder": digest(vae.encoder)}
+    begun_with = sizes | {"autoencoder": digest(vae.encoder)}
     model = torch.nn.ModuleDict({"transformer": new_transformer(**sizes), "encoders": encoders})
     model = model.to(device())
     zero_rows = ZeroRows()

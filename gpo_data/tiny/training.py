@@ -111,7 +111,7 @@ class Run:
 
     parts: named objects with state_dict/load_state_dict, saved and restored together.
     settings: a dataclass with `minutes` and `decay`; `name` names the checkpoint in `folder`. A checkpoint goes on
-    only under the settings that it was begun with, the minutes aside, and `others`; UsageError otherwise.
+    only under the settings and `others` that it was begun with, the minutes aside; UsageError otherwise.
     """
 
     def __init__(
