@@ -25,7 +25,7 @@ setup: $(READY) ## build .venv from pinned requirements (every target does this 
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; use make PYTHON=python3.12 ...")'
-	@echo "setting up .venv (once; a few minutes, about 5 GB on Linux)"
+	@echo "setting up .venv (once; a few minutes, about 7 GB on Linux)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -q --no-deps --no-compile -r requirements.txt
 	@# OpenCV's desktop build needs libGL; without it the headless build of the same version takes its place.

@@ -5,6 +5,8 @@
               AMX, AVX512-BF16 or Arm's BF16), else float32
     threads   OMP_NUM_THREADS, else the physical cores that the process may use (affinity and cgroup quota), divided
               among the processes of one run
+    memory    a process that computes keeps the memory that it frees, unless the C library's own variables say what
+              it does
 
 Decided by capability and never by timing, so that a machine always answers the same. The variables with which the
 libraries hide instructions from themselves hide them here as well: ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY.
@@ -28,6 +30,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # longer ones begin with one of these.
 WITH_BFLOAT16 = ("ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10", "AVX2_VNNI_2")
 SLOW = 1.5  # times float32's seconds: worth a word
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def device_of(setting: str, key: str = "sampler.device") -> str:
@@ -127,14 +130,32 @@ def threads(processes: int = 1) -> int:
 
 
 def take_threads(processes: int = 1) -> int:
-    """Have torch compute with `threads(processes)`; their number."""
+    """Have torch compute with `threads(processes)`, in memory that the process keeps; their number."""
     import torch
 
+    keep_freed_memory()
     number = threads(processes)
     torch.set_num_threads(number)
     if processes > 1:  # those that this one starts, and Lightning, which would count hyper-threads as cores
         os.environ.setdefault("OMP_NUM_THREADS", str(number))
     return number
+
+
+def keep_freed_memory() -> None:
+    """Have glibc use freed blocks of up to 32 MiB again, in the place of giving them back to the kernel.
+
+    A forward pass on the CPU asks for the same tensors of a few MiB again and again. Given back, each is new pages,
+    that the kernel clears one by one at the first touch. 32 MiB is as far as glibc itself goes (`mallopt(3)`), by and
+    by; what is larger, such as weights, goes back as ever.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -126,6 +127,25 @@ def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.Monk
     monkeypatch.setattr(hardware, "cores", lambda: 8)
     assert [hardware.threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
     assert [processes_of(Train(trainer=t)) for t in ({}, {"devices": 2}, {"devices": [0, 1, 2]})] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_freed_memory_is_used_again_unless_the_user_says_what_becomes_of_it() -> None:
+    code = """
+import resource
+from gpo_data import hardware
+hardware.keep_freed_memory()
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(16 << 20) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = new_pages()
+print(first, max(new_pages() for _ in range(3)))"""
+    plain = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    for own, again in (({}, False), ({"MALLOC_ARENA_MAX": "8"}, True), ({"GLIBC_TUNABLES": ""}, True)):
+        printed = subprocess.check_output([sys.executable, "-c", code], env=plain | own, text=True)
+        first, later = map(int, printed.split())
+        assert (later > first // 2) is again, own
 
 
 def test_threads_are_as_before_after_a_library_took_others() -> None:

@@ -222,7 +222,8 @@ def test_make_hands_a_query_on_as_it_is(tmp_path: Path) -> None:
     program = tmp_path / ".venv/bin/gpo-data"
     program.write_text('#!/bin/sh\nfor one in "$@"; do printf "%s\\n" "<$one>"; done\n')
     program.chmod(0o755)
-    alone = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}  # under `make test`
+    of_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS")  # under `make test ARGS=...`
+    alone = {k: v for k, v in os.environ.items() if k not in of_make}
 
     def make(*arguments: str) -> str:
         command = ["make", "sql", *arguments]
