@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gpo_data import hardware
 from gpo_data.errors import DISK, WRONG_PLACE, Interrupted, RunError, UsageError
 from gpo_data.recipe import load, split_overrides
 from gpo_data.recipe.checks import MOST_INT
@@ -112,6 +113,7 @@ class Command:
             arguments = arguments[1:]
         if not arguments or arguments[0] not in self._verbs:
             self.parser.parse_args(arguments)  # prints help, or which verbs there are, and exits
+        hardware.wait_briefly()
         function, parser, read, runs = self._verbs[arguments[0]]
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
         overrides, rest = split_overrides(arguments[1:])

@@ -5,6 +5,8 @@
               AMX, AVX512-BF16 or Arm's BF16), else float32
     threads   OMP_NUM_THREADS, else the physical cores that the process may use (affinity and cgroup quota), divided
               among the processes of one run
+    waiting   a thread that is done with its part of an operation waits awake for some 0.1 ms and then sleeps, unless
+              OpenMP's own variables say how it waits
     memory    a process that computes keeps the memory that it frees, unless the C library's own variables say what
               it does
 
@@ -139,6 +141,16 @@ def take_threads(processes: int = 1) -> int:
     if processes > 1:  # those that this one starts, and Lightning, which would count hyper-threads as cores
         os.environ.setdefault("OMP_NUM_THREADS", str(number))
     return number
+
+
+def wait_briefly() -> None:
+    """Have GNU's OpenMP, which torch computes with on Linux, give a core away soon; before torch is loaded.
+
+    The threads of an operation end together. libgomp's wait awake for some milliseconds, and where other programs are
+    at work too, the one that all wait for has no core meanwhile.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def keep_freed_memory() -> None:

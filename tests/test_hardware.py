@@ -148,6 +148,22 @@ print(first, max(new_pages() for _ in range(3)))"""
         assert (later > first // 2) is again, own
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux")
+def test_the_threads_of_a_command_wait_briefly_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from gpo_data import cli; assert cli.main(['prompts', 'text-tiny']) == 0; import torch"
+    of_openmp = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    plain = {k: v for k, v in os.environ.items() if k not in of_openmp} | {"OMP_DISPLAY_ENV": "verbose"}
+    told = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True).stderr
+    assert "GOMP_SPINCOUNT = '10000'" in told  # as libgomp read it
+    for name, own in (("GOMP_SPINCOUNT", "500"), ("OMP_WAIT_POLICY", "ACTIVE")):
+        with monkeypatch.context() as patch:
+            for one in of_openmp:
+                patch.delenv(one, raising=False)
+            patch.setenv(name, own)
+            hardware.wait_briefly()
+            assert {k: os.environ[k] for k in of_openmp if k in os.environ} == {name: own}
+
+
 def test_threads_are_as_before_after_a_library_took_others() -> None:
     before = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="it failed"), hardware.same_threads():
