@@ -13,7 +13,6 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -264,7 +263,7 @@ def _folder(recipe: Recipe) -> AnyPath:
     return dataset_folder(recipe.lake, str(recipe.name))
 
 
-main = command.main
+main, run = command.main, command.run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

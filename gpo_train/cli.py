@@ -18,7 +18,6 @@ Exit code 0: done; 1: a run failed; 2: the recipe or the command line is wrong; 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +197,7 @@ def _run(recipe: Recipe, options: Options) -> Any:
     return newest(str(recipe.name), options.mode, options.runs)
 
 
-main = command.main
+main, run = command.main, command.run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

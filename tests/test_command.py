@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,6 +91,24 @@ def test_arguments_of_a_verb_are_checked(
 
 
 @pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (gpo_data.cli.main, ["shards", "x", "--worker", "2"], "'gpo-data shards', .*; did you mean '--workers'"),
+        (gpo_data.cli.main, ["shards", "x", "--trian.loss=nft"], "--trian.loss=nft: .*; did you mean '--train.loss'"),
+        (gpo_data.cli.main, ["shards", "x", "y"], "y: expected an option of 'gpo-data shards', or --key value"),
+        (gpo_data.cli.main, ["shards", "x", "--borrow", "2"], "--borrow: the key is 'relabel' now"),
+        (gpo_train.cli.main, ["eval", "x", "--runn", "a"], "--runn: expected an option of .*; did you mean '--run'"),
+        (gpo_train.cli.main, ["sweep", "x", "--lst"], "--lst: expected an option of .*; did you mean '--list'"),
+    ],
+)
+def test_what_no_verb_and_no_recipe_knows_is_named_as_it_was_typed(
+    main: Callable[[list[str]], int], arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["fit", "--run", "a/b"],
@@ -157,3 +176,38 @@ def test_a_first_try_that_is_refused_leaves_the_name_free(here: Path, capsys: py
     assert gpo_train.cli.main(["fit", str(here), "--train.groups_per_step", "100"]) == 2
     assert "train.groups_per_step: 100 groups a step" in capsys.readouterr().err
     assert gpo_train.cli.main(["fit", str(here), "--train.epochs", "1"]) == 0
+
+
+ENDING = """
+import atexit, sys, threading, time
+from gpo_data.command import Command
+command = Command("x", None)
+command.verb(reads=("what", "", lambda *given: given[0]))(lambda what, options: {does} or 7)
+{run}
+"""
+PROMISED = "atexit.register(print, 'finished', end='');"
+
+
+def test_a_command_that_ends_waits_for_its_threads_and_finishes_what_was_promised() -> None:
+    does = "threading.Thread(target=lambda: (time.sleep(0.3), print('waited'))).start() or print('said', end=' ')"
+    code = ENDING.format(does=does, run=PROMISED + "command.run()")
+    ended = subprocess.run([sys.executable, "-c", code, "<lambda>", "y"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "said waited\nfinished", "")
+
+
+def test_a_command_is_profiled_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ENDING.format(does="None", run=PROMISED + "command.run()"))
+    profiler = [sys.executable, "-m", "cProfile", str(tmp_path / "script.py"), "<lambda>", "y"]
+    ended = subprocess.run(profiler, capture_output=True, text=True)
+    assert "function calls" in ended.stdout and ended.stdout.endswith("finished")
+
+
+@pytest.mark.parametrize("where", ["</dev/null >&-", "| true", ">/dev/full"])
+def test_a_command_that_nobody_listens_to_ends_as_python_does(where: str, tmp_path: Path) -> None:
+    codes = []
+    for run in ("command.run()", "sys.exit(command.main())"):
+        (tmp_path / "script.py").write_text(ENDING.format(does="time.sleep(0.3) or print('said')", run=run))
+        line = f'"{sys.executable}" "{tmp_path}/script.py" "<lambda>" y {where}; exit ${{PIPESTATUS[0]}}'
+        ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+        codes.append((ended.returncode, ended.stderr))
+    assert codes[0] == codes[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -162,6 +163,15 @@ def test_the_threads_of_a_command_wait_briefly_unless_the_user_says_how(monkeypa
             patch.setenv(name, own)
             hardware.wait_briefly()
             assert {k: os.environ[k] for k in of_openmp if k in os.environ} == {name: own}
+
+
+def test_garbage_is_looked_for_rarely_until_there_is_a_model() -> None:
+    before = gc.get_threshold()
+    hardware.collect_rarely()
+    assert gc.get_threshold()[0] == 10_000 > before[0]
+    for _ in range(2):
+        hardware.take_threads()
+        assert gc.get_threshold() == before
 
 
 def test_threads_are_as_before_after_a_library_took_others() -> None:
