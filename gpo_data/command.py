@@ -34,6 +34,7 @@ Options = argparse.Namespace
 Verb = Callable[[Any, Options], int | None]
 Reader = Callable[[str, Sequence[str], bool], Any]  # (what the command line names, overrides, whether it is trusted)
 Argument = tuple[tuple[str, ...], dict[str, Any]]
+REWARD_KEYS = ("--reward", "--rewards", "--reward_weights")  # any of which is another reward than the stored one
 TRUST = "run code that the recipe names: evaluators of its own, pickled weights of a detector"
 
 
@@ -127,9 +128,9 @@ class Command:
         hardware.wait_briefly()
         function, parser, read, runs = self._verbs[arguments[0]]
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
-        overrides, rest = split_overrides(arguments[1:])
+        overrides, rest = split_overrides(arguments[1:], parser._option_string_actions)
         options, unknown = parser.parse_known_intermixed_args(rest)
-        options.reward = any(o.split("=")[0] == "--reward" for o in overrides)
+        options.reward = any(o.split("=")[0].split(".")[0] in REWARD_KEYS for o in overrides)
         try:
             _expect_understood(unknown, parser)
             trust = not runs(options) or options.trust

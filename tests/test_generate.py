@@ -10,19 +10,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
 
 from gpo_data import cli, evaluators, models, recipe
+from gpo_data.audit import show
 from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.evaluators import image_stats
 from gpo_data.generation.generate import draw
 from gpo_data.generation.plan import PlannedGroup, PlannedShard, plan
 from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator
-from gpo_data.group import from_sample
+from gpo_data.group import Group, from_sample
 from gpo_data.lake.manifest import identity, open_dataset
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import dataset_folder
@@ -267,6 +269,29 @@ def test_repaired_damage_is_drawn_again(drawn: tuple[recipe.Recipe, Path], recip
     assert cli.main(["verify", str(recipe_file), "--repair"]) == 0
     draw(drawn[0], quiet())
     assert shard_bytes(drawn[1]) == before
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "cell"),
+    [(64, 32, (128, 64)), (32, 64, (64, 128)), (512, 256, (256, 128)), (90, 1000, (23, 256))],
+)
+def test_pictures_of_any_shape_lie_beside_each_other(width: int, height: int, cell: tuple[int, int]) -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [np.full((height, width, 3), colour, np.uint8) for colour in colours]
+    group = Group(
+        key="text-00000000",
+        prompt=Prompt("p", "a sign", {"target": "AB"}),
+        seeds=[0, 1, 2],
+        latents=torch.zeros(3, 1, 1, 1),
+        conditioning={},
+        images=[*pictures],
+        statuses=["ok"] * 3,
+        reasons=[None] * 3,
+        measurements=[{}] * 3,
+        rewards=[None] * 3,
+    )
+    shown = np.asarray(show.grid([group])).reshape(-1, 3)
+    assert [int((shown == colour).all(1).sum()) for colour in colours] == [cell[0] * cell[1]] * 3
 
 
 def test_show_writes_a_grid(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:

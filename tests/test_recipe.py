@@ -112,3 +112,5 @@ def test_recipe_keys_go_anywhere_on_the_command_line() -> None:
         ["--lake", "x", "--sampler.guidance_scale=2"],
         ["r.yaml", "select 1", "--format", "csv"],
     )
+    pull = ["r.yaml", "org/words", "--revision", "v1", "--lake", "x"]
+    assert recipe.split_overrides(pull, own={"--revision"}) == (pull[4:], pull[:4])

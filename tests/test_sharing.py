@@ -157,8 +157,9 @@ def test_push_pull_and_read_in_place(dataset, here, tmp_path):
             ["verify", recipe, "--lake", "hf://datasets/org/words"],
             ["pull", recipe, "org/words", "--lake", other, "--name", "nosuch"],
             ["pull", recipe, "org/nowhere", "--lake", other],
+            ["pull", recipe, "org/words", "--lake", other, "--revision", "nosuch"],
         )
-        assert codes == [0, 0, 0, 0, 0, 2, 2], told
+        assert codes == [0, 0, 0, 0, 0, 2, 2, 2], told
         assert "n\n24\n" in told and "there are: small" in told and "no such repository" in told
         assert hub.puts == 8  # three tars, three sidecars, the picture of the card, the table; nothing twice
         files = hub.commits["datasets/org/words"][-1]

@@ -29,6 +29,8 @@ def test_a_query_in_every_format(lake, capsys, tmp_path):
     ]
     query.run(str(lake), sql, "parquet", tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet")["mean"].to_pylist() == [0.5]
+    query.run(str(lake), "SELECT sum(i) AS n, 0.25::DECIMAL(4, 2) AS part FROM range(3) AS r(i)", "json")
+    assert json.loads(capsys.readouterr().out) == [{"n": 3, "part": 0.25}]
     query.run(str(lake), "SELECT max(mean) AS m FROM groups", "csv", reward="text_exact(target, ocr_text)")
     assert capsys.readouterr().out == "m\n0.5\n"
     query.run(str(lake), "SELECT * FROM range(500)")
@@ -42,6 +44,9 @@ def test_query_mistakes_are_one_line(lake, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match="--out FILE"):
         query.run(str(lake), "SELECT 1", "parquet")
+    with pytest.raises(UsageError, match="--format parquet: .*; CAST the column"):
+        query.run(str(lake), "SELECT INTERVAL 1 DAY AS day", "parquet", tmp_path / "day.parquet")
+    assert not (tmp_path / "day.parquet").exists()
     with pytest.raises(UsageError, match="--format"):
         query.run(str(lake), "SELECT 1", "xml")
     with pytest.raises(UsageError, match="--out .*nowhere"):

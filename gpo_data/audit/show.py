@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from gpo_data.errors import UsageError, few
@@ -20,6 +22,7 @@ from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
+MOST = 256  # pixels of a cell's longer side
 LOST = 64  # pixels of a cell where no group has a picture
 
 
@@ -48,10 +51,26 @@ def rescored(groups: list[Group], recipe: Recipe) -> list[Group]:
     return [dataclasses.replace(one, rewards=[found.get((one.key, i)) for i in range(one.size)]) for one in groups]
 
 
-def grid(groups: list[Group], scale: int = 2) -> Image.Image:
+def cell_of(groups: Iterable[Group]) -> tuple[int, int]:
+    """(width, height) in a grid of these groups' pictures: small ones at twice their size, large ones at 256 pixels."""
+    shapes = [image.shape for group in groups for image in group.images if image is not None]
+    height, width = (max((shape[axis] for shape in shapes), default=LOST) for axis in (0, 1))
+    scale = 2 if max(height, width) <= MOST / 2 else MOST / max(height, width)
+    return round(width * scale), round(height * scale)
+
+
+def in_cell(image: np.ndarray, cell: tuple[int, int]) -> Image.Image:
+    """uint8 [H, W, 3] as large as the cell holds it, in its own proportions."""
+    picture = Image.fromarray(image)
+    scale = min(cell[0] / picture.width, cell[1] / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+
+
+def grid(groups: list[Group]) -> Image.Image:
     """One picture: per group its prompt and its members, captioned `reward  what was seen`."""
-    side = max((i.shape[0] for g in groups for i in g.images if i is not None), default=LOST) * scale
-    cell_w, cell_h = side + GAP, side + LABEL + GAP
+    wide, tall = cell = cell_of(groups)
+    cell_w, cell_h = wide + GAP, tall + LABEL + GAP
     heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
     sheet = Image.new("RGB", (COLUMNS * cell_w + GAP, sum(heights) + GAP), "white")
     draw, top = ImageDraw.Draw(sheet), GAP
@@ -60,11 +79,8 @@ def grid(groups: list[Group], scale: int = 2) -> Image.Image:
         for member, image in enumerate(group.images):
             x, y = GAP + member % COLUMNS * cell_w, top + LABEL + GAP + member // COLUMNS * cell_h
             if image is not None:
-                picture = Image.fromarray(image)
-                sheet.paste(
-                    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), (x, y)
-                )
-            draw.text((x, y + side), caption(group, member), fill="black")
+                sheet.paste(in_cell(image, cell), (x, y))
+            draw.text((x, y + tall), caption(group, member), fill="black")
         top += height
     return sheet
 

@@ -29,7 +29,7 @@ def show(data: Members, figures: Figures) -> None:
 def levels(data: Members, figures: Figures) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="by difficulty", title_justify="left")
     table.add_column(data.level_name)
-    last = int(figures.ks[-1])
+    last = figures.last_k
     for column in ("groups", "reward", "right", f"right in {last}", "dead low", "dead high"):
         table.add_column(column, justify="right")
     for v in figures.levels:

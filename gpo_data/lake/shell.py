@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,13 @@ def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
         return
     try:
         if format == "parquet":
-            pq.write_table(table, out)
+            stream = io.BytesIO()  # whole, or not at all
+            pq.write_table(table, stream)
+            Path(out).write_bytes(stream.getbuffer())
         else:
             Path(out).write_text(text_of(table, format), encoding="utf-8", newline="")
+    except pa.ArrowNotImplementedError as error:
+        raise UsageError(f"--format parquet: {error}; CAST the column in the query, such as to VARCHAR") from None
     except OSError as error:
         raise UsageError(f"--out {out}: cannot write: {error.strerror or error}") from None
 
@@ -220,7 +225,9 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """NaN and infinity are not JSON."""
+    """NaN and infinity are not JSON; a sum of whole numbers, which is a decimal, is."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):

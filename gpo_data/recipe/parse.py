@@ -7,7 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -
         raise UsageError(f"recipe {path}: {error}") from None
 
 
-def split_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(`--key value` and `--key=value` of recipe keys, everything else), each in order."""
-    known, overrides, rest = {*key_names(Recipe), *SHORT}, [], []
+def split_overrides(arguments: list[str], own: Container[str] = ()) -> tuple[list[str], list[str]]:
+    """(`--key value` and `--key=value` of recipe keys, everything else), each in order.
+
+    Args:
+        own: options of the verb, such as the `--revision` of `pull`, which are not a recipe's keys there.
+    """
+    known, overrides, rest = {key for key in (*key_names(Recipe), *SHORT) if f"--{key}" not in own}, [], []
     waiting = iter(arguments)
     for argument in waiting:
         key, equals, _ = argument.removeprefix("--").partition("=")

@@ -17,7 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from rich.console import Console
 
 from gpo_data.audit.show import grid, load_groups
@@ -138,6 +144,8 @@ def explained(repo: str) -> Iterator[None]:
         raise UsageError(
             f"{repo}: no such repository, or the token may not see it (HF_TOKEN, `hf auth login`): {_words(error)}"
         ) from None
+    except RevisionNotFoundError as error:
+        raise UsageError(f"{repo}: no such branch, tag or commit: {_words(error)}") from None
     except HfHubHTTPError as error:
         raise RunError(f"{repo}: the hub refuses: {_words(error)}; the same command goes on from there") from None
     except (UsageError, RunError):

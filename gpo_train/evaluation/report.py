@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gpo_data.audit.show import load_groups
+from gpo_data.audit.show import cell_of, in_cell, load_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
@@ -21,7 +21,7 @@ from gpo_train.evaluation.result import Evaluation, Prompts
 
 LABELS = {"ocr_accuracy": "OCR accuracy"}
 NAMES = {"heldout": "held-out", "validation": "validation"}  # parts of the split, for people
-PROMPTS, MEMBERS, SCALE, GAP, LABEL = 8, 4, 2, 4, 14
+PROMPTS, MEMBERS, GAP, LABEL = 8, 4, 4, 14
 
 
 def rows_of(found: Evaluation) -> list[tuple[str, str, str, str]]:
@@ -110,27 +110,25 @@ def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]
     `right`: of each side the (group_key, member) to frame, those exactly as asked, whatever the reward pays for.
     """
     sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
-    shown = [image for side in sides for group in side for image in group.images if image is not None]
-    edge = shown[0].shape[0] * SCALE if shown and shown[0].shape[0] <= 128 else 192
+    wide, tall = cell = cell_of(group for side in sides for group in side)
     members = min(MEMBERS, sides[0][0].size)
-    width, height = 2 * members * (edge + GAP) + 3 * GAP, len(sides[0]) * (edge + LABEL + GAP) + LABEL + GAP
+    width, height = 2 * members * (wide + GAP) + 3 * GAP, len(sides[0]) * (tall + LABEL + GAP) + LABEL + GAP
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for side, title in enumerate(("base", "policy, the same seeds")):
-        draw.text((GAP + side * (members * (edge + GAP) + GAP), 1), title, fill="black")
+        draw.text((GAP + side * (members * (wide + GAP) + GAP), 1), title, fill="black")
     for row, pair in enumerate(zip(*sides, strict=True)):
-        top = LABEL + row * (edge + LABEL + GAP)
+        top = LABEL + row * (tall + LABEL + GAP)
         draw.text((GAP, top), pair[0].prompt.text[: width // 7], fill="black")
         for side, group in enumerate(pair):
             for member in range(members):
                 image = group.images[member]
-                x = GAP + side * (members * (edge + GAP) + GAP) + member * (edge + GAP)
+                x = GAP + side * (members * (wide + GAP) + GAP) + member * (wide + GAP)
                 if image is not None:
-                    sheet.paste(Image.fromarray(image).resize((edge, edge), Image.Resampling.NEAREST), (x, top + LABEL))
+                    sheet.paste(in_cell(image, cell), (x, top + LABEL))
                 if (group.key, member) in right[side]:
-                    draw.rectangle(
-                        (x, top + LABEL, x + edge - 1, top + LABEL + edge - 1), outline=(0, 170, 60), width=2
-                    )
+                    corners = x, top + LABEL, x + wide - 1, top + LABEL + tall - 1
+                    draw.rectangle(corners, outline=(0, 170, 60), width=2)
     sheet.save(path)
     return path
 
