@@ -25,7 +25,7 @@ from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
 if TYPE_CHECKING:
     from gpo_data.lake.remote import AnyPath
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # what users name may have brackets
 command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
 
 

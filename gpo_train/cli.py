@@ -28,7 +28,7 @@ from gpo_data.command import Argument, Command, Options, argument, at_least, nev
 from gpo_data.errors import UsageError
 from gpo_data.recipe import Recipe
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # what users name may have brackets
 command = Command("gpo-train", __doc__)
 RUNS = argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
 

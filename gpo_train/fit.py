@@ -74,6 +74,7 @@ def fit(
         if _rank() == 0:
             forget(recipe, named(runs, name))
     folder = named(runs, name).folder
+    before = {*folder.iterdir()} if folder.is_dir() else None
     begun = (folder / "run.json").is_file()
     recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
@@ -96,8 +97,21 @@ def fit(
         except UsageError:
             made_here = not begun  # by this command, and nothing began: the name stays free
             if made_here and not any(path for part in BEGUN for path in run.folder.glob(part)):
-                shutil.rmtree(run.folder)
+                _take_back(run.folder, before)
             raise
+
+
+def _take_back(folder: Path, before: Collection[Path] | None) -> None:
+    """Remove what this command wrote into the folder.
+
+    `before`: what lay in it, which is somebody's, such as a log of this very command; None: there was no folder.
+    """
+    if before is None:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path not in before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _fit(

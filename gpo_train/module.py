@@ -164,6 +164,7 @@ class GPOModule(L.LightningModule):
             found = self.group_backward(group, 1 / len(batch), last=position == len(batch) - 1)
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value / len(batch)
+        totals = self._over_ranks(totals)
         norm = self._clip(optimizer)
         if not math.isfinite(totals["loss"]) or not math.isfinite(norm):
             raise RunError(
@@ -183,6 +184,13 @@ class GPOModule(L.LightningModule):
         totals |= {"grad_norm": norm, "samples_per_s": samples / (now - self._clock)}
         self._clock = now
         self.log_dict(totals, prog_bar=True, batch_size=len(batch))
+
+    def _over_ranks(self, totals: dict[str, float]) -> dict[str, float]:
+        """Their means over the ranks, in one message: rules stop a run by them, and each rank has other groups."""
+        if self.trainer.world_size == 1:
+            return totals
+        mine = torch.tensor([*totals.values()], dtype=torch.float64, device=self.device)
+        return dict(zip(totals, self.trainer.strategy.reduce(mine, reduce_op="mean").tolist(), strict=True))
 
     def group_backward(self, group: TrainGroup, scale: float = 1.0, last: bool = True) -> dict[str, float]:
         """Add scale * dL/dtheta of one group to the gradients; what is worth logging."""

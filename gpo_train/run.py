@@ -197,6 +197,26 @@ class Run:
             state = self.manifest().state
             raise UsageError(f"run {self.folder}: no policy yet ({state}); `gpo-train fit` finishes it")
 
+    def expect_base(self, recipe: Recipe) -> None:
+        """Raise UsageError unless the recipe's model is the one that the run began with, by its files."""
+        manifest, folder = self.manifest(), models.resolve(recipe.model, recipe.revision)
+        here = {"model_digest": models.digest(folder), "weights_digest": models.weights_digest(folder)}
+        begun = {
+            "model_digest": manifest.model_digest,
+            "weights_digest": manifest.weights_digest or here["weights_digest"],
+        }
+        if here != begun:
+            raise UsageError(
+                f"run {self.folder}: expected its base {manifest.recipe['model']!r} as when it began, found "
+                f"other files in {recipe.model!r}; say --model, or bring that model back"
+            )
+
+    def evaluated_before(self, train_seconds: float | None) -> bool:
+        """Whether an evaluation that notes so much training is of an earlier policy than the run's."""
+        if train_seconds is None or not (self.folder / "run.json").is_file():
+            return False
+        return self.manifest().train_seconds not in (None, train_seconds)
+
     def note(self, **facts: Any) -> None:
         write_document(dataclasses.replace(self.manifest(), **facts), self.folder / "run.json")
 

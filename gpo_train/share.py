@@ -34,7 +34,7 @@ def push(run: Run, repo: str, license: str, private: bool = False, tag: str | No
         made = hub.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         out = Path(temporary)
         (out / "README.md").write_text(card(run, license), encoding="utf-8")
-        for name in EVALUATED:
+        for name in EVALUATED if isinstance(_evaluation(run), Evaluation) else ():
             if (run.folder / name).is_file():
                 shutil.copy2(run.folder / name, out)
         for folder in (run.policy, out):
@@ -79,7 +79,7 @@ It is made of the base model: its licence{licence_in_words(base)} holds for it t
 
 ## Evaluation
 
-{_evaluation(run)}
+{_in_words(run)}
 """
 
 
@@ -92,11 +92,21 @@ def _made(manifest: RunManifest) -> str:
     return f"{mean}{f', {of.scale:g} times as far from it' if of.scale != 1 else ''}, trained"
 
 
-def _evaluation(run: Run) -> str:
+def _evaluation(run: Run) -> Evaluation | str:
+    """What `eval` found of the policy as it is, or why there is nothing."""
     try:
         found = read_document(Evaluation, run.folder / "eval.json", "`gpo-train eval` makes it again")
     except FileNotFoundError:
         return "Not evaluated: `gpo-train eval` compares it with its base."
+    if run.evaluated_before(found.train_seconds):
+        return "Not evaluated since it was trained further: `gpo-train eval` compares it with its base."
+    return found
+
+
+def _in_words(run: Run) -> str:
+    found = _evaluation(run)
+    if isinstance(found, str):
+        return found
     rows = "".join(map(markdown_row, rows_of(found)))
     picture = "\n![base and policy from the same noise](eval.png)\n" if (run.folder / "eval.png").is_file() else ""
     return f"{headline(found)}\n\n| | base | policy | difference |\n|---|---|---|---|\n{rows}{picture}"

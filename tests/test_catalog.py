@@ -247,6 +247,33 @@ def test_groups_borrow_members_and_judge_them_by_their_own_target(tmp_path):
         take_snapshot(con, "a", relabel="lender.n = 1", **how)
 
 
+def test_borrowed_members_are_judged_by_all_that_the_borrowers_row_says(tmp_path):
+    columns = {"target": pa.string(), "color": pa.string(), "bonus": pa.int64(), "label": pa.float64()}
+    columns |= {"entropy": pa.float64(), "ocr_text": pa.string()}
+    more = {"entropy": 1.0, "ocr_text": "AB"}
+    rows = [row | more | {"bonus": g, "label": float(i)} for g in range(3) for i, row in enumerate(rows_of(g, [0, 1]))]
+    write_shard(str(tmp_path / "dataset=a"), 0, rows, columns)
+    how = {"reward": "bonus + 10 * label", "relabel": "lender.bonus >= borrower.bonus", "targets": ("target", "color")}
+    table = take_snapshot(catalog.connect(str(tmp_path)), "a", **how)
+    found = [(row["group_key"][-1], row["lender"][-1], row["reward"]) for row in table.to_pylist()]
+    # The label is of each picture, the bonus of a prompt.
+    pairs = [("0", "0"), ("0", "1"), ("0", "2"), ("1", "1"), ("1", "2"), ("2", "2")]
+    assert found == [(mine, lender, int(mine) + label) for mine, lender in pairs for label in (0, 10)]
+
+
+def test_of_the_best_and_worst_members_one_is_the_groups_own(tmp_path):
+    own, lent = rows_of(0, [0.0] * 4), rows_of(1, [0.0, 1.0, 1.0, 0.0], "AX")
+    write_shard(str(tmp_path / "dataset=a"), 0, own + lent)
+    how = {
+        "reward": "text_exact(target, ocr_text)",
+        "relabel": "borrower.target = 'AB'",
+        "targets": ("target", "color"),
+    }
+    table = take_snapshot(catalog.connect(str(tmp_path)), "a", where="group_key < 'text-00000001'", members=4, **how)
+    found = [(row["lender"][-1], row["reward"]) for row in table.to_pylist()]
+    assert sorted(found) == [("0", 0.0), ("1", 0.0), ("1", 1.0), ("1", 1.0)]
+
+
 def test_advantages_have_mean_0_and_std_1_in_every_living_group():
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(50), 32)

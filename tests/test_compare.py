@@ -52,7 +52,7 @@ def test_seeds_of_a_line_are_summed_up() -> None:
     found = {"a": line("x", 0.0, 0.1), "b": line("x", 0.0, 0.3, 0.4), "c": line("y", 0.0)}
     runs, lines = tables(found)
     assert runs.row_count == 6
-    assert [list(column.cells) for column in lines.columns] == [
+    assert [[str(cell) for cell in column.cells] for column in lines.columns] == [
         ["x", "x"],
         ["2", "2"],
         ["0", "1"],

@@ -127,7 +127,7 @@ def test_a_task_of_ones_own_works_everywhere(own: Recipe, tmp_path: Path) -> Non
     assert base == policy and {one["level"] for one in base.values()} <= {2, 3}
 
     kind, path = TASKS["sums"], tmp_path / "prompts.jsonl"
-    write_prompts([group.prompt for group in planned], kind, path)  # as an online run does
+    write_prompts([group.prompt for group in planned], path)  # as an online run does
     again = dataclasses.replace(own.task, prompts=str(path), num_prompts=None, split="all")
     assert kind.prompts(again, 0) == [group.prompt for group in planned]
     assert kind.prompts(dataclasses.replace(own.task, num_prompts=9), 0)[:3] == kind.prompts(own.task, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ MINE = [*WORDS["heldout"][:3], *WORDS["validation"][:2], WORDS["train"][0]]
 
 def evaluated(path: Path, *options: str, run: str) -> dict[str, Any]:
     assert cli.main(["eval", str(path), "--run", run, "--eval.prompts", "8", *options]) == 0
-    return json.loads(Path(f"runs/{run}/eval.json").read_text())
+    stem = "eval-validation" if "validation" in options else "eval"
+    return json.loads(Path(f"runs/{run}/{stem}.json").read_text())
 
 
 @pytest.fixture
@@ -64,6 +66,18 @@ def test_what_was_trained_on_is_left_out(here: Path, own: list[str], capsys: pyt
     assert "eval.split: expected prompts of the part heldout" in " ".join(capsys.readouterr().err.split())
     train(here, "--policy", "runs/some/policy", name="after")
     assert trained_keys(recipe.load(here), Run(Path("runs/after"))) > trained_keys(recipe.load(here), some)
+
+
+def test_a_run_is_evaluated_on_the_model_that_it_began_with(
+    here: Path, random_sd3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpo_data.cli.main(["shards", str(here)]) == 0
+    train(here, name="a")
+    other = shutil.copytree(random_sd3, tmp_path / "other")
+    (weights,) = other.glob("transformer/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x3f")
+    assert cli.main(["eval", str(here), "--run", "a", "--model", str(other)]) == 2
+    assert "as when it began, found other files in" in capsys.readouterr().err
 
 
 def test_an_online_run_was_trained_on_its_iterations(here: Path, own: list[str]) -> None:

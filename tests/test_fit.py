@@ -141,6 +141,16 @@ def test_a_process_that_gets_a_signal_leaves_a_checkpoint(here: Path, tmp_path: 
     assert 0 < steps_of(run) < 400  # and it is a whole checkpoint
 
 
+def test_what_a_refused_run_did_not_make_stays(here: Path) -> None:
+    Path("runs/refused").mkdir(parents=True)
+    Path("runs/refused/log.txt").write_text("mine")
+    for name in ("refused", "new"):
+        with pytest.raises(UsageError, match="all 6 groups are dead"):
+            train(here, "--reward", "0.5", name=name)
+    assert [path.name for path in Path("runs").iterdir()] == ["refused"]
+    assert [path.name for path in Path("runs/refused").iterdir()] == ["log.txt"]
+
+
 def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(UsageError, match="train.loggers: wandb: its package is missing"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -21,18 +22,21 @@ from gpo_data.generation.worker import Generator
 from gpo_data.lake import catalog
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.shard import dataset_folder
+from gpo_data.recipe import Task
 from gpo_data.tasks import TASKS
 from gpo_train import fit as fit_module
 from gpo_train.data import snapshot_of
 from gpo_train.fit import fit
 from gpo_train.online.callback import OnlineRegeneration
-from gpo_train.online.iterations import Iteration, history
+from gpo_train.online.iterations import Iteration, from_file, history
 from gpo_train.run import Run
 from gpo_train.settings import train_settings, trial_options
 from tests.conftest import killed_at
 from tests.parts.online import here as here
 from tests.parts.online import losses, online, quiet, tars
 from tests.parts.training import equal, weights_of
+
+GRID = ["--online.grid_every", "1"]
 
 
 def test_without_learning_it_writes_what_make_shards_writes(here: Path) -> None:
@@ -182,6 +186,31 @@ def test_a_finished_run_goes_on_with_more_iterations(here: Path) -> None:
     assert sizes == [(2,)]
 
 
+def test_prompts_travel_with_all_that_a_file_says_of_them(here: Path) -> None:
+    rows = [
+        {"prompt": f"{number} things", "number": number, "object": thing, "class": "animal", "target": 7}
+        for number, thing in enumerate(("dog", "cat", "bird", "horse"), 2)
+    ]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = ["--task.kind", "count", "--task.prompts", "own.jsonl", "--task.split", "all", "--task.num_prompts", "null"]
+    named = ["--task.target_column", "number", "--task.class_column", "object", "--evaluators", "[blobs]"]
+    reward = ["--reward", "dark_fraction + target_count", "--online.iterations", "1", "--online.prompts", "2"]
+    run = online(here, *file, *named, *reward, *GRID)
+    columns = "target_class, target_count, class, row_target"
+    drawn = catalog.connect("lake", ["a-it0000"]).execute(f"SELECT DISTINCT {columns} FROM members ORDER BY 2")
+    assert drawn.fetchall() == [("dog", 2, "animal", 7), ("cat", 3, "animal", 7)]
+    assert (run.folder / "iterations/it0000/grid.png").is_file()
+    older = Iteration(run.folder, 0).folder / "prompts.jsonl"
+    older.write_text('{"prompt": "2 things", "class": "dog", "target": 2}\n')
+    (prompt,) = TASKS["count"].prompts(from_file(Task("count"), older), 0)
+    assert prompt.target == {"target_class": "dog", "target_count": 2}
+
+
+def test_a_grammar_without_an_end_has_its_grid(here: Path) -> None:
+    run = online(here, "--task.num_prompts", "null", "--online.prompts", "2", "--online.iterations", "1", *GRID)
+    assert (run.folder / "iterations/it0000/grid.png").is_file()
+
+
 def test_what_a_user_can_do_wrong(here: Path) -> None:
     with pytest.raises(UsageError, match=r"train.reference: stored: a base that never moves .* use `frozen`"):
         online(here, "--train.reference_update", "never")
@@ -227,6 +256,8 @@ def test_two_ranks_draw_what_one_does(here: Path, strategy: str) -> None:
     subprocess.run(command, check=True, timeout=500, env=environment)
     assert tars("two-it0000") == tars("one-it0000")
     assert Run(Path("runs/two")).manifest().ranks == 2
+    far = [[iteration.distance for iteration in history(Path("runs") / name)] for name in ("one", "two")]
+    assert far[1] == pytest.approx(far[0], rel=1e-2)
     two = weights_of(Run(Path("runs/two")))
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-2, atol=1e-3)

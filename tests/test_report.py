@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gpo_data.lake.document import write_document
 from gpo_train import cli
+from gpo_train.evaluation.compare import tables
 from gpo_train.evaluation.interval import interval, open_interval, share_interval
 from gpo_train.evaluation.report import markdown_row
-from gpo_train.evaluation.result import Alone, Difference, Evaluation, Figures, Level, Prompts, Side
+from gpo_train.evaluation.result import Alone, Difference, Evaluation, Figures, Level, Line, Point, Prompts, Side
+from gpo_train.evaluation.side_by_side import side_by_side
+from gpo_train.run import Run, RunManifest
+from gpo_train.share import card
 
 SOURCE = {"split": "file", "prompts": 40, "targets": 20, "left_out": 0}
 
@@ -102,7 +107,7 @@ def test_what_cannot_be_reported_is_told(there: Path, capsys: pytest.CaptureFixt
     assert "found none; `gpo-train eval tiny --base-only --eval.prompts FILE` makes one" in said
     assert "run two: no such folder in runs" in told("one", "two")
     assert "expected runs alone" in told("one", "--eval.prompts", "8")
-    assert "expected runs alone" in told("one", "--unknown")
+    assert "--unknown: expected an option of 'gpo-train report'" in told("one", "--unknown")
     path = there / "one" / "eval.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"n": "many"}))
     assert "eval.json: damaged: n: expected" in told("one")
@@ -129,13 +134,41 @@ def test_a_file_of_an_older_version_has_no_intervals(there: Path) -> None:
     ("file", "stem"),
     [
         (None, "eval"),
+        ("", "eval-validation"),
         ("a.csv", "eval-a"),
         ("x/dataset/ocr/test.txt", "eval-ocr-test"),
         ("org/Name é", "eval-org-Name-é"),
     ],
 )
 def test_each_benchmark_has_files_of_its_own(file: str | None, stem: str) -> None:
-    assert Prompts(**SOURCE, file=file).stem == stem
+    split = {"split": "file" if file else "heldout" if file is None else "validation"}
+    assert Prompts(**SOURCE | split, file=file or None).stem == stem
+
+
+def test_what_is_of_an_earlier_policy_is_not_reported(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation(there / "one", None, train_seconds=3.0)
+    begun = {"mode": "online", "recipe": {"name": "small"}, "versions": {}, "created": "t", "model_digest": "d"}
+    run = RunManifest(run="one", **begun, state="finished", train_seconds=3.0)
+    write_document(run, there / "one" / "run.json")
+    assert cli.main(["report", "one", "--out", "out"]) == 0 and "+25.0 points" in card(Run(there / "one"), "other")
+    write_document(dataclasses.replace(run, train_seconds=5.0), there / "one" / "run.json")
+    assert cli.main(["report", "one"]) == 2
+    assert (
+        "eval.json: the run has been trained further since; `gpo-train eval small --run one`" in capsys.readouterr().err
+    )
+    assert "Not evaluated since it was trained further" in card(Run(there / "one"), "other")
+
+
+def test_brackets_are_not_markup(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation(there / "one", "own/[b] [a-z].csv")
+    for console in (cli.console, Console(width=100)):
+        side_by_side(["one"], there, Path("out"), console)
+        assert "[b] [a-z].csv" in capsys.readouterr().out
+    line = Line(**SOURCE, file="x", line="reward '[/ ]'", points=[])
+    point = Point(iteration=0, images=8, exact=0.5, failed=0, difference=0.0, ci95=[0.0, 0.1], diversity_ratio=1.0)
+    made = tables({"[a-z]": dataclasses.replace(line, points=[point])})
+    Console().print(made[0])
+    assert "[a-z]" in capsys.readouterr().out
 
 
 def test_intervals_of_shares_and_of_rewards() -> None:

@@ -101,6 +101,8 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
         ("recipe: small.yaml\ngrid: {train.beta: 3}", "grid.* expected .*list"),
         ("recipe: small.yaml\nrows: [{sett: {}}]", "unknown key 'rows.0.sett'; did you mean 'set'"),
         ("recipe: small.yaml\nrows: [{name: a}, {name: a}]", "rows: expected a name for each, found 'a' twice"),
+        ("recipe: small.yaml\nrows: [{name: a b}, {name: A-B}]", "rows: 'a b' and 'A-B' are one run, losses-a-b-"),
+        ("recipe: small.yaml\nseeds: [0, 1, 0]", "seeds: expected each once, found"),
         ("recipe: small.yaml\ngrid: {train.beta: []}", "grid: expected at least one value of each key"),
         ("recipe: small.yaml\nrows: [{grid: {train.beta: []}}]", "rows.grid: expected at least one value of each key"),
         (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gpo_data import evaluators
 from gpo_data.errors import UsageError
@@ -50,7 +50,7 @@ def understood(prompts: list[Prompt], columns: list[str]) -> Table:
     table = Table("prompt", *columns)
     for prompt in prompts:
         values = [prompt.target.get(name) for name in columns]
-        table.add_row(*(escape(_short(value)) for value in (prompt.text, *values)))
+        table.add_row(*(Text(_short(value)) for value in (prompt.text, *values)))
     return table
 
 

@@ -12,7 +12,7 @@ from gpo_data.audit.statistics import Figures
 
 
 def show(data: Members, figures: Figures) -> None:
-    console = Console()
+    console = Console(markup=False)
     head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     head.add_column(style="dim")
     head.add_column(overflow="fold")

@@ -51,7 +51,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
 
     Raises UsageError (no such dataset or evaluator) and RunError (a damaged shard, a full disk, every member failed).
     """
-    console = console or Console()
+    console = console or Console(markup=False)
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)

@@ -20,13 +20,15 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
 
     Args:
         own: gets a temporary table of the pairs.
-        relabel: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt and `targets`.
+        relabel: SQL condition on the columns of `borrower` and `lender`: group_key, prompt_id, prompt, `targets` and
+            what travels with a prompt from the user's file.
         targets: the task's target columns.
 
     The stored rewards were given for the lender's target: a reward has to be given again. Raises UsageError.
     """
     columns = columns_of(own, "SELECT * FROM drawn_members")
-    mine = [name for name in ("group_key", "prompt_id", "prompt", *targets) if name in columns]
+    own_targets = [*targets, *_travelling(own, dataset, list(columns), targets)]
+    mine = [name for name in ("group_key", "prompt_id", "prompt", *own_targets) if name in columns]
     of_group = ", ".join(map(identifier, mine))
     locked.check_expression("relabel", relabel)
     try:
@@ -46,3 +48,22 @@ def relabelled(own: duckdb.DuckDBPyConnection, dataset: str, relabel: str, targe
         UNION ALL BY NAME
         SELECT l.*, m.* EXCLUDE ({of_group})
         FROM relabelled l JOIN drawn_members m ON m.dataset = {quote(dataset)} AND m.group_key = l.lender"""
+
+
+def _travelling(
+    own: duckdb.DuckDBPyConnection, dataset: str, columns: list[str], targets: tuple[str, ...]
+) -> list[str]:
+    """Columns of the user's prompts (tasks/extras.py): a sidecar has targets before `entropy`, which is measured first.
+
+    What an import says of each picture is there too, and is not the same for a whole group.
+    """
+    if "entropy" not in columns:
+        return []
+    between = [c for c in columns[columns.index("seed") + 1 : columns.index("entropy")] if c not in targets]
+    if not between:
+        return []
+    differing = ", ".join(f"count(DISTINCT {identifier(c)}) + bool_or({identifier(c)} IS NULL)::INT" for c in between)
+    found = own.execute(
+        f"SELECT {differing} FROM drawn_members WHERE dataset = {quote(dataset)} GROUP BY group_key"
+    ).fetchall()
+    return [c for c, values in zip(between, zip(*found, strict=True), strict=True) if max(values) <= 1]

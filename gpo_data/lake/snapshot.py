@@ -103,6 +103,8 @@ def take_snapshot(
     kept = np.ones(len(group), bool) if keep_dead else alive[group]
     if members is not None:
         kept &= extremes(group, columns["advantage"].to_numpy(), members)
+        if lent:
+            _keep_an_own(kept, group, columns)
     if not kept.all():
         pick(columns, kept)
     if judges:
@@ -205,6 +207,20 @@ def expect_values(table: pa.Table, names: Sequence[str], dataset: str) -> None:
     for name in names:
         if missing := table[name].null_count:
             raise UsageError(f"dataset {dataset}: {missing} of {len(table)} members have no {name}; {REPAIR}")
+
+
+def _keep_an_own(kept: np.ndarray, group: np.ndarray, columns: Columns) -> None:
+    """Where only borrowed members were kept, the own one furthest from the mean takes the place of the nearest of them.
+
+    A group's own record has its prompt's embedding, which all its members are trained with.
+    """
+    own, far = ~_borrowed(columns), np.abs(columns["advantage"].to_numpy())
+    for number in np.setdiff1d(group[kept], group[kept & own]):
+        there = np.flatnonzero(group == number)
+        if len(mine := there[own[there]]):
+            borrowed = there[kept[there]]
+            kept[borrowed[far[borrowed].argmin()]] = False
+            kept[mine[far[mine].argmax()]] = True
 
 
 def _expect_own_members(columns: Columns, dataset: str) -> None:

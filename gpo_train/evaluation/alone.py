@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gpo_data.generation.generate import draw
 from gpo_data.lake.document import write_document
@@ -79,7 +79,7 @@ def table(found: Alone) -> Table:
     for what, one in rows:
         low, high = one.exact95
         made.add_row(
-            escape(what),
+            Text(what),
             str(one.n),
             f"{100 * one.exact:.1f}%",
             f"[{100 * low:.1f}, {100 * high:.1f}]",

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gpo_data.errors import UsageError
 from gpo_data.generation.remote import Begin, kept_workers
@@ -37,6 +38,7 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     """
     for run in runs:
         run.expect_online("`eval` compares others")
+        run.expect_base(recipe)
     chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
     with kept_workers(recipe, console) as workers:
         found = {
@@ -78,7 +80,7 @@ def tables(found: dict[str, Line]) -> list[Table]:
         for point in one.points:
             colour = point.color_exact
             runs.add_row(
-                name,
+                Text(name),
                 str(point.iteration),
                 f"{100 * point.exact:.1f}%",
                 report.points_text(point.difference, point.ci95),
@@ -102,7 +104,7 @@ def tables(found: dict[str, Line]) -> list[Table]:
             values = [100 * point.difference for point in at]
             if len(at) > 1:
                 lines.add_row(
-                    line,
+                    Text(line),
                     str(len(at)),
                     str(iteration),
                     f"{np.mean(values):+.1f}",

@@ -52,6 +52,7 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
     manifest = run.manifest()
     recipe = settle(recipe, run.folder, [])
     run.expect_policy()
+    run.expect_base(recipe)
     measuring = expect_measured(recipe)
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     base, policy = eval_recipes(recipe, chosen.task, run.name, run.policy)

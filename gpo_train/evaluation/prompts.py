@@ -83,7 +83,7 @@ def choose(recipe: Recipe, trained: set[str], folder: Path) -> EvalPrompts:
     if left_out:
         texts = "\n".join(prompt.text for prompt in kept)
         path = folder / f"eval-prompts-{hashlib.blake2b(texts.encode(), digest_size=4).hexdigest()}.jsonl"
-        write_prompts(kept, kind, path)
+        write_prompts(kept, path)
         task = from_file(recipe.task, path)
     return EvalPrompts(
         task, [kind.key(prompt) for prompt in kept], left_out, settings.split, tags_of(kept, list(kind.columns))

@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gpo_data.audit.show import cell_of, in_cell, load_groups
 from gpo_data.lake.durable import write_atomic
@@ -100,7 +100,7 @@ def prompts_of(found: Prompts) -> str:
 def terminal(found: Evaluation, console: Console) -> None:
     table = Table("", "base", "policy", "difference", title=headline(found), title_justify="left")
     for row in rows_of(found):
-        table.add_row(*map(escape, row))  # a file's tags may have brackets
+        table.add_row(*map(Text, row))  # a file's tags may have brackets
     console.print(table)
 
 

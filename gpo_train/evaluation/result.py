@@ -1,6 +1,7 @@
 """What `eval` and `compare` find, as eval.json and compare.json hold it.
 
-    eval.json               prompts of a part of the split
+    eval.json               held-out prompts
+    eval-validation.json    those of the part for validation
     eval-<folder>-<file>.json        a benchmark's file, one for each (`Prompts.stem`)
 
 Shares are fractions and not percents. An interval is the 95% one of a mean, over targets (interval.py); None where it
@@ -42,7 +43,7 @@ class Prompts:
     def stem(self) -> str:
         """Of the files in the run's folder: of two benchmarks' `test.txt` the folders' names differ."""
         if self.file is None:
-            return "eval"
+            return "eval-validation" if self.split == "validation" else "eval"
         path = Path(self.file)
         return "-".join(["eval", *re.findall(r"[\w.]+", f"{path.parent.name} {path.stem}")])
 

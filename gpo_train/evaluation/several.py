@@ -22,6 +22,7 @@ from gpo_train.run import Run, settle
 def at_points(recipe: Recipe, run: Run, weights: Mapping[int, Path], console: Console) -> dict[int, Comparison]:
     """Earlier policies of a run against the base, on the prompts of its evaluation; the base is drawn once."""
     recipe = settle(recipe, run.folder, [])
+    run.expect_base(recipe)
     chosen = choose(recipe, trained_keys(recipe, run), run.folder)
     with kept_workers(recipe, console) as workers:
         return dict(against_base(recipe, run.name, weights, chosen, console, workers))

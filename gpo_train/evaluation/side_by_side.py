@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jinja2
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document
@@ -52,12 +52,12 @@ def side_by_side(names: list[str], runs: Path, out: Path, console: Console) -> l
     """Print the tables, write report.html and report.md into `out`. Raises UsageError."""
     made = sections(evaluations(names, runs))
     for one in made:
-        table = Table(*map(escape, one.head), title=escape(one.title), title_justify="left")
+        table = Table(*(Column(Text(name)) for name in one.head), title=Text(one.title), title_justify="left")
         for row in one.rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))
         console.print(table)
         for note in one.notes:
-            console.print(escape(note), soft_wrap=True)
+            console.print(note, soft_wrap=True, markup=False)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "report.md", markdown(made).encode())
     write_atomic(out / "report.html", PAGE.render(sections=made).encode())
@@ -78,7 +78,12 @@ def evaluations(names: list[str], runs: Path) -> dict[str, dict[str, Found]]:
     for folder in folders:
         paths = sorted(path for path in folder.glob("eval*.json") if re.match(r"eval[-.]", path.name))
         for path in paths:
-            found.setdefault(path.stem, {})[labels[folder]] = _read(path)
+            one = found.setdefault(path.stem, {})[labels[folder]] = _read(path)
+            if isinstance(one, Evaluation) and Run(folder).evaluated_before(one.train_seconds):
+                without.append(
+                    f"{path}: the run has been trained further since; {_command(folder)} evaluates it as it is now, or "
+                    f"remove the file"
+                )
         if not paths:
             without.append(
                 f"run {folder}: expected an evaluation (eval*.json), found none; {_command(folder)} makes one"

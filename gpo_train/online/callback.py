@@ -79,7 +79,7 @@ class OnlineRegeneration(Callback):
             ),
             dtype,
         )
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False)
         self.stopped_by: str | None = None
         self.trained = Trained()
         self._prepared: tuple[int, Reader | None] = (-1, None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
-from gpo_data.tasks import TASKS, TaskKind
+from gpo_data.tasks import TASKS
 
 POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
 
@@ -155,20 +156,21 @@ def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]
     """The prompts of an iteration; see Online.prompt_selection. Raises UsageError."""
     count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
     if online.prompt_selection == "same":
-        return _first(recipe, count, count, "online.prompts")
+        return first_prompts(recipe, count, count, "online.prompts")
     if online.prompt_selection == "next":
         start = iteration.number * count
-        found = _first(recipe, start + count, count, "online.prompts")  # where there are fewer they come round again
+        # Where there are fewer they come round again.
+        found = first_prompts(recipe, start + count, count, "online.prompts")
         return [found[i % len(found)] for i in range(start, start + count)]
     least, key = (online.pool, "online.pool") if online.pool else (count, "online.prompts")
-    pool = _first(recipe, online.pool or POOL * count, least, key)
+    pool = first_prompts(recipe, online.pool or POOL * count, least, key)
     con = catalog.connect(recipe.lake, [Iteration(iteration.run, i).name for i in range(iteration.number)])
     known = dict(con.execute("SELECT prompt, arg_max(std, dataset) FROM groups GROUP BY prompt").fetchall())
     ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
     return [pool[i] for i in sorted(ranked[:count])]
 
 
-def _first(recipe: Recipe, count: int, least: int, key: str) -> list[Prompt]:
+def first_prompts(recipe: Recipe, count: int, least: int = 1, key: str = "task.num_prompts") -> list[Prompt]:
     """The task's first prompts, or all where there are fewer. Raises UsageError where there are fewer than `least`."""
     try:
         return _all(recipe, count)
@@ -184,24 +186,28 @@ def _all(recipe: Recipe, count: int | None) -> list[Prompt]:
     return TASKS[task.kind].prompts(task, recipe.seed)
 
 
-def write_prompts(prompts: list[Prompt], kind: TaskKind, path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"prompt": p.text} | {kind.file_columns.get(k, k): v for k, v in p.target.items()} for p in prompts
-    ]
+def write_prompts(prompts: list[Prompt], path: Path) -> None:
+    """Under the lake's own names: a column of the user's file may be called as the task's is in files."""
+    rows: list[dict[str, Any]] = [{"prompt": p.text} | p.target for p in prompts]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def from_file(task: Task, path: Path) -> Task:
     """A task that draws the prompts which `write_prompts` wrote, all of them."""
+    names = {"target": "target", "class": "class"}
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as stream:  # whoever reads it says what is wrong
+        there = json.loads(stream.readline())
+        # Runs of before have the names of files.
+        names |= {file: own for own, file in TASKS[task.kind].file_columns.items() if own in there}
     return dataclasses.replace(
         task,
         prompts=str(path),
         num_prompts=None,
         split="all",
         prompt_column="prompt",
-        target_column="target",
-        class_column="class",
+        target_column=names["target"],
+        class_column=names["class"],
     )
 
 

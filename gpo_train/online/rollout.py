@@ -31,9 +31,8 @@ from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.models import Model, repeat
 from gpo_data.progress import EVERY
 from gpo_data.recipe import Online, Recipe
-from gpo_data.tasks import TASKS
 from gpo_train.export import save_policy
-from gpo_train.online.iterations import Iteration, Summary, choose, summarise, write_prompts
+from gpo_train.online.iterations import Iteration, Summary, choose, first_prompts, summarise, write_prompts
 from gpo_train.policy import Policy
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
@@ -75,7 +74,7 @@ class Rollout:
         with clock.time("policy"):
             if ranks.first and not (iteration.folder / "prompts.jsonl").is_file():
                 chosen = choose(self.recipe, self.online, iteration)
-                write_prompts(chosen, TASKS[self.recipe.task.kind], iteration.folder / "prompts.jsonl")
+                write_prompts(chosen, iteration.folder / "prompts.jsonl")
             # Also where the base draws: to compare.
             save_policy(writer, iteration.policy, write=ranks.first)
             ranks.barrier("policy")
@@ -175,7 +174,9 @@ class Rollout:
             return
         self._evaluators = evaluators.build(self.recipe, opened=self._evaluators)
         groups = []
-        for planned in [g for shard in plan(self.recipe) for g in shard.groups][:GRID_PROMPTS]:
+        shown = len(first_prompts(self.recipe, GRID_PROMPTS))
+        few_prompts = dataclasses.replace(self.recipe, task=dataclasses.replace(self.recipe.task, num_prompts=shown))
+        for planned in [g for shard in plan(few_prompts) for g in shard.groups]:
             seeds = planned.seeds[:GRID_MEMBERS]
             conditioning = model.encode([planned.prompt.text])
             latents = model.draw(repeat(conditioning, [len(seeds)]), seeds)

@@ -103,6 +103,7 @@ class Sweep:
         check(self)
         expect(NAME.fullmatch(self.name) is not None, "name", "1 to 24 letters a-z, digits, '-' and '_'", self.name)
         expect(bool(self.seeds), "seeds", "at least one", self.seeds)
+        expect(len({*self.seeds}) == len(self.seeds), "seeds", "each once", self.seeds)
         expect(all(self.grid.values()), "grid", "at least one value of each key", self.grid)
 
 
@@ -153,10 +154,21 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
+        _expect_one_run_each(rows)
         rows = [*rows, *_means(sweep, rows)]
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)
+
+
+def _expect_one_run_each(rows: list[Row]) -> None:
+    found: dict[str, Row] = {}
+    for row in rows:
+        if (other := found.setdefault(row.name, row)) is not row:
+            raise UsageError(
+                f"rows: {other.label!r} and {row.label!r} are one run, {row.name}: expected other names or other "
+                f"settings; leave one out"
+            )
 
 
 def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:

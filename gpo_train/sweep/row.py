@@ -121,7 +121,7 @@ def run_row(row: Row, sweep: Sweep, folder: Path) -> int:
 
 
 def _guarded(work: Any) -> int:
-    console = Console(highlight=False, width=120)
+    console = Console(highlight=False, markup=False, width=120)
     try:
         work(console)
     except (Interrupted, KeyboardInterrupt):
