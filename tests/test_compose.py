@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gpo_data.errors import UsageError
-from gpo_data.evaluators.compose import ComposeEvaluator, relations
+from gpo_data.evaluators.compose import PALETTE, ComposeEvaluator, relations
 from gpo_data.generation.remote import actors_of
 from gpo_data.lake.rewards import score
 from gpo_data.recipe import Recipe, Task, Yolo
@@ -56,6 +56,60 @@ def test_lines_of_metadata_as_they_are(tmp_path: Path) -> None:
         prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"include": 3}, r"include: expected a list of clauses, as in .*, found 3"),
+        ({"include": {"class": "cow", "count": 1}}, r"include: expected a list of clauses"),
+        ({"include": "two cows"}, r"include: expected a list of clauses as JSON, found 'two cows'"),
+        ({"include": [3]}, r"include: 0: .*found 3"),
+        ({"include": math.nan}, r"include is empty"),
+        ({"include": []}, r"include is empty"),
+        ({"include": [{"class": "cow", "count": 1}], "exclude": 3}, r"exclude: expected a list of clauses"),
+        (
+            {"include": [{"class": "cow", "count": 1, "color": "gray"}]},
+            r"include: 0\.color: expected one of red, .*'gray'",
+        ),
+        (
+            {"include": [{"class": "cow", "count": 1}], "exclude": [{"class": "cow", "count": 2, "color": "mauve"}]},
+            r"exclude: 0\.color: expected one of red, .*'mauve'",
+        ),
+    ],
+)
+def test_a_row_that_no_evaluator_can_judge_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = tmp_path / "meta.jsonl"
+    path.write_text(json.dumps({"prompt": "a cow"} | row))
+    with pytest.raises(UsageError, match=rf"meta\.jsonl:1: {message}"):
+        prompts(path)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, "", "null", "NaN", []])
+def test_what_is_missing_is_not_there(tmp_path: Path, missing: Any) -> None:
+    clause = {"class": "cow", "count": 1}
+    path = tmp_path / "meta.jsonl"
+    path.write_text(json.dumps({"prompt": "a cow", "include": [clause | {"color": math.nan}], "exclude": missing}))
+    (found,) = prompts(path)
+    assert found.target == {"include": json.dumps([clause])}
+
+
+def test_columns_and_colours_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "meta.csv"
+    include, exclude = (
+        '[{""class"": ""cow"", ""count"": 1, ""color"": ""Red""}]',
+        '[{""class"": ""cow"", ""count"": 2}]',
+    )
+    path.write_text(f'prompt,Include,Exclude\na red cow,"{include}","{exclude}"\n')
+    (found,) = prompts(path)
+    assert {name: json.loads(str(value)) for name, value in found.target.items()} == {
+        "include": [{"class": "cow", "count": 1, "color": "red"}],
+        "exclude": [{"class": "cow", "count": 2}],
+    }
+
+
+def test_the_task_knows_the_colours_that_the_evaluator_names() -> None:
+    assert tuple(PALETTE) == compose.COLORS
+
+
 def test_sentences_with_several_classes() -> None:
     target = compose.from_sentence("three cats and two dogs on a couch")
     assert json.loads(str(target["include"])) == [
@@ -70,6 +124,22 @@ def test_a_class_that_is_named_twice_is_one_clause() -> None:
     target = compose.from_sentence("two red apples and three green apples")
     assert json.loads(str(target["include"])) == [{"class": "apple", "count": 5}]
     assert json.loads(str(target["exclude"])) == [{"class": "apple", "count": 6}]
+
+
+def test_a_place_is_not_the_thing_it_is_named_after() -> None:
+    target = compose.from_sentence("a train station with two trains")
+    assert json.loads(str(target["include"])) == [{"class": "train", "count": 2}]
+
+
+def test_synonyms_are_on_one_side_of_the_split() -> None:
+    def key(*names: str) -> str:
+        every = [{"class": name, "count": 1} for name in names]
+        return compose.content({"include": json.dumps(every), "exclude": json.dumps(every)})
+
+    assert key("television") == key("tv") == "1 tv"
+    assert key("television", "Sofa") == key("tv", "couch")
+    every = '[{"class": "tv", "count": 1}, {"class": "couch", "count": 1}]'
+    assert key("tv", "couch") == f"{every} without {every}"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,19 @@ COUNTED = [
     ("an orange cat", "cat", 1),
     ("a two-story house with six clocks", "clock", 6),
     ("five dogs, one of them brown", "dog", 5),
+    ("half dozen oranges", "orange", 6),
+    ("7 dogs around a poker table, two of which turn away", "dog", 7),
+    ("two dogs in one of the rooms", "dog", 2),
+    ("a one of a kind vase with two dogs", "dog", 2),
+    ("a Boeing 747 and two trucks", "truck", 2),
+    ("room 5, two dogs", "dog", 2),
+    ("a blue 1977 Porsche 911 and two men", "person", 2),
+    ("a five star hotel and two cats", "cat", 2),
+    ("a 3 x 3 grid of nine cats", "cat", 9),
+    ("a clock that reads 11:44 and two dogs", "dog", 2),
+    ("a 24/7 shop with two dogs", "dog", 2),
+    ("a train station with two trains", "train", 2),
+    ("a bench in a train station", "bench", 1),
 ]
 
 
@@ -147,9 +160,39 @@ def test_the_number_belongs_to_what_is_counted(line, name, number):
     assert count.from_sentence(line) == {"target_class": name, "target_count": number}
 
 
-@pytest.mark.parametrize("line", ["at least five dogs", "two groups of dogs", "two large", "2 to 3 cats", "some cats"])
+REFUSED = ["at least five dogs", "two groups of dogs", "two large", "2 to 3 cats", "some cats", "a train station"]
+
+
+@pytest.mark.parametrize("line", REFUSED)
 def test_a_sentence_that_counts_nothing_certain_is_refused(line):
     with pytest.raises(ValueError, match=r"no one number|how many|no target|two numbers"):
+        count.from_sentence(line)
+
+
+BARE = [
+    ("two red and three blue balls", "two red and three"),
+    ("two orange and three black cats", "two orange and three"),
+    ("two red and a blue ball", "two red and a"),
+    ("two goldfish and three vases", "two goldfish and three"),
+    ("three of the five dogs", "three of the five"),
+    ("one of the five dogs", "one of the five"),
+    ("two of those five dogs", "two of those five"),
+    ("9 out of 10 dogs", "9 out of 10"),
+    ("two of the dogs and three cats", "two of the"),
+    ("1,5 dogs", "1 , 5"),
+    ("a photo of only 1,5 dogs", "1 , 5"),
+    ("two, three dogs", "two , three"),
+    ("between 5 and 10 dogs", "5 and 10"),
+    ("½ dozen eggs", "½ dozen"),
+    ("½ a dozen eggs", "½ a dozen"),
+    ("1/2 dozen eggs", "1/2 dozen"),
+    ("2.5 dozen eggs", "2.5 dozen"),
+]
+
+
+@pytest.mark.parametrize(("line", "shown"), BARE)
+def test_a_number_without_things_is_no_number_of_the_next_things(line, shown):
+    with pytest.raises(ValueError, match=f"no (things after a|whole) number: '{shown}' in '{line}'; "):
         count.from_sentence(line)
 
 

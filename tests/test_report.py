@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gpo_data import recipe
 from gpo_data.lake.document import write_document
 from gpo_train import cli
 from gpo_train.evaluation.compare import tables
@@ -147,15 +148,14 @@ def test_each_benchmark_has_files_of_its_own(file: str | None, stem: str) -> Non
 
 def test_what_is_of_an_earlier_policy_is_not_reported(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation(there / "one", None, train_seconds=3.0)
-    begun = {"mode": "online", "recipe": {"name": "small"}, "versions": {}, "created": "t", "model_digest": "d"}
-    run = RunManifest(run="one", **begun, state="finished", train_seconds=3.0)
+    made = dataclasses.asdict(recipe.load("text-tiny"))
+    begun = RunManifest(run="one", mode="online", recipe=made, model_digest="d", created="t", state="finished")
+    run = dataclasses.replace(begun, train_seconds=3.0)
     write_document(run, there / "one" / "run.json")
     assert cli.main(["report", "one", "--out", "out"]) == 0 and "+25.0 points" in card(Run(there / "one"), "other")
     write_document(dataclasses.replace(run, train_seconds=5.0), there / "one" / "run.json")
     assert cli.main(["report", "one"]) == 2
-    assert (
-        "eval.json: the run has been trained further since; `gpo-train eval small --run one`" in capsys.readouterr().err
-    )
+    assert "eval.json: the run has been trained further since; `gpo-train eval text" in capsys.readouterr().err
     assert "Not evaluated since it was trained further" in card(Run(there / "one"), "other")
 
 

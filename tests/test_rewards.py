@@ -13,6 +13,7 @@ import pytest
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import rewards
+from gpo_data.tasks import text as text_task
 from gpo_data.tiny.words import COLORS
 
 COLUMNS = {"target": pa.string(), "ocr_text": pa.string(), "target_count": pa.int32(), "n_detected": pa.int32()}
@@ -137,6 +138,14 @@ LISTS = [  # target, read, exact, contains, recall, precision
     ("营业\n欢迎", "欢迎 营业", 1, 1, 1, 1),
     ("a b b", "b, A!", 0, 0, 2 / 3, 1),
     ("A\nB", "", 0, 0, 0, 0),
+    ("CD\nAB", "ACDB", 0, 0, 0, 0),  # what stands around a text is not another
+    ("CD\nAB", "A CD B", 0, 0, 1 / 2, 1 / 3),
+    ("CD\nAB", "ABCD", 1, 1, 0, 0),
+    ("CD\nAB", "ab x cd", 0, 1, 1, 2 / 3),
+    ("Go\nooo", "GOOOO", 1, 1, 0, 0),  # the first `OOO` would leave no `GO`
+    ("Go\nooo", "GOOOO!", 0, 1, 0, 0),
+    ("Open\nOpen", "open open", 1, 1, 1, 1),
+    ("Open\nOpen", "open", 0, 0, 1 / 2, 1),
 ]
 
 
@@ -145,6 +154,20 @@ def test_several_texts_are_read_in_any_order(row):
     target, read, *wanted = row
     names = ("text_exact", "text_contains", "word_recall", "word_precision")
     assert [text(name, target, read) for name in names] == pytest.approx(wanted)
+
+
+def test_several_texts_are_read_with_spaces_between_or_none():
+    rng = random.Random(0)
+    rows = []
+    for _ in range(300):
+        texts = rng.sample(text_task.WORDS, rng.randint(2, 4))
+        shuffled = rng.sample(texts, len(texts))
+        rows += [{"target": "\n".join(texts), "ocr_text": between.join(shuffled)} for between in ("", " ", "\n")]
+    assert rewards.score(rows, "text_exact(target, ocr_text)", COLUMNS) == [1.0] * len(rows)
+    for row in rows:
+        row["ocr_text"] += " Z"
+    assert rewards.score(rows, "text_exact(target, ocr_text)", COLUMNS) == [0.0] * len(rows)
+    assert rewards.score(rows, "text_contains(target, ocr_text)", COLUMNS) == [1.0] * len(rows)
 
 
 @pytest.mark.parametrize("reward", rewards.named())

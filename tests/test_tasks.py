@@ -96,6 +96,23 @@ def test_more_prompts_than_there_are_names_the_key_and_the_number():
         prompts(kind="text", num_prompts=None)
 
 
+def test_synonyms_are_on_one_side_of_the_split():
+    def key(name, **more):
+        return count.key({"target_count": 3, "target_class": name} | more)
+
+    assert key("television") == key("TV_Monitor") == key("tv") == "3 tv"
+    assert key("sofa", color="red") == key("couch", color="red") == "3 red couch"
+    # what was split before stays where it is, whatever its spelling
+    assert [key(name) for name in ("dog", "Dog", "sports_ball", "crane")] == [
+        "3 dog",
+        "3 Dog",
+        "3 sports_ball",
+        "3 crane",
+    ]
+    for name in (*classes.COCO, *words.SHAPES):
+        assert key(name) == f"3 {name}"
+
+
 def test_words_for_things():
     for name in (*count.CLASSES, *unseen.CLASSES, "box", "wine glass", "city", "circle"):
         assert classes.singular(classes.plural(name)) == name

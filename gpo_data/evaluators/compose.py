@@ -40,7 +40,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "clauses_wrong": pa.string(),
     "found": THINGS,
 }
-# sRGB of the ten names that GenEval's prompts have, and the tiny world's teal.
+# sRGB of the ten names that GenEval's prompts have, and the tiny world's teal: those of tasks/compose.py, which refuses
+# prompts with others.
 PALETTE = {
     "red": (205, 30, 35),
     "orange": (235, 120, 20),

@@ -93,20 +93,22 @@ CREATE OR REPLACE MACRO _edit_share(a, b) AS
 
 -- A target of several texts has a line for each. They are looked for in any order, the longest first, and what is left
 -- of the text when each was taken out once is '' where nothing else was read; a text that is not there leaves a mark.
+-- In the place of what was taken out stands another mark until the end, so that what stood around it is not read as one.
 CREATE OR REPLACE MACRO _text_lines(target) AS
     list_transform(list_reverse_sort(list_transform(string_split(target, chr(10)),
         lambda text_line: {'length': length(_text_fold(text_line)), 'text': _text_fold(text_line)})),
         lambda text_line: text_line.text);
 
 CREATE OR REPLACE MACRO _text_left(lines, folded) AS
-    list_reduce(list_prepend(folded, lines), lambda text_left, text_line:
+    replace(list_reduce(list_prepend(folded, lines), lambda text_left, text_line:
         CASE WHEN position(text_line IN text_left) = 0 THEN text_left || chr(1)
-             ELSE substr(text_left, 1, position(text_line IN text_left) - 1)
-                || substr(text_left, position(text_line IN text_left) + length(text_line)) END);
+             ELSE substr(text_left, 1, position(text_line IN text_left) - 1) || chr(2)
+                || substr(text_left, position(text_line IN text_left) + length(text_line)) END), chr(2), '');
 
--- 1 if exactly the target was read: of several texts all, in any order, and nothing else.
+-- 1 if exactly the target was read: of several texts all, in any order, and nothing else. Texts in the target's own order
+-- are not looked for one by one: the first `OOO` of GOOOO leaves no GO.
 CREATE OR REPLACE MACRO text_exact(target, ocr_text) AS
-    CASE WHEN contains(target, chr(10))
+    CASE WHEN contains(target, chr(10)) AND _text_fold(target) <> _text_fold(ocr_text)
         THEN CAST(_text_left(_text_lines(target), _text_fold(ocr_text)) = '' AS DOUBLE)
         ELSE CAST(_text_fold(target) = _text_fold(ocr_text) AS DOUBLE) END;
 
@@ -117,7 +119,7 @@ CREATE OR REPLACE MACRO text_edit(target, ocr_text) AS
 
 -- Lenient: 1 if the target, or every one of several texts, is somewhere in what was read.
 CREATE OR REPLACE MACRO text_contains(target, ocr_text) AS
-    CASE WHEN contains(target, chr(10))
+    CASE WHEN contains(target, chr(10)) AND NOT contains(_text_fold(ocr_text), _text_fold(target))
         THEN CAST(NOT contains(_text_left(_text_lines(target), _text_fold(ocr_text)), chr(1)) AS DOUBLE)
         ELSE CAST(contains(_text_fold(ocr_text), _text_fold(target)) AS DOUBLE) END;
 

@@ -78,8 +78,17 @@ PAIRED = ("scissors", "skis", "glasses", "sunglasses", "trousers", "pants", "jea
 
 def canonical(name: str) -> str:
     """The class that a name means, in lower case; a name that is not known stays as it is."""
-    folded = " ".join(name.lower().replace("_", " ").split())
+    folded = _folded(name)
     return SYNONYMS.get(folded, folded)
+
+
+def unsynonymous(name: str) -> str:
+    """The class that a synonym means; any other name as it is written, so that the split's keys of it stay."""
+    return SYNONYMS.get(_folded(name), name)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 def plural(name: str) -> str:

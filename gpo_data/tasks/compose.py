@@ -5,20 +5,21 @@
      "exclude": [{"class": "tie", "count": 2}]}
 
 `include` are clauses that all have to hold, `exclude` ones of which none may: so many of the class or more. `position`
-names a relation to the things of an earlier clause. Both are stored as JSON text, and evaluator `compose` says of each
-picture how many clauses hold: rewards `geneval` (all of them) and `clauses_held` (their share).
+names a relation to the things of an earlier clause, `color` one of COLORS. Both are stored as JSON text, and evaluator
+`compose` says of each picture how many clauses hold: rewards `geneval` (all of them) and `clauses_held` (their share).
 
     signs    the prompts of task `count` in the tiny world, with their colour, and no other shapes
     scenes   a photo of two dogs and one kite               thousands
 
 A sentence of the user's own says things and numbers (phrases.py): `three cats and two dogs` are two clauses, with their
 counts excluded plus one.
-The split hashes the clauses, not the wording, and of one clause what task `count` hashes.
+The split hashes the clauses, not the wording, a synonym as its class, and of one clause what task `count` hashes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -28,14 +29,17 @@ from pydantic.dataclasses import dataclass
 
 from gpo_data.prompt import Prompt, prompt_id
 from gpo_data.recipe import Task
-from gpo_data.tasks import count, sources
+from gpo_data.tasks import count, files, sources
 from gpo_data.tasks.base import TaskKind
-from gpo_data.tasks.classes import plural
+from gpo_data.tasks.classes import plural, unsynonymous
+from gpo_data.tasks.listed import listed
 from gpo_data.tasks.phrases import phrases
 from gpo_data.tiny import words
 
 COLUMNS: dict[str, pa.DataType] = {"include": pa.string(), "exclude": pa.string()}
 Relation = Literal["left of", "right of", "above", "below"]
+# What evaluator `compose` calls the colours it sees (its PALETTE).
+COLORS = listed("red, orange, yellow, green, blue, purple, pink, brown, black, white, teal")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -80,7 +84,12 @@ def content(target: sources.Target) -> str:
         asked: sources.Target = {"target_count": one[0].count, "target_class": one[0].name}
         if one[0].color is None or one[0].name in words.SHAPES:
             return count.key(asked | ({"color": one[0].color} if one[0].color else {}))
-    return f"{target['include']} without {target.get('exclude', '[]')}"
+    include, exclude = (_content(str(target.get(name) or "[]")) for name in ("include", "exclude"))
+    return f"{include} without {exclude}"
+
+
+def _content(text: str) -> str:
+    return json.dumps([one | {"class": unsynonymous(one["class"])} for one in json.loads(text)])
 
 
 def classes_of(prompt: Prompt) -> set[str]:
@@ -105,24 +114,59 @@ def from_sentence(sentence: str) -> sources.Target:
 
 
 def _from_row(row: dict[str, Any]) -> sources.Target:
-    include, exclude = sources.column(row, "include", "task compose"), row.get("exclude") or []
-    target = _target(*(json.loads(one) if isinstance(one, str) else one for one in (include, exclude)))
+    include = _listed(sources.column(row, "include", "task compose"), "include")
+    if not include:
+        raise ValueError("include is empty")
+    exclude = _listed(row.get(files.column_of(row, "exclude") or "exclude"), "exclude")
+    target = _target(include, exclude)
     for name in ("include", "exclude"):
         try:
-            clauses(target.get(name))
+            for index, clause in enumerate(clauses(target.get(name))):
+                if clause.color is not None and clause.color not in COLORS:
+                    raise ValueError(
+                        f"{index}.color: expected one of {', '.join(COLORS)}, which evaluator compose tells apart, "
+                        f"found {clause.color!r:.100}; take that clause or its colour out"
+                    )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return target
 
 
+def _listed(value: Any, name: str) -> list[Any]:
+    """The clauses of a cell: a list, or one as JSON text; none where the cell is empty. Raises ValueError."""
+    try:
+        found = json.loads(value) if isinstance(value, str) and value.strip() else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: expected a list of clauses as JSON, found {value!r:.100} ({error})") from None
+    if _missing(found) or found in ("", {}):
+        return []
+    if not isinstance(found, list):
+        raise ValueError(
+            f'{name}: expected a list of clauses, as in [{{"class": "dog", "count": 2}}], found {found!r:.100}'
+        )
+    return found
+
+
+def _missing(value: Any) -> bool:
+    """None, and what pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _target(include: list[Any], exclude: list[Any]) -> sources.Target:
-    target: sources.Target = {"include": json.dumps([_without_null(one) for one in include])}
-    return target | ({"exclude": json.dumps([_without_null(one) for one in exclude])} if exclude else {})
+    target: sources.Target = {"include": _json(include)}
+    return target | ({"exclude": _json(exclude)} if exclude else {})
 
 
-def _without_null(clause: Any) -> Any:
-    """Parquet and `datasets` give every clause every key."""
-    return {k: v for k, v in clause.items() if v is not None} if isinstance(clause, dict) else clause
+def _json(clauses: list[Any]) -> str:
+    return json.dumps([_tidied(one) for one in clauses], default=str)  # Parquet has dates
+
+
+def _tidied(clause: Any) -> Any:
+    """Without what is missing, for Parquet and `datasets` give every clause every key; colours in lower case."""
+    if not isinstance(clause, dict):
+        return clause
+    kept = {k: v for k, v in clause.items() if not _missing(v)}
+    return kept | ({"color": kept["color"].strip().lower()} if isinstance(kept.get("color"), str) else {})
 
 
 def _signs(spec: Task, seed: int) -> list[Prompt]:

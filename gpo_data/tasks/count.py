@@ -6,7 +6,8 @@
 A sentence of the user's own says the number and the things (phrases.py): `three small brown dogs on a beach` is 3 dog,
 by the name that detectors have for it. One that counts several things, or none, is an error: several are for task
 `compose`.
-The split hashes `{n} {color} {shape}` for signs and `{n} {class}` otherwise, so a place or a wording leaks nothing.
+The split hashes `{n} {color} {shape}` for signs and `{n} {class}` otherwise, a synonym as its class, so a place or a
+wording leaks nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gpo_data.recipe import Task
 from gpo_data.split import held_out
 from gpo_data.tasks import extras, sources, unseen
 from gpo_data.tasks.base import TaskKind
-from gpo_data.tasks.classes import plural
+from gpo_data.tasks.classes import plural, unsynonymous
 from gpo_data.tasks.listed import listed
 from gpo_data.tasks.phrases import phrases
 from gpo_data.tiny import words
@@ -58,9 +59,10 @@ def prompts(spec: Task, seed: int) -> list[Prompt]:
 
 def key(target: sources.Target) -> str:
     """What the split hashes: `{n} {color} {shape}` in the tiny world, `{n} {class}` without a colour."""
+    name = unsynonymous(str(target["target_class"]))
     if color := target.get("color"):
-        return words.count_key(int(target["target_count"]), str(color), str(target["target_class"]))
-    return f"{target['target_count']} {target['target_class']}"
+        return words.count_key(int(target["target_count"]), str(color), name)
+    return f"{target['target_count']} {name}"
 
 
 def sign(target: sources.Target) -> str:

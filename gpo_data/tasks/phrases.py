@@ -1,14 +1,17 @@
 """What a sentence counts: `three small brown dogs and a kite` -> 3 dog, and 1 kite that no number says.
 
     number   digits (1,000), words (twenty-one, a hundred), a dozen, half a dozen, a couple of; a pair of scissors is
-             one thing, a pair of dogs two. `3D`, `1920s`, `two-story` and units (`5 years`) are no numbers of things.
+             one thing, a pair of dogs two. `3D`, `1920s`, `two-story`, 11:44, 24/7 and units (`5 years`) are no numbers
+             of things.
     things   after it the first noun that a detector knows (classes.py) and that agrees: plural after two, singular
              after one; in between may stand what describes it, commas and `and` too. Where no noun is known, the first
              plural.
-    article  `a bench`: one, if the noun is known. It counts only in sentences without a number.
+    article  `a bench`: one, if the noun is known and not in front of a place (`a train station`). It counts only in
+             sentences without a number.
 
 What always holds: a phrase is what stands in the sentence and not a guess; where a number may mean two things (`two or
-three dogs`, `at least five`, `two groups of dogs`) ValueError says so.
+three dogs`, `at least five`, `two groups of dogs`), or has no things of its own (`two red and three blue balls`, `three
+of the five dogs`, `1,5 dogs`), ValueError says so. Numbers that name are passed over: years, `room 5, two dogs`.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Phrase:
         return f"{self.count} {self.name}"
 
 
-TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?![\w,])|\d+(?:\.\d+)?(?!\w)|[\w]+(?:[-'’][\w]+)*|[^\w\s]")
+TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?![\w,])|\d+(?:[./:]\d+)*(?!\w)|[\w]+(?:[-'’][\w]+)*|[^\w\s]")
 # Words that end the phrase of the things counted.
 AFTER = frozenset(
     """on in at with of near under over above below beside behind between by from to inside around against along across
@@ -56,6 +59,12 @@ UNITS = frozenset(
 COLLECTIVE = frozenset("group herd flock bunch pile stack row set box bag crowd swarm pack team kind type".split())  # noqa: SIM905
 LOOSE = ("at least", "at most", "more than", "fewer than", "less than", "up to", "no more", "as many")
 SEVERAL = {"dozen": 12, "couple": 2, "pair": 2, "hundred": 100, "thousand": 1000}
+NOT_WHOLE = re.compile(r"\d+[./]\d+|\d*[¼-¾⅐-⅞]")
+# A noun before one of these says which place it is, and is not in it: a train station, a bird house.
+PLACES = frozenset("station stop house cage nest shop store".split())  # noqa: SIM905
+PRONOUNS = frozenset("them which whom it us you".split())  # noqa: SIM905 - five dogs, one of them brown
+OWNERS = frozenset("the these those my your his her its our their".split())  # noqa: SIM905
+YEAR = re.compile(r"1[5-9]\d{2}|20\d{2}")
 LONGEST = 3  # words of a class's name
 
 
@@ -73,6 +82,8 @@ def phrases(sentence: str) -> list[Phrase]:
         _refuse_loose(tokens, at, after, sentence)
         things = _things(tokens, after, count, numbered, paired)
         if things is None:
+            if numbered:
+                _refuse_bare(tokens, at, after, count, sentence)
             at = after
             continue
         end, count, name, known = things
@@ -94,8 +105,8 @@ def _number(tokens: list[str], at: int) -> tuple[int, int, bool, bool] | None:
         if tokens[at + 1 : at + 2] == ["single"]:
             return 1, at + 2, True, False
         count, numbered, at = 1, False, at + 1
-    elif tokens[at] == "half" and tokens[at + 1 : at + 3] == ["a", "dozen"]:
-        return 6, at + 3, True, False
+    elif tokens[at] == "half" and (after := at + 1 + (tokens[at + 1 : at + 2] == ["a"])) < len(tokens):
+        return (6, after + 1, True, False) if tokens[after] == "dozen" else None
     elif re.fullmatch(r"[\d,]+", tokens[at]) and tokens[at][0].isdigit():
         count, at = int(tokens[at].replace(",", "")), at + 1
     else:
@@ -123,19 +134,56 @@ def _refuse_loose(tokens: list[str], at: int, after: int, sentence: str) -> None
     before = " ".join(tokens[max(0, at - 2) : at])
     if before in LOOSE:
         raise ValueError(f"no one number: {before} {' '.join(tokens[at:after])!r} in {sentence!r}")
+    if at and NOT_WHOLE.fullmatch(tokens[at - 1]) and SEVERAL.keys() & {*tokens[at:after]}:
+        raise ValueError(f"no whole number: {' '.join(tokens[at - 1 : after])!r} in {sentence!r}; write how many")
     if tokens[after : after + 1] in (["or"], ["to"], ["-"], ["–"]) and after + 1 < len(tokens):
         other = _number(tokens, after + 1)
         if other is not None and other[2] and tokens[at] not in ARTICLES:
             raise ValueError(f"two numbers: {' '.join(tokens[at : other[1]])!r} in {sentence!r}")
 
 
+def _refuse_bare(tokens: list[str], at: int, after: int, count: int, sentence: str) -> None:
+    """Of a number without things: where it is part of others, or shares the things of the next number."""
+    if (at and tokens[at - 1] in ARTICLES) or YEAR.fullmatch(tokens[at]):  # a five star hotel, a blue 1977 Porsche
+        return
+    end = _part(tokens, after, count) or _shared(tokens, at, after)
+    if end is not None:
+        raise ValueError(
+            f"no things after a number: {' '.join(tokens[at:end])!r} in {sentence!r}; say after each number what it "
+            f"counts, as in two red balls and three blue balls"
+        )
+
+
+def _part(tokens: list[str], after: int, count: int) -> int | None:
+    """Where `of the five` ends; None for `one of the best rooms`, which is no number of anything, and `two of them`."""
+    start = after + (tokens[after : after + 1] == ["out"])
+    if tokens[start : start + 1] != ["of"] or PRONOUNS & {*tokens[start + 1 : start + 2]}:
+        return None
+    start += 1 + (tokens[start + 1 : start + 2] != [] and tokens[start + 1] in OWNERS)
+    whole = _number(tokens, start) if start < len(tokens) else None
+    if whole is not None and whole[2]:
+        return whole[1]
+    return start if count != 1 else None
+
+
+def _shared(tokens: list[str], at: int, after: int) -> int | None:
+    """Where the next number ends, if things stand after that; None for a number that names."""
+    end = _end(tokens, after)
+    number = _number(tokens, end) if end < len(tokens) else None
+    if number is None or _things(tokens, number[1], number[0], number[2], number[3]) is None:
+        return None
+    # Boeing 747 and two trucks; room 5, two dogs; but not 1,5 dogs
+    alone = end == after or (tokens[after:end] == [","] and not tokens[end].isdecimal())
+    before = tokens[at - 1] if at else ""
+    named = tokens[at].isdecimal() and before.isalpha() and before not in AFTER and before not in ("and", "or")
+    return None if alone and named else number[1]
+
+
 def _things(
     tokens: list[str], start: int, count: int, numbered: bool, paired: bool
 ) -> tuple[int, int, str, bool] | None:
     """(index after the noun, how many, its singular, whether it is known) of what a number counts."""
-    end = start
-    while end < len(tokens) and not _ends(tokens, end):
-        end += 1
+    end = _end(tokens, start)
     one = count == 1 or (paired and count == 2)
     best: tuple[int, int, str, bool] | None = None
     at = start
@@ -145,7 +193,7 @@ def _things(
         for size in range(min(LONGEST, end - at), 0, -1):
             words = " ".join(tokens[at : at + size])
             name = _agreeing(words, count, paired)
-            if name is not None:
+            if name is not None and not (one and PLACES & {*tokens[at + size : min(at + size + 1, end)]}):
                 pairs = paired and classes.canonical(name) in classes.PAIRED
                 best = at + size, count // 2 if pairs else count, name, True
                 at += size - 1
@@ -181,6 +229,11 @@ def _unknown(tokens: list[str], start: int, end: int, count: int, paired: bool) 
         if word in classes.INVARIANT or classes.is_plural(word) or word in UNITS:
             return i + 1, count // 2 if paired and word in classes.PAIRED else count, classes.singular(word), False
     return None
+
+
+def _end(tokens: list[str], start: int) -> int:
+    """Where the phrase that begins here ends."""
+    return next((at for at in range(start, len(tokens)) if _ends(tokens, at)), len(tokens))
 
 
 def _ends(tokens: list[str], at: int) -> bool:
