@@ -35,6 +35,7 @@ from gpo_train import cli as train
 from gpo_train.run import Run
 
 WORDS = ("KITE", "UP", "SKY")
+QUIET = Console(quiet=True)
 
 
 def sign(word: str, seed: int) -> bytes:
@@ -229,7 +230,7 @@ def test_an_evaluators_column_is_none_of_imported_members(recipe_file: Path, fol
     monkeypatch.setitem(sys.modules, "judge_of_labels", module)
     made = recipe.load(recipe_file, ["--name", "none", "--evaluators", "[ocr, 'judge_of_labels:judge']"], trust=True)
     with pytest.raises(UsageError, match="the column 'label' is one of .*/mine already"):
-        bring_in(made, str(folder), Console(quiet=True))
+        bring_in(made, str(folder), QUIET)
 
 
 def test_sft_on_imported_pictures(here: Path, folder: Path) -> None:
@@ -241,7 +242,7 @@ def test_sft_on_imported_pictures(here: Path, folder: Path) -> None:
 
 def test_sources_give_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     task = Task("text")
-    listed = [(one.caption, one.read()) for one in pictures(str(folder), task)]
+    listed = [(one.caption, one.read()) for one in pictures(str(folder), task, QUIET)]
     with tarfile.open(tmp_path / "mine.tar", "w") as archive:
         for i, (text, data) in enumerate(listed):
             row = json.dumps({"prompt": text, "aesthetic": 5.5}).encode()
@@ -255,9 +256,9 @@ def test_sources_give_the_same_pictures(folder: Path, tmp_path: Path) -> None:
     kinds = datasets.Features({"caption": datasets.Value("string"), "image": datasets.Image()})
     datasets.Dataset.from_dict(columns, features=kinds).save_to_disk(str(tmp_path / "saved"))
     for source in ("mine.tar", "mine.parquet", "saved"):
-        found = pictures(str(tmp_path / source), task)
+        found = pictures(str(tmp_path / source), task, QUIET)
         assert [(one.caption, one.read()) for one in found] == listed, source
-    assert pictures(str(tmp_path / "mine.tar"), task)[1].columns == {"aesthetic": 5.5}
+    assert pictures(str(tmp_path / "mine.tar"), task, QUIET)[1].columns == {"aesthetic": 5.5}
 
 
 def test_sources_that_are_none_are_told(folder: Path, tmp_path: Path, recipe_file: Path, capsys: Any) -> None:

@@ -3,8 +3,8 @@
     pictures of one caption   a group; it is measured and scored as if the model had drawn it
     a pair of Pick-a-Pic      a group of two, whose labels are the column `label`: with `reward: label`, DPO's data
 
-Resized and cut to the sampler's size, a picture p is stored, and its latent is x_0 = VAE.encode(p).mode(), in the units
-in which the sampler leaves its latents.
+As a viewer shows it, scaled and cut to the sampler's size, a picture p is stored, and its latent is
+x_0 = VAE.encode(p).mode(), in the units in which the sampler leaves its latents.
 
 A dataset of them says so: `imported` among the fields of dataset.json, and the column `imported_from` of every member.
 What always holds: everything that reads a lake reads them (verify, audit, show, fit), and what needs the noise that a
@@ -16,10 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +25,11 @@ from PIL import Image, ImageOps
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
-from gpo_data.errors import RunError, UsageError
-from gpo_data.evaluators.protocol import Malformed, picture
-from gpo_data.exchange.sources import Picture, pictures
+from gpo_data.errors import RunError, UsageError, words
+from gpo_data.evaluators.protocol import Malformed
+from gpo_data.exchange.captions import prompts_of
+from gpo_data.exchange.rows import Picture
+from gpo_data.exchange.sources import pictures
 from gpo_data.generation.generate import expect_reward
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
 from gpo_data.generation.worker import judged
@@ -42,6 +40,7 @@ from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path, sidecars
 from gpo_data.lake.sidecar import read_rows
 from gpo_data.lake.stage import stage, staged
+from gpo_data.pictures import KINDS, TooLarge, kind_of, shown
 from gpo_data.progress import Bar
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
@@ -56,8 +55,12 @@ COLUMNS: dict[str, pa.DataType] = {FROM: pa.string(), LABEL: pa.float64()}
 def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     """Import `source` as the recipe's dataset; its folder. Raises UsageError, RunError."""
     recipe = settle(recipe)
-    groups = _groups(pictures(source, dataclasses.replace(recipe.task, prompts=source)))
-    prompts = _prompts(recipe, source, list(dict.fromkeys(group[0].caption for group in groups)), groups)
+    found = pictures(source, dataclasses.replace(recipe.task, prompts=source), console)
+    groups = _groups(found)
+    prompts = {
+        caption: dataclasses.replace(prompt, target=_beside_members(prompt.target, source))
+        for caption, prompt in prompts_of(recipe, source, found).items()
+    }
     shards, members = _plan(recipe, groups, prompts)
     measuring = evaluators.build(recipe)
     columns = evaluators.columns_of(measuring)
@@ -129,45 +132,6 @@ def _groups(found: list[Picture]) -> list[list[Picture]]:
     return list(by_name.values())
 
 
-def _prompts(recipe: Recipe, source: str, captions: list[str], groups: list[list[Picture]]) -> dict[str, Prompt]:
-    """{caption: its prompt}, with the target that the task finds in the row or the sentence. Raises UsageError."""
-    kind = TASKS[recipe.task.kind]
-    rows = _rows(recipe, groups)
-    named = recipe.task.target_column in next(iter(rows.values()))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"captions.{'jsonl' if named else 'txt'}"
-        column = recipe.task.prompt_column
-        lines = [json.dumps(rows[one] | {column: one}, ensure_ascii=False) if named else one for one in captions]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        task = dataclasses.replace(recipe.task, prompts=str(path), num_prompts=None, split="all")
-        try:
-            prompts = kind.prompts(task, recipe.seed)
-        except UsageError as error:
-            said = str(error).removeprefix("task.prompts: ").replace(str(path), f"{source}, caption")
-            raise UsageError(f"import: {said}; task.kind: align takes any caption") from None
-    found = {one.text: dataclasses.replace(one, target=_beside_members(one.target, source)) for one in prompts}
-    if missing := [caption for caption in captions if caption not in found]:
-        raise UsageError(f"import {source}: no prompt of task.kind {recipe.task.kind} came of {missing[0]!r}")
-    return found
-
-
-def _rows(recipe: Recipe, groups: list[list[Picture]]) -> dict[str, dict[str, Any]]:
-    """{caption: what its rows say}: of columns that the task does not read, what all its pictures agree in."""
-    kind = TASKS[recipe.task.kind]
-    reads = {recipe.task.target_column, recipe.task.class_column, *kind.columns, *kind.file_columns.values()}
-    of_caption: dict[str, list[Picture]] = {}
-    for one in itertools.chain.from_iterable(groups):
-        of_caption.setdefault(one.caption, []).append(one)
-    return {
-        caption: {
-            name: value
-            for name, value in same[0].columns.items()
-            if name in reads or all(one.columns.get(name) == value for one in same)
-        }
-        for caption, same in of_caption.items()
-    }
-
-
 def _beside_members(target: dict[str, Any], source: str) -> dict[str, Any]:
     """The prompt's columns, none of them named as one of imported members. Raises UsageError."""
     if taken := [name for name in COLUMNS if name in target and f"row_{name}" in target]:
@@ -219,7 +183,7 @@ def _encoded(
     reasons: list[str | None] = []
     for one in group:
         try:
-            images.append(fitted(picture(one.read(), one.where), recipe.sampler.width, recipe.sampler.height))
+            images.append(fitted(_opened(one.read(), one.where), recipe.sampler.width, recipe.sampler.height))
             reasons.append(None)
         except (Malformed, OSError) as error:
             images.append(None)
@@ -235,6 +199,19 @@ def _encoded(
     made = judged(recipe, measuring, planned, latents, text, images, known)
     made.reasons = [why or own for why, own in zip(reasons, made.reasons, strict=True)]
     return made
+
+
+def _opened(data: bytes, where: str) -> np.ndarray:
+    """As a viewer shows it: uint8 [height, width, 3]. Raises Malformed."""
+    kind = kind_of(data)
+    if kind is None:
+        raise Malformed(f"{where}: expected a picture, {', '.join(KINDS)}, found {data[:8]!r}")
+    try:
+        return np.asarray(shown(data, kind))
+    except TooLarge as error:
+        raise Malformed(f"{where}: {error}") from None
+    except Exception as error:  # Pillow raises many kinds on damaged bytes
+        raise Malformed(f"{where}: a damaged {kind}: {words(error, 200)}") from None
 
 
 def fitted(image: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -6,12 +6,10 @@
     *.parquet       a file, or a folder of them: rows with a picture and a caption
     datasets        a folder of `save_to_disk`, or an id
 
-A row with jpg_0, jpg_1 and label_0 is one of Pick-a-Pic's: a pair, whose labels are 1 and 0, or 0.5 each. Other columns
-of a row travel with it: the task takes its target from them. Captions are looked for as task.prompt_column, then
-caption, text and prompt.
+What a row says is in rows.py.
 
-What always holds: the order is the source's own (file names sorted), nothing is skipped without a word, and pictures
-are opened one by one when they are needed.
+What always holds: the order is the source's own (file names sorted), and nothing is skipped without a word: rows whose
+file is not there and pictures of a kind that is not read are told, and the others are read.
 """
 
 from __future__ import annotations
@@ -21,84 +19,91 @@ import functools
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from rich.console import Console
 
 from gpo_data.errors import UsageError, few, words
+from gpo_data.exchange.rows import (
+    CAPTIONS,
+    IMAGES,
+    PAIR,
+    Picture,
+    caption_needed,
+    caption_of,
+    encodable,
+    holds_bytes,
+    of_row,
+    others,
+)
 from gpo_data.fetch import load_dataset
 from gpo_data.recipe import Task
 from gpo_data.tasks import files
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTIONS = ("caption", "text", "prompt")
-IMAGES = ("image", "jpg", "png", "webp", "jpeg")
-PAIR = ("jpg_0", "jpg_1", "label_0")
+NOT_READ = re.compile(r"\.(avif|bmp|gif|hei[cf]|ico|jfif|jp2|jxl|p[bgp]m|psd|svg|tga|tiff?)", re.IGNORECASE)
+Skipped = dict[str, list[str]]  # {what is wrong with them: their names}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """Args:
-    where: its name, for people.
-    caption: one line.
-    read: its bytes.
-    label: of a pair.
-    pair: the pair's own name; None: a picture goes with all others of its caption.
-    columns: what else its row says.
-    """
-
-    where: str
-    caption: str
-    read: Callable[[], bytes]
-    label: float | None = None
-    pair: str | None = None
-    columns: dict[str, Any] = field(default_factory=dict)
-
-
-def pictures(source: str, task: Task) -> list[Picture]:
-    """All of them. Raises UsageError: no such source, no caption, no picture."""
+def pictures(source: str, task: Task, console: Console) -> list[Picture]:
+    """All of them; the console is told what was skipped. Raises UsageError: no such source, no caption, no picture."""
+    skipped: Skipped = {}
     path = Path(source).expanduser()
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         found = list(_rows_of_datasets(source, task))
     elif path.is_dir() and (tars := sorted(path.glob("*.tar"))):
-        found = [one for tar in tars for one in _tar(tar, task)]
+        found = [one for tar in tars for one in _tar(tar, task, skipped)]
     elif path.is_dir() and (parts := sorted(path.glob("*.parquet"))):
         found = [one for file in parts for one in _parquet(file, task)]
     elif path.is_dir():
-        found = list(_folder(path, task))
+        found = list(_folder(path, task, skipped))
     elif path.suffix == ".tar" and path.is_file():
-        found = list(_tar(path, task))
+        found = list(_tar(path, task, skipped))
     elif path.suffix == ".parquet" and path.is_file():
         found = list(_parquet(path, task))
     elif path.exists() or path.suffix in (".tar", ".parquet") or source.startswith((".", "/", "~")):
         raise UsageError(f"import {source}: expected a folder of pictures, .tar, .parquet or a `datasets` id")
     else:
         found = list(_rows_of_datasets(source, task))
+    for reason, names in skipped.items():
+        said = f"warning: import {source}: skipped {len(names):,} {reason}: {few([repr(name) for name in names])}"
+        console.print(said, soft_wrap=True, markup=False)
     if not found:
         raise UsageError(f"import {source}: no picture in it ({', '.join(PICTURES)}, .tar, .parquet)")
     return found
 
 
-def _folder(path: Path, task: Task) -> Iterator[Picture]:
+def _folder(path: Path, task: Task, skipped: Skipped) -> Iterator[Picture]:
     rows = _metadata(path, task)
+    there = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    _skip(skipped, "rows of metadata whose file is not there", [name for name in rows if name not in there])
+    left = [name for name, file in there.items() if file.suffix.lower() not in PICTURES]
+    unread = [name for name in left if name in rows or NOT_READ.fullmatch(there[name].suffix)]
+    _skip(skipped, f"files that are not {', '.join(PICTURES)}", unread)
     without: list[str] = []
-    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES):
-        name = file.relative_to(path).as_posix()
+    for name, file in there.items():
+        if file.suffix.lower() not in PICTURES:
+            continue
         row = rows.get(name, {})
         if file.with_suffix(".txt").is_file():
             row = {**row, "caption": _text(file.with_suffix(".txt"))}
         if (caption := caption_of(row, task)) is None:
             without.append(name)
             continue
-        yield Picture(name, caption[1], file.read_bytes, columns=_others(row, caption[0], "file_name"))
+        yield Picture(name, caption[1], file.read_bytes, columns=others(row, caption[0], "file_name"))
     if without:
         raise UsageError(
             f"import {path}: {len(without)} pictures have no caption, neither a .txt of the same name nor a row in "
             f"metadata.jsonl or metadata.csv: {few(without)}"
         )
+
+
+def _skip(skipped: Skipped, reason: str, names: list[str]) -> None:
+    if names:
+        skipped.setdefault(reason, []).extend(names)
 
 
 def _metadata(path: Path, task: Task) -> dict[str, dict[str, Any]]:
@@ -114,7 +119,8 @@ def _metadata(path: Path, task: Task) -> dict[str, dict[str, Any]]:
                 if row.problem or "file_name" not in row.values:
                     reason = row.problem or f"expected file_name and a caption, found {few(list(row.values))}"
                     raise UsageError(f"import {row.where}: {reason}")
-            return {str(row.values["file_name"]): row.values for row in rows}
+                encodable(row.values, row.where)
+            return {str(row.values["file_name"] or row.where): row.values for row in rows}
     return {}
 
 
@@ -125,7 +131,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"import {path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _tar(path: Path, task: Task) -> Iterator[Picture]:
+def _tar(path: Path, task: Task, skipped: Skipped) -> Iterator[Picture]:
     """Files of one key (the name up to its first dot) are one sample, as WebDataset has it."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
@@ -141,15 +147,16 @@ def _tar(path: Path, task: Task) -> Iterator[Picture]:
 
             for key, parts in samples.items():
                 image = next((parts[kind[1:]] for kind in PICTURES if kind[1:] in parts), None)
-                if image is None:
-                    continue
                 where = f"{path.name}/{key}"
-                row = _object(content(parts["json"]), where) if "json" in parts else {}
+                if image is None:
+                    _skip(skipped, f"samples without {', '.join(PICTURES)}", [where])
+                    continue
+                row = _object(content(parts["json"]), f"{where}.json") if "json" in parts else {}
                 if "txt" in parts:
                     row["caption"] = content(parts["txt"]).decode(errors="replace").strip()
-                caption = _needed(row, task, where)
+                caption = caption_needed(row, task, where)
                 read = functools.partial(_pread, path, image.offset_data, image.size)
-                yield Picture(where, caption[1], read, columns=_others(row, caption[0]))
+                yield Picture(where, caption[1], read, columns=others(row, caption[0]))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UsageError(f"import {path}: not a tar that can be read to its end: {error}") from None
 
@@ -164,8 +171,8 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise UsageError(f"import {where}.json: not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+        raise UsageError(f"import {where}: not JSON: {error}") from None
+    return encodable(found, where) if isinstance(found, dict) else {}
 
 
 def _parquet(path: Path, task: Task) -> Iterator[Picture]:
@@ -174,7 +181,7 @@ def _parquet(path: Path, task: Task) -> Iterator[Picture]:
     except Exception as error:  # pyarrow raises many kinds
         raise UsageError(f"import {path}: not Parquet: {error}") from None
     names = file.schema_arrow.names
-    binary = [name for name in (*PAIR[:2], *IMAGES) if name in names]
+    binary = [n for n in (*PAIR[:2], *IMAGES) if n in names and holds_bytes(file.schema_arrow.field(n).type)]
     plain = [name for name in names if name not in binary]
     numbers = [(g, i) for g in range(file.num_row_groups) for i in range(file.metadata.row_group(g).num_rows)]
     rows = file.read(columns=plain).to_pylist() if plain else [{} for _ in numbers]
@@ -188,7 +195,7 @@ def _parquet(path: Path, task: Task) -> Iterator[Picture]:
         def read(name: str, group: int = group, i: int = i) -> Any:
             return column(group, name)[i].as_py()
 
-        yield from _row(f"{path.name}:{index}", row, binary, read, task)
+        yield from of_row(f"{path.name}:{index}", row, binary, read, task)
 
 
 def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
@@ -208,9 +215,11 @@ def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
     for name, kind in loaded.features.items():
         if isinstance(kind, datasets.Image):
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
-    names = list(loaded.features)
+    types = {field.name: field.type for field in loaded.features.arrow_schema}
     binary = [
-        name for name in names if name in (*PAIR[:2], *IMAGES) or isinstance(loaded.features[name], datasets.Image)
+        name
+        for name, kind in loaded.features.items()
+        if isinstance(kind, datasets.Image) or (name in (*PAIR[:2], *IMAGES) and holds_bytes(types[name]))
     ]
     rows = loaded.remove_columns(binary)
     images = loaded.select_columns(binary)
@@ -219,64 +228,4 @@ def _rows_of_datasets(source: str, task: Task) -> Iterator[Picture]:
         def read(name: str, index: int = index) -> Any:
             return images[index][name]
 
-        yield from _row(f"{source}:{index}", rows[index] if rows.features else {}, binary, read, task)
-
-
-def _row(
-    where: str, row: dict[str, Any], binary: list[str], read: Callable[[str], Any], task: Task
-) -> Iterator[Picture]:
-    """A pair, or a picture."""
-    name, caption = _needed(row, task, where)
-    columns = _others(row, name)
-    if {*PAIR[:2]} <= {*binary} and row.get("label_0") is not None:
-        try:
-            first = float(row["label_0"])
-            second = 1 - first if row.get("label_1") is None else float(row["label_1"])
-        except (TypeError, ValueError):
-            raise UsageError(f"import {where}: label_0: expected a number, found {row['label_0']!r}") from None
-        for i, label in enumerate((first, second)):
-            data = functools.partial(_image_bytes, functools.partial(read, PAIR[i]), f"{where} {PAIR[i]}")
-            yield Picture(f"{where}/{i}", caption, data, label, pair=where, columns=columns)
-        return
-    image = next((one for one in binary if one not in PAIR), None)
-    if image is None:
-        raise UsageError(
-            f"import {where}: expected a column with pictures ({', '.join(IMAGES)}) or Pick-a-Pic's "
-            f"{', '.join(PAIR)}, found {few([*row, *binary])}"
-        )
-    yield Picture(
-        where, caption, functools.partial(_image_bytes, functools.partial(read, image), where), columns=columns
-    )
-
-
-def _image_bytes(read: Callable[[], Any], where: str) -> bytes:
-    """Of bytes, or of the {bytes, path} of `datasets`."""
-    found = read()
-    data = found.get("bytes") if isinstance(found, dict) else found
-    if data is None and isinstance(found, dict) and found.get("path"):
-        data = Path(found["path"]).read_bytes()
-    if not isinstance(data, bytes):
-        raise UsageError(f"import {where}: expected a picture's bytes, found {type(data).__name__}")
-    return data
-
-
-def caption_of(row: dict[str, Any], task: Task) -> tuple[str, str] | None:
-    """(column, the caption in one line) of a row."""
-    for name in dict.fromkeys((task.prompt_column, *CAPTIONS)):
-        if isinstance(value := row.get(name), str) and value.strip():
-            return name, " ".join(value.split())
-    return None
-
-
-def _needed(row: dict[str, Any], task: Task, where: str) -> tuple[str, str]:
-    if (found := caption_of(row, task)) is None:
-        raise UsageError(
-            f"import {where}: no caption (task.prompt_column, {', '.join(CAPTIONS)}); its columns are {few(list(row))}"
-        )
-    return found
-
-
-def _others(row: dict[str, Any], *taken: str) -> dict[str, Any]:
-    """What else a row says, as far as a line of JSON holds it."""
-    plain = (str, int, float, bool)
-    return {name: value for name, value in row.items() if name not in taken and isinstance(value, plain)}
+        yield from of_row(f"{source}:{index}", rows[index] if rows.features else {}, binary, read, task)
