@@ -15,6 +15,7 @@ from gpo_data.lake import catalog
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import measured
 from gpo_data.lake.shard import tar_path
+from gpo_data.lake.verify import verify
 from tests.parts.lake import MANIFEST, Brightness
 from tests.parts.lake import drawn as drawn
 from tests.parts.lake import lake as lake
@@ -93,6 +94,25 @@ def test_evaluators_by_name(drawn):
     # Without names: the recipe's evaluators, where the shards were not drawn with them and have no measures.
     assert {path.parent.name.split("@")[0] for path in measure(drawn)} == {"ocr"}
     assert measure(drawn) == []
+
+
+def test_of_several_settings_those_count_that_were_asked_for_last(drawn, capsys):
+    def asked(version: str) -> tuple[int, float]:
+        class Constant(Brightness):
+            def measure(self, images, targets):
+                return [{"brightness": float(version)}] * len(images)
+
+        judge = Constant()
+        judge.version = version
+        written = len(measure(drawn, [judge]))
+        found = catalog.connect(drawn.lake).execute("SELECT max(brightness) FROM members").fetchall()
+        return written, found[0][0]
+
+    assert [asked(version) for version in ("7", "3", "5")] == [(3, 7.0), (3, 3.0), (3, 5.0)]
+    capsys.readouterr()
+    assert asked("7") == (0, 7.0) and "3 of them count again" in capsys.readouterr().out
+    assert asked("7") == (0, 7.0) and "count again" not in capsys.readouterr().out
+    assert verify(Path(drawn.lake) / "dataset=text-x").problems == []
 
 
 def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_settings_change(drawn, monkeypatch):

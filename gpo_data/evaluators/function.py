@@ -22,8 +22,7 @@ str, bool or an Arrow type); without it the function is called once on a grey pi
 What always holds: a result of another length or type stops the run with a UsageError; an exception of the function
 costs the members that it cannot measure, not the run. The version is `<attribute version, or 0>-<hash of the source>`,
 so a changed function measures again. What it calls (helpers, weights) is not looked at: raise `score.version` with it.
-Where a lake has measurements of several versions SQL shows those of the highest `score.version`; between hashes alone
-there is no order, so raise it, or remove measures/<old version>, where `measure` has run before.
+Where a lake has measurements of several versions SQL shows those that were measured last.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     dataset=<name>/measures/<evaluator>@<version>/shard-000012.parquet
 
 One row a member: group_key, member, the evaluator's columns (NULL where there is no picture or the evaluator failed).
-The footer holds `tar_sha256` of the shard that was measured, `evaluator`, `version`, and `failed`, how many members
-the evaluator raised on. A sidecar is up to date if it names the shard's present sha256 and nothing failed.
+The footer holds `tar_sha256` of the shard that was measured, `evaluator`, `version`, `measured_at`, and `failed`, how
+many members the evaluator raised on. A sidecar is up to date if it names the shard's present sha256 and nothing failed.
+Of several settings of an evaluator those count that were asked for last.
 
 What always holds: tars and shard sidecars never change; a measures sidecar is written whole, under a temporary name
 first, so that Ctrl-C or a kill loses at most the shard in hand and the same command goes on from there. Groups are
@@ -13,6 +14,7 @@ read with their crc32 checked. The pictures are the stored previews: lossless be
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,7 +31,7 @@ from gpo_data.group import Group
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import Manifest, measured, read_manifest
-from gpo_data.lake.measures import values_digest
+from gpo_data.lake.measures import MEASURED_AT, values_digest
 from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
@@ -60,13 +62,20 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     if committed and any(one.name == "vlm" for one in measuring):
         expect_questions(recipe.vlm, measured_columns(next(iter(committed.values()))))
     work: list[tuple[Any, AnyPath]] = []
-    total = 0
+    total = again = 0
     for evaluator in measuring:
         measures = files_at_once(folder, f"{MEASURES}/{folder_name(evaluator)}/shard-*.parquet")
+        others = _of_other_versions(folder, evaluator)
+        behind = bool(others) and max(map(_measured_at, others)) >= max(
+            map(_measured_at, measures.values()), default=""
+        )
         for name, sidecar in sorted(committed.items()):
-            if not _is_of(measures.get(name), sidecar) and (
-                evaluators is not None or not _drawn_with(evaluator, sidecar, manifest, recipe)
-            ):
+            if (there := measures.get(name)) is not None and _is_of(there, sidecar):
+                if behind:
+                    rows = pq.ParquetFile(parquet_of(there)).read().to_pylist()
+                    _write(folder, evaluator, folder / name, rows, 0)
+                    again += 1
+            elif evaluators is not None or others or not _drawn_with(evaluator, sidecar, manifest, recipe):
                 work.append((evaluator, folder / name))
                 total += int(footer_of(sidecar)["groups"])
     skipped = len(measuring) * len(committed) - len(work)
@@ -76,6 +85,8 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             f"{', '.join(map(folder_name, measuring))}",
             soft_wrap=True,
         )
+    if again:
+        console.print(f"{again} of them count again, in the place of those of other settings", soft_wrap=True)
     written: list[AnyPath] = []
     failures, succeeded = list[str](), False
     try:
@@ -210,6 +221,19 @@ def folder_name(evaluator: Any) -> str:
     return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
 
 
+def _of_other_versions(folder: AnyPath, evaluator: Any) -> list[AnyPath]:
+    """Measures by other settings of the evaluator, of which the last measured would count."""
+    found = folder.glob(f"{MEASURES}/{evaluator.name}@*/shard-*.parquet")
+    return [path for path in found if path.parent.name != folder_name(evaluator)]
+
+
+def _measured_at(measures: AnyPath) -> str:
+    try:
+        return footer_of(measures).get(MEASURED_AT, "")
+    except RunError:
+        return ""  # damaged: it does not count
+
+
 def _is_of(measures: AnyPath | None, sidecar: AnyPath) -> bool:
     """Whether measures are those of the shard as it is, and nothing failed; None: there are none."""
     try:
@@ -249,6 +273,7 @@ def _write(folder: AnyPath, evaluator: Any, sidecar: AnyPath, rows: list[dict[st
         "tar_sha256": footer_of(sidecar)["tar_sha256"],
         "evaluator": evaluator.name,
         "version": evaluator.version,
+        MEASURED_AT: datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         "failed": failed,
         "values": values_digest(pa.Table.from_pylist(rows, schema=schema)),
     }

@@ -7,7 +7,7 @@
 
 What always holds: the views read `dataset=*/shard-*.parquet`, so only committed shards are seen; group statistics are
 over members whose status is 'ok' (`n` counts those, `failed` the others); an empty lake gives typed empty views. Where
-a measures sidecar has a column that the shard has too, its value wins, the newest version first; where it has no
+a measures sidecar has a column that the shard has too, its value wins, the last measured first; where it has no
 value (NULL), the older one stands. A question changes nothing: another reward is another relation (`scored`).
 """
 

@@ -20,9 +20,10 @@ from gpo_data.lake.damaged import can_be_read
 from gpo_data.lake.files import SHARDS, Files
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
-from gpo_data.lake.sql import listed, read_parquet
+from gpo_data.lake.sql import listed, quote, read_parquet
 from gpo_data.tasks import TARGETS
 
+MEASURED_AT = "measured_at"  # of a footer: ISO 8601, UTC
 PROTECTED = {"dataset", *CORE.names, *TARGETS}
 
 
@@ -65,7 +66,7 @@ def problem_of_measures(path: AnyPath, sidecar: AnyPath) -> str | None:
 
 
 def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footers: str | None = None) -> dict[str, str]:
-    """{<evaluator>@<version>: SQL of its rows}, the oldest version first; of files that belong to their shard.
+    """{<evaluator>@<version>: SQL of its rows}, the last measured last; of files that belong to their shard.
 
     `footers`: SQL of what the sidecars' footers say, where they have been gathered; None opens each.
     """
@@ -76,7 +77,7 @@ def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footer
         return {}
     ours = _hashes(con, files, files.found(SHARDS), footers)
     sources = {}
-    for measure in sorted(found, key=_version_order):
+    for measure in sorted(found, key=lambda one: (_last_measured(con, files, found[one]), _version_order(one))):
         hashes = _hashes(con, files, found[measure])
         good = [path for path in found[measure] if hashes.get(path) and hashes[path] == ours.get(_shard_of(path))]
         good = [path for path in good if not whole or can_be_read(files, path)]
@@ -92,13 +93,13 @@ def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footer
 
 
 def _hashes(
-    con: duckdb.DuckDBPyConnection, files: Files, paths: list[str], footers: str | None = None
+    con: duckdb.DuckDBPyConnection, files: Files, paths: list[str], footers: str | None = None, key: str = "tar_sha256"
 ) -> dict[str, str]:
-    """{path: the tar_sha256 of its footer}; without those that cannot be read."""
+    """{path: the tar_sha256, or another key, of its footer}; without those that cannot be read."""
     by_name = dict(zip(files.exact(paths), paths, strict=True))
 
     def read(source: str) -> dict[str, str]:
-        rows = con.execute(f"SELECT file_name, decode(value) FROM {source} WHERE decode(key) = 'tar_sha256'").fetchall()
+        rows = con.execute(f"SELECT file_name, decode(value) FROM {source} WHERE decode(key) = {quote(key)}").fetchall()
         return dict(rows)
 
     try:
@@ -112,6 +113,11 @@ def _hashes(
                 continue  # damaged
     end = {name.split("dataset=")[-1]: sha for name, sha in told.items()}
     return {path: end[path.split("dataset=")[-1]] for path in paths if path.split("dataset=")[-1] in end}
+
+
+def _last_measured(con: duckdb.DuckDBPyConnection, files: Files, paths: list[str]) -> str:
+    """The time of the newest of the files; "" where none has one, which 0.1 did not write."""
+    return max(_hashes(con, files, paths, key=MEASURED_AT).values(), default="")
 
 
 def _shard_of(measure_path: str) -> str:
