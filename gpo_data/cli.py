@@ -16,16 +16,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from gpo_data.command import Command, Options, argument, at_least, never, positive
 from gpo_data.errors import UsageError
+from gpo_data.progress import plain_console
 from gpo_data.recipe import EVALUATORS, SECTIONS, Recipe, expect_no_code
 
 if TYPE_CHECKING:
     from gpo_data.lake.remote import AnyPath
 
-console = Console(highlight=False, markup=False)  # what users name may have brackets
+console = plain_console()
 command = Command("gpo-data", __doc__, keys=("", *SECTIONS))
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 EVERY = 10.0  # seconds between two lines of a log
+
+
+def plain_console() -> Console:
+    """For people: no markup, since what users name may have brackets; in a file or a pipe tables have room."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(highlight=False, markup=False, width=wide)
 
 
 class Bar:

@@ -22,13 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from gpo_data.command import Argument, Command, Options, argument, at_least, never
 from gpo_data.errors import UsageError
+from gpo_data.progress import plain_console
 from gpo_data.recipe import Recipe
 
-console = Console(highlight=False, markup=False)  # what users name may have brackets
+console = plain_console()
 command = Command("gpo-train", __doc__)
 RUNS = argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
 
@@ -176,7 +175,7 @@ def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
     argument("--list", action="store_true", help="print the rows and run none"),
     argument("--jobs", type=at_least(1), metavar="N", help="rows at once on this machine; default: the file's"),
     keys=("ray",),
-    reads=("sweep", "a sweep file, such as recipes/experiments/losses-text.yaml", _plan),
+    reads=("sweep", "a sweep file, or the name of one in recipes/experiments", _plan),
 )
 def sweep(plan: Any, options: Options) -> int:
     """train and evaluate every row of a sweep file that is not done; a table, and one HTML page; resumes"""

@@ -115,8 +115,13 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
     table = snapshot_of(recipe, name)
     facts, sft = facts_of(table), settings.objective == "sft"
     dead = "" if sft else f", {facts['dead_groups']} dead (every reward the same; skipped)"
+    lent = ""
+    if "lender" in table.column_names:
+        borrowed = pc.sum(pc.not_equal(table["lender"].cast("string"), table["group_key"].cast("string"))).as_py() or 0
+        lent = f", {borrowed} of {table.num_rows} members borrowed"
+    failed = f"{facts['failed_members']} failed members"
     console.print(
-        f"dataset {name}: {facts['groups']} groups to learn from{dead}, {facts['failed_members']} failed members",
+        f"dataset {name}: {facts['groups']} groups to learn from{dead}, {failed}{lent}",
         soft_wrap=True,
     )
     if not table.num_rows and sft:

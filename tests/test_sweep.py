@@ -126,6 +126,13 @@ def test_what_a_sweep_file_can_have_wrong(sweep_file: Path, text: str, message: 
         read_plan(sweep_file)
 
 
+def test_a_sweep_of_a_checkout_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_plan("means-text").sweep.name == "means-text"
+    with pytest.raises(UsageError, match="sweep means-txt: no such file; did you mean 'means-text'"):
+        read_plan("means-txt")
+
+
 def test_means_are_of_seeds_that_follow_each_other(sweep_file: Path) -> None:
     sweep_file.write_text(
         "recipe: small.yaml\nseeds: [4, 5, 6, 7]\ngrid: {train.beta: [1, 2]}\nmeans: {of: [2, 4], scales: [1, 2]}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from gpo_data.errors import UsageError, few
 from gpo_data.group import Group
@@ -22,6 +22,7 @@ from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
+FONT = ImageFont.load_default(11)
 MOST = 256  # pixels of a cell's longer side
 LOST = 64  # pixels of a cell where no group has a picture
 
@@ -72,15 +73,18 @@ def grid(groups: list[Group]) -> Image.Image:
     wide, tall = cell = cell_of(groups)
     cell_w, cell_h = wide + GAP, tall + LABEL + GAP
     heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
-    sheet = Image.new("RGB", (COLUMNS * cell_w + GAP, sum(heights) + GAP), "white")
+    titles = [f"{group.key}  {group.prompt.text}" for group in groups]
+    across = min(COLUMNS, max((group.size for group in groups), default=1)) * cell_w
+    longest = max((round(FONT.getlength(title)) for title in titles), default=0) + GAP
+    sheet = Image.new("RGB", (max(across, min(longest, COLUMNS * cell_w)) + GAP, sum(heights) + GAP), "white")
     draw, top = ImageDraw.Draw(sheet), GAP
-    for group, height in zip(groups, heights, strict=True):
-        draw.text((GAP, top), f"{group.key}  {group.prompt.text}", fill="black")
+    for group, title, height in zip(groups, titles, heights, strict=True):
+        draw.text((GAP, top), title, fill="black", font=FONT)
         for member, image in enumerate(group.images):
             x, y = GAP + member % COLUMNS * cell_w, top + LABEL + GAP + member // COLUMNS * cell_h
             if image is not None:
                 sheet.paste(in_cell(image, cell), (x, y))
-            draw.text((x, y + tall), caption(group, member), fill="black")
+            draw.text((x, y + tall), caption(group, member), fill="black", font=FONT)
         top += height
     return sheet
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from gpo_data.audit import page, wording
 from gpo_data.audit.members import Members
 from gpo_data.audit.statistics import Figures
+from gpo_data.progress import plain_console
 
 
 def show(data: Members, figures: Figures) -> None:
-    console = Console(markup=False)
+    console = plain_console()
     head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     head.add_column(style="dim")
     head.add_column(overflow="fold")

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog, rewards
+from gpo_data.progress import plain_console
 
 FORMATS = ("table", "csv", "json", "parquet")
 TABLE_ROWS = 200
@@ -81,7 +82,7 @@ def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
     if out is None:
         stream = sys.stdout
         if format == "table":
-            show(table, Console())
+            show(table, plain_console())
         else:
             stream.write(text_of(table, format))
         return
@@ -151,7 +152,7 @@ def prompt(
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory
 
-    console = Console()
+    console = plain_console()
     history = history_file()
     history.parent.mkdir(parents=True, exist_ok=True)
     words = sorted({*catalog.VIEWS, *rewards.named(), *columns_of(lake, dataset)})

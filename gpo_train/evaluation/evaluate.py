@@ -71,11 +71,13 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
         **vars(chosen.described()),
         **vars(compared),
     )
-    write_document(found, run.folder / f"{found.stem}.json")
+    # A run's own figures are not replaced by those of another task's prompts.
+    stem = found.stem + ("" if manifest.recipe["task"]["kind"] == found.task else f"-{found.task}")
+    write_document(found, run.folder / f"{stem}.json")
     report.terminal(found, console)
     right = [{key for key, one in side.items() if one["exact"]} for side in sides]
-    grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / f"{found.stem}.png")
-    page = report.page(found, grid, run.folder / f"{found.stem}.html")
+    grid = report.grid(recipe, str(base.name), str(policy.name), right, run.folder / f"{stem}.png")
+    page = report.page(found, grid, run.folder / f"{stem}.html")
     console.print(f"page: {page}", soft_wrap=True)
     return found
 

@@ -49,6 +49,7 @@ class EvalPrompts:
             left_out=self.left_out,
             file=self.task.prompts if self.part == FILE else None,
             trained_on=self.trained_on,
+            task=self.task.kind,
         )
 
 

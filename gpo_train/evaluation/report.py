@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpo_data.audit.show import cell_of, in_cell, load_groups
+from gpo_data.audit.show import FONT, cell_of, in_cell, load_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
@@ -116,10 +116,10 @@ def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for side, title in enumerate(("base", "policy, the same seeds")):
-        draw.text((GAP + side * (members * (wide + GAP) + GAP), 1), title, fill="black")
+        draw.text((GAP + side * (members * (wide + GAP) + GAP), 1), title, fill="black", font=FONT)
     for row, pair in enumerate(zip(*sides, strict=True)):
         top = LABEL + row * (tall + LABEL + GAP)
-        draw.text((GAP, top), pair[0].prompt.text[: width // 7], fill="black")
+        draw.text((GAP, top), pair[0].prompt.text[: width // 7], fill="black", font=FONT)
         for side, group in enumerate(pair):
             for member in range(members):
                 image = group.images[member]

@@ -30,6 +30,7 @@ class Prompts:
         left_out: because their target was trained on.
         file: that they are from, all of it.
         trained_on: prompts of the file whose target was trained on.
+        task: of the prompts; evaluations of before lack it.
     """
 
     split: str
@@ -38,6 +39,7 @@ class Prompts:
     left_out: int
     file: str | None = None
     trained_on: int = 0
+    task: str | None = None
 
     @property
     def stem(self) -> str:

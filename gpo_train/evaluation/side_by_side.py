@@ -52,7 +52,9 @@ def side_by_side(names: list[str], runs: Path, out: Path, console: Console) -> l
     """Print the tables, write report.html and report.md into `out`. Raises UsageError."""
     made = sections(evaluations(names, runs))
     for one in made:
-        table = Table(*(Column(Text(name)) for name in one.head), title=Text(one.title), title_justify="left")
+        table = Table(
+            *(Column(Text(name), overflow="fold") for name in one.head), title=Text(one.title), title_justify="left"
+        )
         for row in one.rows:
             table.add_row(*map(Text, row))
         console.print(table)
@@ -78,7 +80,8 @@ def evaluations(names: list[str], runs: Path) -> dict[str, dict[str, Found]]:
     for folder in folders:
         paths = sorted(path for path in folder.glob("eval*.json") if re.match(r"eval[-.]", path.name))
         for path in paths:
-            one = found.setdefault(path.stem, {})[labels[folder]] = _read(path)
+            one = _read(path)
+            found.setdefault(f"{path.stem} {one.split} {one.task}", {})[labels[folder]] = one
             if isinstance(one, Evaluation) and Run(folder).evaluated_before(one.train_seconds):
                 without.append(
                     f"{path}: the run has been trained further since; {_command(folder)} evaluates it as it is now, or "
@@ -119,7 +122,9 @@ def sections(found: dict[str, dict[str, Found]]) -> list[Section]:
     made = []
     for entries in found.values():
         title = part_of(next(iter(entries.values())))
-        title = title if any(one.file for one in entries.values()) else f"{title} prompts"
+        if all(one.file is None for one in entries.values()):
+            task = next(iter(entries.values())).task
+            title = f"{title} prompts" + (f" of task {task}" if task else "")
         made.append(Section(title, HEAD, [_row(name, one) for name, one in entries.items()], _notes(entries)))
         columns = dict.fromkeys(column for one in entries.values() for column in one.by_tag)
         made += [_tags(f"{title}, exact by {column}", column, entries) for column in columns]

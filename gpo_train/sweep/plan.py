@@ -37,7 +37,7 @@ from pydantic import Field, JsonValue
 from gpo_data.errors import UsageError
 from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
 from gpo_data.recipe.checks import Count, PathText, Positive, Seed, adapters, check, expect, expect_valid
-from gpo_data.recipe.files import read
+from gpo_data.recipe.files import PACKAGE, read
 
 MOST_ROWS = 10_000
 MEANT = {"recipe": "a name or a file", "of": "how many seeds"}  # of keys without a default
@@ -145,9 +145,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
     Args:
         trust: the recipe may name code that is run, see recipe/trust.py.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"sweep {path}: no such file; recipes/experiments/ has some")
+    path = _file(Path(path))
     content = read(path)
     try:
         _check_keys(content, Sweep, "")
@@ -159,6 +157,17 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)
+
+
+def _file(path: Path) -> Path:
+    """The file of a path or, in a checkout, of a name. Raises UsageError."""
+    if path.is_file():
+        return path
+    folders = (PACKAGE.parent / "recipes/experiments", Path("recipes/experiments"))
+    known = {one.stem: one for folder in folders for one in folder.glob("*.yaml")}
+    if str(path) in known:
+        return known[str(path)]
+    raise UsageError(f"sweep {path}: no such file{nearest(path.stem, [*known])}")
 
 
 def _expect_one_run_each(rows: list[Row]) -> None:
