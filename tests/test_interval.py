@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gpo_train.evaluation.interval import interval, student_t
+from gpo_train.evaluation.interval import interval, open_interval, share_interval, student_t
 
 REPEATS = 1000
 # (share right of the base, gain in logits, spread of targets in logits)
@@ -53,3 +53,13 @@ def test_the_interval_is_the_textbooks() -> None:
     reach = 2.7764 * values.std(ddof=1) / 5**0.5  # each value a cluster: the interval of a plain mean
     assert interval(values, np.arange(5)) == pytest.approx([-reach, reach], abs=1e-4)
     assert interval(values, np.zeros(5)) == (-1.0, 1.0)  # of one target nothing is known
+
+
+@pytest.mark.parametrize(("targets", "reach"), [(4, 0.6024), (26, 0.1323), (256, 0.0143)])
+def test_targets_that_are_all_alike_are_not_certain(targets: int, reach: float) -> None:
+    """Clopper and Pearson's upper end of none of so many."""
+    of = np.repeat(np.arange(targets), 2)
+    assert interval(0.0 * of, of) == pytest.approx((-reach, reach), abs=1e-4)
+    assert share_interval(0.0 * of, of) == pytest.approx((0, reach), abs=1e-4)
+    assert share_interval(0.0 * of + 1, of) == pytest.approx((1 - reach, 1), abs=1e-4)
+    assert open_interval(0.0 * of + 3, of) == (3, 3)

@@ -102,7 +102,7 @@ def gain(found: Sequence[Comparison], name: str | None = None) -> Gain:
             n, total = totals.get(key, (0.0, 0.0))
             totals[key] = n + values.n, total + values.sum
     sizes, sums = np.array([one for one in totals.values() if one[0]] or [(0.0, 0.0)]).T
-    low, high = interval_of_sums(sums, sizes, 1.0 if name is None else np.inf)
+    low, high = interval_of_sums(sums, sizes, (-1.0, 1.0) if name is None else (-np.inf, np.inf))
     return Gain(float(sums.sum() / sizes.sum()) if sizes.any() else float("nan"), (low, high))
 
 
