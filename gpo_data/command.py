@@ -130,7 +130,7 @@ class Command:
         # A recipe's keys come out first: their values would look like this verb's positional arguments.
         overrides, rest = split_overrides(arguments[1:], parser._option_string_actions)
         options, unknown = parser.parse_known_intermixed_args(rest)
-        options.reward = any(o.split("=")[0].split(".")[0] in REWARD_KEYS for o in overrides)
+        options.reward = any(o.split("=")[0] in REWARD_KEYS for o in overrides)
         try:
             _expect_understood(unknown, parser)
             trust = not runs(options) or options.trust

@@ -130,6 +130,18 @@ def test_measures_join_and_the_newest_value_wins(lake):
     assert con.execute("SELECT count(*), count(clip_score) FROM members").fetchall() == [(8, 2)]
 
 
+def test_groups_say_what_was_asked_and_how_often_it_was_right(lake):
+    con = catalog.connect(str(lake))
+    said = con.execute("SELECT group_key, target, level, exact_rate FROM groups ORDER BY 1").fetchall()
+    members = con.execute(
+        "SELECT group_key, min(target), min(level), avg(exact::INT) FROM members WHERE status = 'ok' "
+        "GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    assert said == members and {row[3] for row in said} > {0.5}
+    table = take_snapshot(con, "a", where="exact_rate = 0.5 AND level = 2 AND std > 0")
+    assert set(table["group_key"].to_pylist()) == {row[0] for row in said if row[2:] == (2, 0.5)} != set()
+
+
 def test_another_reward_is_another_relation_and_changes_nothing(lake):
     con = catalog.connect(str(lake))
     questions = [

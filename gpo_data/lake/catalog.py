@@ -1,7 +1,7 @@
 """The catalog: DuckDB views over a lake; nothing is copied, no database file is kept.
 
     members    one row a drawn image: dataset, the sidecar's columns, measures/<evaluator>@<version>/ columns, shard
-    groups     one row a group: n, failed, mean, std, min, max, best_of_n, best_member, dead
+    groups     one row a group: targets, level, n, failed, mean, std, min, max, best_of_n, best_member, exact_rate, dead
     shards     one row a committed shard: groups, members, failed, tar_bytes, tar_sha256
     datasets   one row a dataset.json
 
@@ -132,8 +132,9 @@ def scored(
         assert dataset is not None
         source = relabelled(own, dataset, relabel, targets)
     source = _rescored(own, source, reward, dataset)
-    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(source, columns_of(own, source))}")
-    own.execute(f"CREATE TEMP VIEW groups AS {views.GROUPS}")
+    columns = columns_of(own, source)
+    own.execute(f"CREATE TEMP VIEW members AS {views.with_task_columns(source, columns)}")
+    own.execute(f"CREATE TEMP VIEW groups AS {views.groups_of(columns)}")
     return own
 
 

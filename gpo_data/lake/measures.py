@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sys
+from contextlib import suppress
 
 import duckdb
 import pyarrow as pa
@@ -20,10 +21,10 @@ from gpo_data.lake.damaged import can_be_read
 from gpo_data.lake.files import SHARDS, Files
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
-from gpo_data.lake.sql import listed, quote, read_parquet
+from gpo_data.lake.sql import listed, read_parquet
 from gpo_data.tasks import TARGETS
 
-MEASURED_AT = "measured_at"  # of a footer: ISO 8601, UTC
+TAR, MEASURED_AT = "tar_sha256", "measured_at"  # of a footer: ISO 8601, UTC
 PROTECTED = {"dataset", *CORE.names, *TARGETS}
 
 
@@ -75,11 +76,12 @@ def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footer
         found.setdefault(path.rstrip("/").split("/")[-2], []).append(path)
     if not found:
         return {}
-    ours = _hashes(con, files, files.found(SHARDS), footers)
+    ours = {path: footer.get(TAR) for path, footer in _footers(con, files, files.found(SHARDS), footers).items()}
+    told = {measure: _footers(con, files, paths) for measure, paths in found.items()}
     sources = {}
-    for measure in sorted(found, key=lambda one: (_last_measured(con, files, found[one]), _version_order(one))):
-        hashes = _hashes(con, files, found[measure])
-        good = [path for path in found[measure] if hashes.get(path) and hashes[path] == ours.get(_shard_of(path))]
+    for measure in sorted(found, key=lambda one: (_last_measured(told[one]), _version_order(one))):
+        tars = {path: footer.get(TAR) for path, footer in told[measure].items()}
+        good = [path for path in found[measure] if tars.get(path) and tars[path] == ours.get(_shard_of(path))]
         good = [path for path in good if not whole or can_be_read(files, path)]
         if stale := [_shard_of(path) for path in found[measure] if path not in good]:
             print(
@@ -92,32 +94,32 @@ def sources_of(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, footer
     return sources
 
 
-def _hashes(
-    con: duckdb.DuckDBPyConnection, files: Files, paths: list[str], footers: str | None = None, key: str = "tar_sha256"
-) -> dict[str, str]:
-    """{path: the tar_sha256, or another key, of its footer}; without those that cannot be read."""
+def _footers(
+    con: duckdb.DuckDBPyConnection, files: Files, paths: list[str], footers: str | None = None
+) -> dict[str, dict[str, str]]:
+    """{path: what its footer says of the tar and the time}; without those that cannot be read."""
     by_name = dict(zip(files.exact(paths), paths, strict=True))
+    told: dict[str, dict[str, str]] = {}
 
-    def read(source: str) -> dict[str, str]:
-        rows = con.execute(f"SELECT file_name, decode(value) FROM {source} WHERE decode(key) = {quote(key)}").fetchall()
-        return dict(rows)
+    def read(source: str) -> None:
+        rows = con.execute(
+            f"SELECT file_name, decode(key), decode(value) FROM {source} WHERE decode(key) IN {(TAR, MEASURED_AT)}"
+        ).fetchall()
+        for name, key, value in rows:
+            told.setdefault(name.split("dataset=")[-1], {})[key] = value
 
     try:
-        told = read(footers or f"parquet_kv_metadata({listed(list(by_name))})")
+        read(footers or f"parquet_kv_metadata({listed(list(by_name))})")
     except duckdb.Error:
-        told = {}
         for pattern in by_name:
-            try:
-                told |= read(f"parquet_kv_metadata({listed([pattern])})")
-            except duckdb.Error:
-                continue  # damaged
-    end = {name.split("dataset=")[-1]: sha for name, sha in told.items()}
-    return {path: end[path.split("dataset=")[-1]] for path in paths if path.split("dataset=")[-1] in end}
+            with suppress(duckdb.Error):  # damaged
+                read(f"parquet_kv_metadata({listed([pattern])})")
+    return {path: told[end] for path in paths if (end := path.split("dataset=")[-1]) in told}
 
 
-def _last_measured(con: duckdb.DuckDBPyConnection, files: Files, paths: list[str]) -> str:
+def _last_measured(footers: dict[str, dict[str, str]]) -> str:
     """The time of the newest of the files; "" where none has one, which 0.1 did not write."""
-    return max(_hashes(con, files, paths, key=MEASURED_AT).values(), default="")
+    return max((footer.get(MEASURED_AT, "") for footer in footers.values()), default="")
 
 
 def _shard_of(measure_path: str) -> str:

@@ -35,9 +35,9 @@ def sidecar_schema(columns: dict[str, pa.DataType]) -> pa.Schema:
 
 CORE = sidecar_schema({})
 # That the catalog adds to a shard's own, for members and for groups.
-VIEW_COLUMNS = ["dataset", "shard", "filename", "exact", "level", "lender"]
-VIEW_COLUMNS += ["n", "failed", "mean", "std", "min", "max", "best_of_n", "best_member", "dead"]
-RESERVED = frozenset((*CORE.names, *VIEW_COLUMNS))  # what no target or measurement is called
+MEMBER_COLUMNS = ("dataset", "shard", "filename", "exact", "level", "lender")
+GROUP_COLUMNS = ("n", "failed", "mean", "min", "max", "best_of_n", "best_member", "exact_rate", "dead", "std")
+RESERVED = frozenset((*CORE.names, *MEMBER_COLUMNS, *GROUP_COLUMNS))  # what no target or measurement is called
 
 
 def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | None:

@@ -30,7 +30,7 @@ from gpo_data.lake.advantage import Scale, extremes, standardise, together
 from gpo_data.lake.catalog import scored
 from gpo_data.lake.columns import Columns, changes, codes, pick, pieces_of_bytes, taken_from
 from gpo_data.lake.novelty import as_features, bonus, feature_rows
-from gpo_data.lake.sidecar import REPAIR
+from gpo_data.lake.sidecar import GROUP_COLUMNS, REPAIR
 from gpo_data.lake.sql import identifier, quote
 from gpo_data.lake.uncertainty import as_numbers, expect_finite, gated, uncertainty
 from gpo_data.status import OK
@@ -78,8 +78,8 @@ def take_snapshot(
     source = "SELECT * FROM members m"
     if where is not None:  # it may read what groups have
         locked.check_expression("where", where)
-        source = """SELECT m.*, g.* EXCLUDE (dataset, group_key, prompt)
-                    FROM members m LEFT JOIN groups g USING (dataset, group_key)"""
+        statistics = ", ".join(f"g.{identifier(name)}" for name in GROUP_COLUMNS)
+        source = f"SELECT m.*, {statistics} FROM members m LEFT JOIN groups g USING (dataset, group_key)"
     chosen = f"FROM ({source} WHERE m.dataset = {quote(dataset)}) WHERE ({where or 'true'}\n)"
     lent = ["lender"] if relabel is not None else []
     wanted = [*map(identifier, (*COLUMNS, *lent)), *_measured(own, rewards_of, features, judges)]

@@ -30,23 +30,29 @@ from gpo_data.tasks import TARGETS, TASKS
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBERS = ("BOOLEAN", *INTEGERS, "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
-GROUPS = f"""
-    SELECT * EXCLUDE (spread), CASE WHEN dead THEN 0.0::DOUBLE ELSE spread END AS std
-    FROM (SELECT *, {DEAD_SQL} AS dead
-          FROM (SELECT dataset, group_key, any_value(prompt) AS prompt,
-                       count(*) FILTER (status = '{OK}') AS n,
-                       count(*) FILTER (status <> '{OK}') AS failed,
-                       avg(reward) FILTER (status = '{OK}') AS mean,
-                       stddev_pop(reward) FILTER (status = '{OK}') AS spread,
-                       min(reward) FILTER (status = '{OK}') AS min,
-                       max(reward) FILTER (status = '{OK}') AS max,
-                       max(reward) FILTER (status = '{OK}') AS best_of_n,
-                       arg_max(member, reward) FILTER (status = '{OK}') AS best_member
-                FROM members GROUP BY dataset, group_key))"""
-
 DATASET_OF = r"regexp_extract({}, '.*dataset=([^/\\]+)', 1)"  # of a path
 MANIFEST = ("name", "fingerprint", "created")
 MANIFEST_JSON = ("fields", "recipe", "versions")
+
+
+def groups_of(columns: Iterable[str]) -> str:
+    """SQL of the view `groups`; `columns` are what the sidecars have of members."""
+    names = set(columns)
+    targets = "".join(f"any_value({name}) AS {name}, " for name in map(identifier, (n for n in TARGETS if n in names)))
+    return f"""
+        SELECT * EXCLUDE (spread), CASE WHEN dead THEN 0.0::DOUBLE ELSE spread END AS std
+        FROM (SELECT *, {DEAD_SQL} AS dead
+              FROM (SELECT dataset, group_key, any_value(prompt) AS prompt, {targets}any_value(level) AS level,
+                           count(*) FILTER (status = '{OK}') AS n,
+                           count(*) FILTER (status <> '{OK}') AS failed,
+                           avg(reward) FILTER (status = '{OK}') AS mean,
+                           stddev_pop(reward) FILTER (status = '{OK}') AS spread,
+                           min(reward) FILTER (status = '{OK}') AS min,
+                           max(reward) FILTER (status = '{OK}') AS max,
+                           max(reward) FILTER (status = '{OK}') AS best_of_n,
+                           arg_max(member, reward) FILTER (status = '{OK}') AS best_member,
+                           avg(exact::INT) FILTER (status = '{OK}') AS exact_rate
+                    FROM members GROUP BY dataset, group_key))"""
 
 
 def is_number(kind: str) -> bool:
@@ -95,7 +101,7 @@ def _create(con: duckdb.DuckDBPyConnection, files: Files, whole: bool, gathered:
     # DuckDB opens every footer again for each view and each DESCRIBE: few of them, where there are thousands of files.
     columns = _stored_view(con, files, whole, gathered)
     con.execute(f"CREATE OR REPLACE VIEW members AS {with_task_columns('SELECT * FROM drawn_members', columns)}")
-    con.execute(f"CREATE OR REPLACE VIEW groups AS {GROUPS}")
+    con.execute(f"CREATE OR REPLACE VIEW groups AS {groups_of(columns)}")
     _shards_view(con, files, gathered)
     _datasets_view(con, files)
 
