@@ -117,7 +117,7 @@ def _base(run: Run, denoiser: str) -> Readers:
     """What a run that trains all weights began with."""
     recipe = run.manifest().recipe
     if recipe["policy"]:
-        return by_name(sorted(models.policy_folder(recipe["policy"]).glob("*/*.safetensors")))
+        return by_name(sorted(models.policy_path(recipe["policy"]).glob("*/*.safetensors")))
     return by_name(weight_files(models.resolve(recipe["model"], recipe["revision"]) / denoiser))
 
 

@@ -139,12 +139,17 @@ def average(recipe: Recipe, options: Options) -> None:
     console.print(f"averaged: {made.folder}; look at it with `gpo-train eval ... --run {made.name}`", soft_wrap=True)
 
 
-@command.verb(*one_run("offline"), argument("--out", type=Path, required=True, help="a new folder"), runs=never)
+@command.verb(
+    *one_run("offline"),
+    argument("--out", type=Path, required=True, help="a new folder"),
+    argument("--merge", action="store_true", help="a LoRA into the base model's weights: a whole diffusers folder"),
+    runs=never,
+)
 def export(recipe: Recipe, options: Options) -> int:
     """write the policy as a plain diffusers folder or LoRA file"""
     from gpo_train.export import export
 
-    console.print(f"exported: {export(_run(recipe, options), options.out)}", soft_wrap=True)
+    console.print(f"exported: {export(_run(recipe, options), options.out, options.merge)}", soft_wrap=True)
     return 0
 
 

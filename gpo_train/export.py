@@ -4,7 +4,7 @@
     full    <folder>/<denoiser>/                           <DenoiserClass>.from_pretrained(folder, subfolder=...)
 
 `export` makes of a full policy a whole diffusers folder for `DiffusionPipeline.from_pretrained`, with the base model's
-other parts copied; of a LoRA the one file.
+other parts copied; of a LoRA the one file, or, merged into the base model's weights, such a folder too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from peft.utils import get_peft_model_state_dict
 from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.lake.durable import whole_folder
+from gpo_data.recipe import Sampler
 from gpo_train.policy import Policy
 from gpo_train.run import Run, RunManifest
 from gpo_train.sharded import class_name, whole_state
@@ -59,8 +60,12 @@ def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
             )
 
 
-def export(run: Run, out: Path) -> Path:
-    """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all. Raises UsageError."""
+def export(run: Run, out: Path, merge: bool = False) -> Path:
+    """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all. Raises UsageError.
+
+    Args:
+        merge: a LoRA into the base model's weights, in float32, as full policies have them: a model to go on from.
+    """
     manifest = run.manifest()
     run.expect_policy()
     out = out.resolve()
@@ -68,24 +73,37 @@ def export(run: Run, out: Path) -> Path:
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as made:
-        _fill(made, run, manifest)
+        if (run.policy / models.LORA_FILE).is_file() and not merge:
+            shutil.copytree(run.policy, made)
+        else:
+            _fill(made, run, manifest)
     return out
 
 
 def _fill(out: Path, run: Run, manifest: RunManifest) -> None:
-    if (run.policy / models.LORA_FILE).is_file():
-        shutil.copytree(run.policy, out)
-        return
     base = models.resolve(manifest.recipe["model"], manifest.recipe["revision"])
-    denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
+    if (run.policy / models.LORA_FILE).is_file():
+        model: Any = models.load(base, Sampler(dtype="float32", device="cpu"), for_training=True)
+        denoiser = model.denoiser_name
+        _save_merged(model, run.policy, out / denoiser, base / denoiser)
+    else:
+        denoiser = next(path.name for path in run.policy.iterdir() if path.is_dir())
+        shutil.copytree(run.policy / denoiser, out / denoiser)
     wanted = {
         name
         for name, value in json.loads((base / "model_index.json").read_text()).items()
         if isinstance(value, list) and value[0] and name != denoiser
     }
-    out.mkdir()
     shutil.copy2(base / "model_index.json", out)
     for name in sorted(wanted):
         if (base / name).is_dir():
             shutil.copytree(base / name, out / name)
-    shutil.copytree(run.policy / denoiser, out / denoiser)
+
+
+def _save_merged(model: Any, policy: Path, out: Path, base: Path) -> None:
+    models.load_policy_weights(model, policy)
+    model.pipe.fuse_lora(components=[model.denoiser_name])
+    model.pipe.unload_lora_weights()
+    out.mkdir(parents=True)
+    shutil.copy2(base / "config.json", out)
+    save_torch_state_dict(model.denoiser.state_dict(), out, filename_pattern=WEIGHTS)

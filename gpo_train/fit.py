@@ -259,7 +259,7 @@ def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> mo
     """The model in the precision that trains, with the recipe's policy in it."""
     model = open_for_training(model_folder, recipe.sampler, settings)
     if recipe.policy:
-        models.load_policy_weights(model, models.policy_folder(recipe.policy))
+        models.load_policy_weights(model, models.policy_path(recipe.policy))
     return model
 
 

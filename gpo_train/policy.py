@@ -65,8 +65,9 @@ class Policy(nn.Module):
         if getattr(denoiser, "peft_config", None):
             # A second adapter would silence the first, and what is saved would be relative to both.
             raise UsageError(
-                "policy: expected whole weights to train on, found a LoRA; merge it into the model (diffusers: "
-                "load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained) and set model: to that folder"
+                "policy: expected whole weights to train on, found a LoRA; merge it into the model (`gpo-train export "
+                "--merge` a run's; of others diffusers: load_lora_weights, fuse_lora, unload_lora_weights, "
+                "save_pretrained), set model: to that folder, and leave policy: out"
             )
         denoiser.requires_grad_(False)
         # A frozen copy is made before adapters are added: it is the model as it came.

@@ -48,7 +48,7 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
         refuse(
             "policy",
             recipe.policy,
-            "a LoRA is trained on a model of its own; `gpo-train export` that policy, set "
+            "a LoRA is trained on a model of its own; `gpo-train export --merge` that policy, set "
             "model: to the folder, and leave policy: out",
         )
     if mode == "offline":

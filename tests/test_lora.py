@@ -82,6 +82,8 @@ def test_a_lora_that_loads_changes_the_picture_whatever_its_names(
     model.pipe.save_lora_weights(tmp_path, **saved)
     base, expected = drawn(family, None), drawn(family, tmp_path)
     assert (expected - base).norm() > 0.01 * base.norm()
+    single = (tmp_path / models.LORA_FILE).rename(tmp_path / "anybodys.safetensors")
+    assert torch.equal(drawn(family, models.policy_path(str(single))), expected)
     for name, rename in WRITERS.items():
         found = drawn(family, write(tmp_path / "other", rename(layers)))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")

@@ -100,6 +100,10 @@ def test_the_verbs_of_a_run(
     if tuning == "lora":
         plain = family.plain()
         plain.load_lora_weights(tmp_path / "out")
+        merge = ["--merge", "--out", str(tmp_path / "merged")]
+        assert gpo_train.cli.main(["export", str(made), "--run", name, *merge]) == 0
+        merged = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        torch.testing.assert_close(drawn, ours.unpack(family.call(merged, "latent")), rtol=0, atol=1e-4)
     else:
         plain = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", dtype=torch.float32)
     torch.testing.assert_close(drawn, ours.unpack(family.call(plain, "latent")), rtol=0, atol=1e-5)

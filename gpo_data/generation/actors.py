@@ -128,7 +128,7 @@ def open_parts(
         if Opened.model is None or Opened.model[0] != wanted or not recipe.policy:  # without: a policy leaves no trace
             Opened.model = wanted, models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
         if recipe.policy:
-            models.load_policy_weights(Opened.model[1], models.policy_folder(recipe.policy), recipe.seed)
+            models.load_policy_weights(Opened.model[1], models.policy_path(recipe.policy), recipe.seed)
         return recipe, Opened.model[1], measuring
 
 

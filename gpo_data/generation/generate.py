@@ -91,7 +91,7 @@ def _draw(
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)
     models.expect_unconditional(model_folder, recipe.sampler.unconditional)
-    policy = models.policy_folder(recipe.policy) if recipe.policy else None
+    policy = models.policy_path(recipe.policy) if recipe.policy else None
     fields = identity(recipe, model_folder, shards)
     workers = None
     if new:  # what fails for all leaves no dataset behind

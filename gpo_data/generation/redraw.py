@@ -69,7 +69,7 @@ def redraw(recipe: Recipe, folder: AnyPath, count: int, console: Console | None 
     hardware.take_threads()
     model = models.load(models.resolve(recipe.model, recipe.revision), recipe.sampler)
     if recipe.policy:
-        models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
+        models.load_policy_weights(model, models.policy_path(recipe.policy), recipe.seed)
     chosen, again = evaluators.build(recipe), list[Redrawn]()
     for part in parts:
         groups = [Record.of(row, folder).group(images=False) for row in part]

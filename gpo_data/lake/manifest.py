@@ -107,8 +107,8 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     }
     if recipe.policy is not None:
         policy = Path(recipe.policy).expanduser()
-        fields["policy_digest"] = models.weights_digest(policy)
-        if recipe.sampler.dtype != "float32" and not (policy / models.LORA_FILE).is_file():
+        fields["policy_digest"] = (models.weights_digest if policy.is_dir() else models.files_digest)(policy)
+        if recipe.sampler.dtype != "float32" and models.lora_of(policy) is None:
             fields["policy_rounding"] = "random"  # models/rounding.py; before it, to the nearest
     return fields
 

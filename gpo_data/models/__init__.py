@@ -1,6 +1,6 @@
 """Diffusers pipelines behind one small interface, one file a family."""
 
-from gpo_data.models.digests import digest, weights_digest
+from gpo_data.models.digests import digest, files_digest, weights_digest
 from gpo_data.models.load import (
     ARITHMETIC,
     FAMILIES,
@@ -11,7 +11,8 @@ from gpo_data.models.load import (
     expect_unconditional,
     load,
     load_policy_weights,
-    policy_folder,
+    lora_of,
+    policy_path,
     repeat,
     resolve,
     versions,
@@ -26,9 +27,11 @@ __all__ = [
     "digest",
     "expect_size",
     "expect_unconditional",
+    "files_digest",
     "load",
     "load_policy_weights",
-    "policy_folder",
+    "lora_of",
+    "policy_path",
     "repeat",
     "resolve",
     "versions",

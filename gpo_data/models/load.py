@@ -163,42 +163,50 @@ def expect_unconditional(folder: Path, keys: list[str]) -> None:
         )
 
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' own name
+LORA_FILE, WHOLE = "pytorch_lora_weights.safetensors", "diffusion_pytorch_model"  # diffusers' own names
 
 
-def policy_folder(folder: str) -> Path:
-    """The folder of a recipe's `policy:`, checked. Raises UsageError."""
-    path = Path(folder).expanduser()
-    if not (path / LORA_FILE).is_file() and not list(path.glob("*/diffusion_pytorch_model*.safetensors")):
+def lora_of(policy: Path) -> Path | None:
+    """The LoRA that a recipe's `policy:` is, or has in it; None of a denoiser's whole weights."""
+    single = policy.suffix == ".safetensors" and not policy.name.startswith(WHOLE)
+    file = policy if single else policy / LORA_FILE
+    return file if file.is_file() else None
+
+
+def policy_path(policy: str) -> Path:
+    """A recipe's `policy:`, a LoRA's file or a folder, checked. Raises UsageError."""
+    path = Path(policy).expanduser()
+    if not lora_of(path) and not list(path.glob(f"*/{WHOLE}*.safetensors")):
         raise UsageError(
-            f"policy: expected {path / LORA_FILE} or a denoiser's sub-folder with diffusion_pytorch_model.safetensors, "
-            f"found neither; `gpo-train fit` writes one to runs/<run>/policy"
+            f"policy: expected a LoRA's .safetensors, a folder with {LORA_FILE}, or one with the denoiser's own "
+            f"sub-folder with {WHOLE}.safetensors, found none of these at {path}; `gpo-train fit` writes a folder, "
+            f"runs/<run>/policy"
         )
-    for file in path.glob("*/diffusion_pytorch_model*.safetensors"):
+    for file in path.glob(f"*/{WHOLE}*.safetensors"):
         expect_tensors(file)
     return path
 
 
-def load_policy_weights(model: Any, folder: Path, seed: int = 0) -> float | None:
-    """Put the trained weights in `folder` (see `policy_folder`) over the model's own, instead of an earlier one's.
+def load_policy_weights(model: Any, policy: Path, seed: int = 0) -> float | None:
+    """Put trained weights (see `policy_path`) over the model's own, instead of an earlier one's.
 
     Returns: the share of weights that are drawn otherwise than the model's own; None of a LoRA.
 
     Args:
         seed: of the rounding of whole weights to the two bytes that draw (rounding.py).
     """
-    if (folder / LORA_FILE).is_file():
+    if lora := lora_of(policy):
         model.pipe.unload_lora_weights()  # a second LoRA would be added to the first
-        load_lora(model.pipe, model.denoiser_name, folder / LORA_FILE)
+        load_lora(model.pipe, model.denoiser_name, lora)
         return None
     state, changed = drawn_weights(
-        sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")), model.denoiser_files(), model.dtype, seed
+        sorted(policy.glob(f"*/{WHOLE}*.safetensors")), model.denoiser_files(), model.dtype, seed
     )
     try:
         model.denoiser.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"policy: {folder}: expected this model's denoiser, found another: {reason}") from None
+        raise UsageError(f"policy: {policy}: expected this model's denoiser, found another: {reason}") from None
     return changed
 
 

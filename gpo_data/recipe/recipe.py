@@ -30,8 +30,8 @@ class Recipe:
         name: of the dataset; null takes the recipe file's name.
         model: `tiny` (the embedded model), a local diffusers folder, or a hub id.
         revision: of a hub model.
-        policy: folder with trained weights that go over the model's own: LoRA safetensors, or a denoiser's sub-folder,
-            as `gpo-train fit` writes them to `runs/<run>/policy`.
+        policy: trained weights that go over the model's own: a LoRA's .safetensors, or a folder with one or with the
+            denoiser's sub-folder, as `gpo-train fit` writes them to `runs/<run>/policy`.
         lake: what holds the datasets: a folder, or a URL such as s3://bucket/lake, gs://, az:// or hf://datasets/org/name
             (read only); credentials are the environment's.
         seed: every random choice comes from it.

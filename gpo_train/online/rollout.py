@@ -158,7 +158,7 @@ class Rollout:
         model.place(model.device)
         changed = None
         if recipe.policy:
-            changed = models.load_policy_weights(model, models.policy_folder(recipe.policy), recipe.seed)
+            changed = models.load_policy_weights(model, models.policy_path(recipe.policy), recipe.seed)
         return model, changed
 
     def _offload(self, model: Any) -> None:
