@@ -58,7 +58,7 @@ def average(runs: Sequence[Run], last: int | None = None, scale: float = 1.0, na
         readers = [[by_name(sorted(folder.rglob("*.safetensors"))) for folder in of_run] for of_run in folders]
         if len({frozenset(one) for of_run in readers for one in of_run}) > 1:
             raise UsageError(f"average: the policies of {first.name} and others have different weights")
-        lora = (out.policy / models.LORA_FILE).is_file()
+        lora = models.lora_of(out.policy) is not None
         if lora and scale != 1 and first.manifest().recipe["policy"]:
             raise UsageError(f"--scale: run {first.name} went on from another policy's LoRA, which is no base")
         base = {} if lora or scale == 1 else _base(first, next(out.policy.glob("*/")).name)

@@ -73,7 +73,7 @@ def export(run: Run, out: Path, merge: bool = False) -> Path:
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out) as made:
-        if (run.policy / models.LORA_FILE).is_file() and not merge:
+        if models.lora_of(run.policy) and not merge:
             shutil.copytree(run.policy, made)
         else:
             _fill(made, run, manifest)
@@ -82,7 +82,7 @@ def export(run: Run, out: Path, merge: bool = False) -> Path:
 
 def _fill(out: Path, run: Run, manifest: RunManifest) -> None:
     base = models.resolve(manifest.recipe["model"], manifest.recipe["revision"])
-    if (run.policy / models.LORA_FILE).is_file():
+    if models.lora_of(run.policy):
         model: Any = models.load(base, Sampler(dtype="float32", device="cpu"), for_training=True)
         denoiser = model.denoiser_name
         _save_merged(model, run.policy, out / denoiser, base / denoiser)

@@ -48,7 +48,7 @@ def card(run: Run, license: str) -> str:
     """Markdown."""
     manifest = run.manifest()
     recipe = manifest.recipe
-    lora = (run.policy / models.LORA_FILE).is_file()
+    lora = models.lora_of(run.policy) is not None
     base = str(recipe.get("model"))
     head = ModelCardData(
         license=license,

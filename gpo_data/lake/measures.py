@@ -24,7 +24,7 @@ from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
 from gpo_data.lake.sql import listed, read_parquet
 from gpo_data.tasks import TARGETS
 
-TAR, MEASURED_AT = "tar_sha256", "measured_at"  # of a footer: ISO 8601, UTC
+TAR, MEASURED_AT = "tar_sha256", "measured_at"  # of a footer; the time is ISO 8601, UTC
 PROTECTED = {"dataset", *CORE.names, *TARGETS}
 
 
