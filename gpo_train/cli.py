@@ -179,6 +179,8 @@ def _plan(path: str, overrides: Sequence[str], trust: bool) -> Any:
     argument("--out", type=Path, metavar="FOLDER", help="of the runs and the page; default: sweeps/<name>"),
     argument("--list", action="store_true", help="print the rows and run none"),
     argument("--jobs", type=at_least(1), metavar="N", help="rows at once on this machine; default: the file's"),
+    argument("--rows", nargs="+", default=[], metavar="NAME", help="run these alone, as --list has them, or 'awm*'"),
+    argument("--seeds", nargs="+", default=[], type=at_least(0), metavar="N", help="run these alone; default: all"),
     keys=("ray",),
     reads=("sweep", "a sweep file, or the name of one in recipes/experiments", _plan),
 )
@@ -186,8 +188,9 @@ def sweep(plan: Any, options: Options) -> int:
     """train and evaluate every row of a sweep file that is not done; a table, and one HTML page; resumes"""
     from gpo_train.sweep.sweep import sweep
 
+    plan = plan.only(options.rows, options.seeds)
     if options.list:
-        for row in plan.rows:
+        for row in plan.asked:
             console.print(f"{row.name}: {row.label}, seed {row.seed}", soft_wrap=True)
         return 0
     return 1 if sweep(plan, options.out or Path("sweeps") / plan.sweep.name, console, options.jobs) else 0

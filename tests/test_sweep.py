@@ -221,6 +221,32 @@ def test_more_rows_at_once_than_cores_are_said(monkeypatch: pytest.MonkeyPatch) 
     assert crowded(2, {"cpu"}) is None and crowded(0, set()) is None
 
 
+def test_some_rows_are_run_alone(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep_file.write_text(SWEEP + "means: {of: [2], scales: [1]}\n")
+    plan = read_plan(sweep_file)
+
+    def chosen(labels: list[str], seeds: list[int]) -> list[tuple[str, int]]:
+        return [(row.label, row.seed) for row in plan.only(labels, seeds).asked]
+
+    assert plan.only([], []) == plan
+    assert chosen(["gpo"], []) == [("gpo", 0), ("gpo", 1), ("gpo, mean of 2", 0)]
+    assert chosen(["awm*"], [1]) == [("awm clip_range 0.01", 1), ("awm clip_range 0.01, mean of 2", 0)]
+    assert len(chosen(["awm*", "gpo"], [0, 1])) == len(plan.rows) == 6
+    assert cli.main(["sweep", str(sweep_file), "--list", "--rows", "gpo", "awm*", "--seeds", "0"]) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "gpo, seed 0",
+        "awm clip_range 0.01, seed 0",
+        "gpo, mean of 2, seed 0",
+        "awm clip_range 0.01, mean of 2, seed 0",
+    ]
+    for asked, said in (
+        (["--rows", "gpoo"], "--rows 'gpoo': no such row; did you mean 'gpo'?"),
+        (["--seeds", "1", "2"], "--seeds 2: expected some of [0, 1], the seeds of the file"),
+    ):
+        assert cli.main(["sweep", str(sweep_file), *asked]) == 2 and said in capsys.readouterr().err
+    assert not sweep_file.with_name("sweeps").exists()
+
+
 def test_jobs_of_this_machine_are_not_a_clusters(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sweep", str(sweep_file), "--jobs", "2", "--workers", "2"]) == 2
     assert "on a Ray --workers says how many" in capsys.readouterr().err
@@ -303,7 +329,11 @@ def test_the_mean_of_seeds_is_a_row(sweep_file: Path, tmp_path: Path, capsys: py
     plan = read_plan(sweep_file)
     assert [row.label.rpartition("recipe")[2] for row in plan.rows[2:]] == [", mean of 2", ", mean of 2, x 1.5"]
     assert plan.rows[3].of == tuple(row.name for row in plan.rows[:2]) and plan.rows[3].scale == 1.5
-    assert cli.main(["sweep", str(sweep_file)]) == 0, capsys.readouterr().out
+    assert cli.main(["sweep", str(sweep_file), "--seeds", "1"]) == 0, capsys.readouterr().out
+    assert "4 rows, 0 of them done, 1 left out, at most 2 at once" in (said := capsys.readouterr().out)
+    assert "| as the recipe | 1 of 2 |" in said
+    assert [path.name for path in (tmp_path / "sweeps/losses/runs").iterdir()] == [plan.rows[1].name]
+    assert cli.main(["sweep", str(sweep_file)]) == 0 and "4 rows, 1 of them done, at most" in capsys.readouterr().out
     rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "sweeps/losses").glob("rows/*.json")}
     of, mean = (rows[plan.rows[i].name] for i in (0, 3))
     assert mean["steps"] == 2 * of["steps"] and mean["pictures"] == of["pictures"] and mean["points"] == {}

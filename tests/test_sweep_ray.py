@@ -20,7 +20,8 @@ import gpo_data
 from gpo_data import recipe
 from gpo_data.errors import UsageError
 from gpo_train import cli
-from gpo_train.sweep.plan import Plan, Sweep, read_plan
+from gpo_train.sweep.file import Sweep
+from gpo_train.sweep.plan import Plan, read_plan
 from gpo_train.sweep.processes import Job
 from gpo_train.sweep.sweep import run_rows
 from tests.parts.nodes import ENVIRONMENT, Nodes

@@ -1,18 +1,4 @@
-"""A sweep file: which runs of a recipe to compare. Every row is a whole recipe, checked before any of them begins.
-
-    recipe: text-tiny                        a name or a file
-    mode: offline                            or online
-    seeds: [0, 1, 2]                         of train.seed; online of seed, which draws other pictures
-    jobs: 2                                  rows at once, a process each
-    points: [16, 32, 48]                     steps whose policy is evaluated too: accuracy by step; none without it
-    set: {train.num_inner_epochs: 1}         in every row
-    grid: {train.learning_rate: [1.0e-5, 3.0e-5]}           every combination, of every row
-    rows:                                    without them there is one
-      - {name: gpo}
-      - {name: awm, set: {train.loss: awm}, grid: {train.clip_range: [0.001, 0.01]}}
-    means: {of: [1, 3], scales: [0.8, 1.0]}  of every row also the mean of each three seeds' policies, and that and each
-                                             policy 0.8 times as far from the base (average.py); online with
-                                             `last: [20]` of their last 20 iterations
+"""The rows of a sweep file (file.py). Every row is a whole recipe, checked before any of them begins.
 
 Rows are evaluated on `eval.split: validation`, unless `set` says otherwise. A row whose recipe draws other pictures
 than the sweep's (group_size, task, sampler), or looks at them otherwise (ocr, yolo), gets a dataset of its own, whose
@@ -23,6 +9,7 @@ would draw it.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -30,81 +17,22 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from gpo_data.errors import UsageError
 from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
-from gpo_data.recipe.checks import Count, PathText, Positive, Seed, adapters, check, expect, expect_valid
-from gpo_data.recipe.files import PACKAGE, read
+from gpo_data.recipe.files import read
+from gpo_train.sweep.file import Means, Sweep, Variant, check_keys, file_of
 
 MOST_ROWS = 10_000
-MEANT = {"recipe": "a name or a file", "of": "how many seeds"}  # of keys without a default
-NAME = re.compile(r"[a-z0-9_-]{1,24}")
 # Keys younger than the first sweeps, whose rows are named without them: they count where they are set.
 YOUNGER = {
     "online": ("num_inference_steps",),
     "sampler": ("store_unconditional",),
     "train": ("caption_dropout", "guidance_scale", "kl_judges", "kl_share", "kl_reference"),
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A row of the file. Args: name: for people. set: keys of the recipe. grid: keys with the values to try."""
-
-    name: str = ""
-    set: dict[str, JsonValue] = field(default_factory=dict)
-    grid: dict[str, list[JsonValue]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check(self, "rows.")
-        expect(all(self.grid.values()), "rows.grid", "at least one value of each key", self.grid)
-
-
-@dataclass(frozen=True)
-class Means:
-    """Of the rows' policies.
-
-    Args:
-        of: so many seeds, one after another, are one mean; 1 is each alone.
-        scales: how far from the base.
-        last: of so many iterations of each; null: of their policies.
-    """
-
-    of: list[Annotated[int, Field(ge=1, le=1000)]]
-    scales: list[Positive] = field(default_factory=lambda: [1.0])
-    last: list[Annotated[int, Field(ge=2)] | None] = field(default_factory=lambda: [None])
-
-    def __post_init__(self) -> None:
-        check(self, "means.")
-        expect(bool(self.of), "means.of", "at least one number of seeds", self.of)
-        expect(bool(self.scales), "means.scales", "at least one", self.scales)
-        expect(bool(self.last), "means.last", "at least one number of iterations, or null", self.last)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep file; see above."""
-
-    recipe: PathText
-    name: str = ""
-    mode: Literal["offline", "online"] = "offline"
-    seeds: list[Seed] = field(default_factory=lambda: [0])
-    jobs: Count = 1
-    points: list[Count] = field(default_factory=list)
-    set: dict[str, JsonValue] = field(default_factory=dict)
-    grid: dict[str, list[JsonValue]] = field(default_factory=dict)
-    rows: list[dict[str, JsonValue]] = field(default_factory=list)
-    means: dict[str, JsonValue] | None = None
-
-    def __post_init__(self) -> None:
-        check(self)
-        expect(NAME.fullmatch(self.name) is not None, "name", "1 to 24 letters a-z, digits, '-' and '_'", self.name)
-        expect(bool(self.seeds), "seeds", "at least one", self.seeds)
-        expect(len({*self.seeds}) == len(self.seeds), "seeds", "each once", self.seeds)
-        expect(all(self.grid.values()), "grid", "at least one value of each key", self.grid)
 
 
 @dataclass(frozen=True)
@@ -132,11 +60,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Args: ray: where the rows are run, a worker each; processes of this machine where it asks for none."""
+    """All rows of a sweep, and which of them to run.
+
+    Args:
+        ray: where the rows are run, a worker each; processes of this machine where it asks for none.
+        left_out: names of rows that are not run now; the page has what is there of them.
+    """
 
     sweep: Sweep
     rows: list[Row]
     ray: Ray = field(default_factory=Ray)
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def asked(self) -> list[Row]:
+        return [row for row in self.rows if row.name not in self.left_out]
+
+    def only(self, labels: Sequence[str], seeds: Sequence[int]) -> Plan:
+        """Of these labels, or patterns of them, and these seeds, and the means that such a row is part of.
+
+        An empty sequence is all. Raises UsageError where there is no such row.
+        """
+        trained = [row for row in self.rows if not row.of]
+        known = list(dict.fromkeys(row.label for row in trained))
+        for label in labels:
+            if not fnmatch.filter(known, label):
+                raise UsageError(f"--rows {label!r}: no such row{nearest(label, known)}")
+        if other := next((seed for seed in seeds if seed not in self.sweep.seeds), None):
+            raise UsageError(f"--seeds {other}: expected some of {self.sweep.seeds}, the seeds of the file")
+        run = {
+            row.name
+            for row in trained
+            if (not labels or any(fnmatch.fnmatchcase(row.label, label) for label in labels))
+            and (not seeds or row.seed in seeds)
+        }
+        left_out = frozenset(row.name for row in self.rows if run.isdisjoint(row.of or [row.name]))
+        return dataclasses.replace(self, left_out=left_out)
 
 
 def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -> Plan:
@@ -145,10 +104,10 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
     Args:
         trust: the recipe may name code that is run, see recipe/trust.py.
     """
-    path = _file(Path(path))
+    path = file_of(Path(path))
     content = read(path)
     try:
-        _check_keys(content, Sweep, "")
+        check_keys(content, Sweep, "")
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
@@ -157,17 +116,6 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)
-
-
-def _file(path: Path) -> Path:
-    """The file of a path or, in a checkout, of a name. Raises UsageError."""
-    if path.is_file():
-        return path
-    folders = (PACKAGE.parent / "recipes/experiments", Path("recipes/experiments"))
-    known = {one.stem: one for folder in folders for one in folder.glob("*.yaml")}
-    if str(path) in known:
-        return known[str(path)]
-    raise UsageError(f"sweep {path}: no such file{nearest(path.stem, [*known])}")
 
 
 def _expect_one_run_each(rows: list[Row]) -> None:
@@ -180,17 +128,6 @@ def _expect_one_run_each(rows: list[Row]) -> None:
             )
 
 
-def _check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
-    known = {one.name: one for one in dataclasses.fields(kind)}
-    for key, value in content.items():
-        if key not in known:
-            raise UsageError(f"unknown key {prefix + str(key)!r}{nearest(str(key), list(known))}")
-        expect_valid(adapters(kind)[key], f"{prefix}{key}", value)
-    for key, one in known.items():
-        if key not in content and one.default is one.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{prefix}{key}: expected {MEANT[key]}, found nothing")
-
-
 def _settled(sweep: Sweep) -> dict[str, JsonValue]:
     return {"eval.split": "validation"} | sweep.set
 
@@ -199,7 +136,7 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
     settled, plain = _settled(sweep), load(sweep.recipe, trust=trust)
     variants = []
     for number, one in enumerate(sweep.rows):
-        _check_keys(one, Variant, f"rows.{number}.")
+        check_keys(one, Variant, f"rows.{number}.")
         variants.append(Variant(**one))  # type: ignore[arg-type]
     planned = [
         (f"{variant.name} {_label(point)}".strip() or "as the recipe", variant.set | point)
@@ -228,7 +165,7 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
 def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
     if sweep.means is None:
         return
-    _check_keys(sweep.means, Means, "means.")
+    check_keys(sweep.means, Means, "means.")
     means = Means(**sweep.means)  # type: ignore[arg-type]
     if uneven := next((of for of in means.of if len(sweep.seeds) % of), None):
         raise UsageError(f"means.of: expected divisors of {len(sweep.seeds)}, the number of seeds, found {uneven}")

@@ -34,7 +34,7 @@ GRACE = 300.0  # seconds to write a checkpoint in, where a sweep is stopped
 def on_ray(plan: Plan) -> Iterator[Runner]:
     """What runs jobs on the Ray that `plan.ray` asks for. Raises UsageError: none there, or less of it than asked."""
     settings = plan.ray
-    number = min(settings.workers or 1, len(plan.rows) or MOST_INT)
+    number = min(settings.workers or 1, len(plan.asked) or MOST_INT)
     cores = settings.num_cpus or (1 if settings.address else hardware.threads(number))
     with cluster.own(number * cores) if settings.address is None else cluster.joined(settings.address):
         there = ray.cluster_resources()
@@ -47,7 +47,7 @@ def on_ray(plan: Plan) -> Iterator[Runner]:
 
 def _gpus(plan: Plan) -> float:
     """That a row computes with, where there are any. Raises UsageError."""
-    trains = [row.recipe.train for row in plan.rows if row.recipe.sampler.device != "cpu"]
+    trains = [row.recipe.train for row in plan.asked if row.recipe.sampler.device != "cpu"]
     if listed := next((one.trainer["devices"] for one in trains if isinstance(one.trainer.get("devices"), list)), None):
         raise UsageError(f"train.trainer.devices: expected how many, since Ray says which, found {listed}")
     return float(max(map(processes_of, trains), default=0))

@@ -25,7 +25,8 @@ from gpo_data.recipe import Recipe
 from gpo_train.evaluation.result import Comparison, Evaluation
 from gpo_train.online.iterations import history
 from gpo_train.run import Run
-from gpo_train.sweep.plan import Row, Sweep
+from gpo_train.sweep.file import Sweep
+from gpo_train.sweep.plan import Row
 from gpo_train.sweep.processes import FAILED, STOPPED
 
 POINTS = 200  # of a curve

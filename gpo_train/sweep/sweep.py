@@ -34,13 +34,13 @@ def sweep(plan: Plan, folder: Path, console: Console, jobs: int | None = None) -
     """
     if plan.ray.wanted and jobs:
         raise UsageError("--jobs: rows at once in processes of this machine; on a Ray --workers says how many")
-    if not plan.ray.wanted or all(result_of(folder, row) for row in plan.rows):
+    if not plan.ray.wanted or all(result_of(folder, row) for row in plan.asked):
         return run_rows(plan, folder, console, at_once=jobs)
     expect_ray(plan.ray)
     from gpo_train.sweep.ray import on_ray
 
     with on_ray(plan) as runner:
-        return run_rows(plan, folder, console, runner, plan.ray.workers or len(plan.rows))
+        return run_rows(plan, folder, console, runner, plan.ray.workers or len(plan.asked))
 
 
 def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_all, at_once: int | None = None) -> int:
@@ -48,10 +48,11 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
     at_once = at_once or plan.sweep.jobs
     folder.mkdir(parents=True, exist_ok=True)
     found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
-    todo = [row for row in plan.rows if row.name not in found]
+    todo = [row for row in plan.asked if row.name not in found]
+    left_out = len(plan.left_out - found.keys())
     console.print(
-        f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(plan.rows) - len(todo)} of them done, "
-        f"at most {at_once} at once; {folder}",
+        f"sweep {plan.sweep.name}: {len(plan.rows)} rows, {len(found)} of them done, "
+        f"{f'{left_out} left out, ' if left_out else ''}at most {at_once} at once; {folder}",
         soft_wrap=True,
     )
     devices = {row.recipe.sampler.device for row in todo}
@@ -83,7 +84,7 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
 
     try:
         if todo:
-            runner(_drawings(plan, found, folder), 1, ended)
+            runner(_drawings(plan, todo, found, folder), 1, ended)
             started, done = time.monotonic(), 0
             runner([_job(row, plan, folder) for row in todo if not row.of], at_once, row_ended)
             means = [row for row in todo if found.keys() >= {*row.of} and row.of]
@@ -112,13 +113,12 @@ def show(plan: Plan, folder: Path, found: dict[str, Result], failed: int) -> str
     return table
 
 
-def _drawings(plan: Plan, found: dict[str, Result], folder: Path) -> list[Job]:
+def _drawings(plan: Plan, rows: list[Row], found: dict[str, Result], folder: Path) -> list[Job]:
     """Of every dataset that offline rows read, which is drawn if it is not there; one that a row was trained on is."""
     if plan.sweep.mode == "online":
         return []
     there = {row.recipe.name for row in plan.rows if row.name in found}
-    todo = [row.drawing for row in plan.rows if row.name not in found]
-    wanted = [recipe for recipe in todo if recipe.train.datasets is None and recipe.name not in there]
+    wanted = [row.drawing for row in rows if row.drawing.train.datasets is None and row.drawing.name not in there]
     recipes = {str(recipe.name): recipe for recipe in wanted}
     return [Job(name, draw_dataset, (recipe,), folder / "logs" / f"{name}.log") for name, recipe in recipes.items()]
 
