@@ -63,7 +63,9 @@ def audit(recipe: Recipe, options: Options) -> None:
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
     argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
     argument("--out", type=Path, help="write there instead of printing"),
-    argument("--dataset", action="append", metavar="NAME", help="the views show this one alone; default: all"),
+    argument(
+        "--dataset", action="append", metavar="NAME", help="the views show this alone, a name or pattern; default: all"
+    ),
     argument("--unsafe", action="store_true", help="any SQL, which may read and write other files"),
     runs=never,
 )

@@ -12,7 +12,6 @@ without drawing.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from pathlib import Path
 
@@ -21,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError, few
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake.columns import pieces_of_bytes
 from gpo_data.lake.durable import write_stream
-from gpo_data.lake.files import open_lake
+from gpo_data.lake.files import matching
 from gpo_data.lake.latents import LARGE
 from gpo_data.lake.manifest import imported, read_manifest
 from gpo_data.lake.reader import Reader, expect_unconditional, merge
@@ -98,13 +97,7 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
     """What a run trains on offline. Raises UsageError."""
     if settings.datasets is None:
         return [str(recipe.name)]
-    present = sorted(open_lake(None, recipe.lake).datasets())
-    found = fnmatch.filter(present, settings.datasets)
-    if not found:
-        raise UsageError(
-            f"train.datasets: no dataset of {recipe.lake} matches {settings.datasets!r}; there are: {few(present)}"
-        )
-    return found
+    return matching(recipe.lake, settings.datasets, "train.datasets")
 
 
 def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:

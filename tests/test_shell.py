@@ -55,6 +55,22 @@ def test_query_mistakes_are_one_line(lake, tmp_path):
         query.run(str(lake), " ; ")
 
 
+def test_datasets_go_by_pattern_and_other_files_are_unsafe(lake, capsys):
+    count = "SELECT count(*) AS n FROM members"
+    query.run(str(lake), count, "csv")
+    everything = capsys.readouterr().out
+    (name,) = (path.name.removeprefix("dataset=") for path in lake.glob("dataset=*"))
+    for pattern in (name, f"{name[:2]}*", "*"):
+        query.run(str(lake), count, "csv", dataset=[pattern])
+        assert capsys.readouterr().out == everything
+    with pytest.raises(UsageError, match=rf"--dataset: no dataset of .* matches 'x\*'; there are: {name}"):
+        query.run(str(lake), count, dataset=["x*"])
+    with pytest.raises(UsageError, match="Permission Error.*; `--unsafe` reads other files"):
+        query.run(str(lake), f"SELECT * FROM read_text('{__file__}')")
+    query.run(str(lake), f"SELECT 'found' AS f FROM read_text('{__file__}')", "csv", unsafe=True)
+    assert capsys.readouterr().out == "f\nfound\n"
+
+
 def test_the_prompt_answers_keeps_history_and_survives_mistakes(lake, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):

@@ -91,7 +91,8 @@ def ask(
             if isinstance(error, duckdb.ConversionException):  # of the question, unless two datasets differ in a column
                 of_question = not conflicting(open_lake(None, lake))
             if whole or of_question:
-                raise UsageError(f"query: {locked.one_line(error)}") from None
+                other = "; `--unsafe` reads other files" if isinstance(error, duckdb.PermissionException) else ""
+                raise UsageError(f"query: {locked.one_line(error)}{other}") from None
         finally:
             con.close()
     raise AssertionError("unreachable")

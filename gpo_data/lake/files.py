@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import os
 from collections.abc import Sequence
@@ -115,6 +116,16 @@ def open_lake(con: duckdb.DuckDBPyConnection | None, lake: str) -> Files:
     if con is not None:
         con.register_filesystem(mirror)
     return Files(mirror, mirror.root, f"{urlsplit(where.url).scheme}://{mirror.root.lstrip('/')}")
+
+
+def matching(lake: str, pattern: str, key: str) -> list[str]:
+    """Names of the lake's datasets that `pattern`, such as text-tiny-online-it*, stands for, sorted. Raises UsageError
+    where there is none; `key` is where the pattern stands."""
+    present = sorted(open_lake(None, lake).datasets())
+    found = fnmatch.filter(present, pattern)
+    if not found:
+        raise UsageError(f"{key}: no dataset of {lake} matches {pattern!r}; there are: {few(present)}")
+    return found
 
 
 def require(lake: str, names: Sequence[str] = ()) -> None:

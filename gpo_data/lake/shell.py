@@ -29,6 +29,7 @@ from rich.text import Text
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog, rewards
+from gpo_data.lake.files import matching
 from gpo_data.progress import plain_console
 
 FORMATS = ("table", "csv", "json", "parquet")
@@ -53,11 +54,13 @@ def run(
     Args:
         format: one of FORMATS.
         reward: expression in the place of the stored reward.
-        dataset: the views show these alone; None shows all.
+        dataset: the views show these alone, names or patterns such as text-tiny-online-it*; None shows all.
         unsafe: any SQL, which may read and write other files.
     """
     if format not in FORMATS:
         raise UsageError(f"--format: expected one of {', '.join(FORMATS)}, found {format!r}")
+    if dataset is not None:
+        dataset = [name for pattern in dataset for name in _named(lake, pattern)]
     if query is None and sys.stdin.isatty():
         return prompt(lake, format, reward, unsafe, dataset)
     if format == "parquet" and out is None:
@@ -66,6 +69,10 @@ def run(
     if not query.strip(" \n\t;"):
         raise UsageError('query: expected SQL such as "select * from groups", found nothing')
     write(ask(lake, query, reward, unsafe, dataset), format, out)
+
+
+def _named(lake: str, pattern: str) -> list[str]:
+    return matching(lake, pattern, "--dataset") if {*pattern} & {*"*?["} else [pattern]
 
 
 def ask(
