@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from gpo_data.lake import catalog
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Online
 from gpo_train import cli
-from gpo_train.online.iterations import Iteration, choose, history
+from gpo_train.online.choose import choose
+from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Run
 from tests.parts.online import here as here
 from tests.parts.online import online
@@ -41,6 +43,9 @@ def test_prompts_are_chosen_by_what_the_lake_knows(here: Path) -> None:
     third = {row[0] for row in con.execute("SELECT prompt FROM groups WHERE dataset = 'a-it0002'").fetchall()}
     assert len(spread) == 4  # never drawn comes first
     assert third == set(sorted(spread, key=lambda prompt: -spread[prompt])[:2])
+    shutil.rmtree(dataset_folder("lake", "a-it0001"))  # never chosen as if it had not been drawn
+    with pytest.raises(UsageError, match="run runs/a: it has drawn a-it0001, and lake .* it no longer: put it back"):
+        choose(made, Online(prompt_selection="unmastered", prompts=2, pool=4), Iteration(run, 2))
     same = choose(made, Online(prompt_selection="same"), Iteration(run, 3))
     assert same == choose(made, Online(), Iteration(run, 0)) != choose(made, Online(), Iteration(run, 1))
 

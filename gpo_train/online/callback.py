@@ -35,6 +35,7 @@ from gpo_data.lake.reader import Reader, TrainGroup, batches, merge
 from gpo_data.recipe import Online, Recipe
 from gpo_train.data import cache_of, snapshot_of
 from gpo_train.lightning_fixes import Average
+from gpo_train.online.choose import drawn
 from gpo_train.online.guards import reason_to_stop
 from gpo_train.online.iterations import Iteration, history, prune
 from gpo_train.online.rollout import Ranks, Rollout
@@ -166,7 +167,7 @@ class OnlineRegeneration(Callback):
 
     def _read(self, number: int) -> Reader:
         """The groups of an iteration and of those that are replayed; what is too old to be is pruned."""
-        names = [Iteration(self.folder, i).name for i in range(max(0, number - self.online.replay + 1), number + 1)]
+        names = drawn(self.recipe, self.folder, range(max(0, number - self.online.replay + 1), number + 1))
         tables = [snapshot_of(self.recipe, name) for name in names]
         if self.online.keep_last is not None and self.ranks.first:
             for i in range(max(0, number + 1 - self.online.keep_last)):

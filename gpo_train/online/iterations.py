@@ -35,10 +35,8 @@ from gpo_data.lake.sql import identifier
 from gpo_data.lake.views import is_number
 from gpo_data.lake.watched import watched_columns
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import NO_TRAINING, Online, Recipe, Task
+from gpo_data.recipe import NO_TRAINING, Recipe, Task
 from gpo_data.tasks import TASKS
-
-POOL = 4  # times the prompts of an iteration: what `unmastered` chooses from
 
 
 @dataclass(frozen=True)
@@ -150,40 +148,6 @@ def history(run: Path) -> list[Summary]:
     while (summary := Iteration(run, len(found)).summary()) is not None:
         found.append(summary)
     return found
-
-
-def choose(recipe: Recipe, online: Online, iteration: Iteration) -> list[Prompt]:
-    """The prompts of an iteration; see Online.prompt_selection. Raises UsageError."""
-    count = online.prompts or recipe.task.num_prompts or len(_all(recipe, None))
-    if online.prompt_selection == "same":
-        return first_prompts(recipe, count, count, "online.prompts")
-    if online.prompt_selection == "next":
-        start = iteration.number * count
-        # Where there are fewer they come round again.
-        found = first_prompts(recipe, start + count, count, "online.prompts")
-        return [found[i % len(found)] for i in range(start, start + count)]
-    least, key = (online.pool, "online.pool") if online.pool else (count, "online.prompts")
-    pool = first_prompts(recipe, online.pool or POOL * count, least, key)
-    con = catalog.connect(recipe.lake, [Iteration(iteration.run, i).name for i in range(iteration.number)])
-    known = dict(con.execute("SELECT prompt, arg_max(std, dataset) FROM groups GROUP BY prompt").fetchall())
-    ranked = sorted(range(len(pool)), key=lambda i: (pool[i].text in known, -(known.get(pool[i].text) or 0.0), i))
-    return [pool[i] for i in sorted(ranked[:count])]
-
-
-def first_prompts(recipe: Recipe, count: int, least: int = 1, key: str = "task.num_prompts") -> list[Prompt]:
-    """The task's first prompts, or all where there are fewer. Raises UsageError where there are fewer than `least`."""
-    try:
-        return _all(recipe, count)
-    except UsageError:
-        found = _all(recipe, None)
-    if len(found) < least:
-        raise UsageError(f"{key}: expected at most {len(found)}, which is how many prompts there are, found {least}")
-    return found
-
-
-def _all(recipe: Recipe, count: int | None) -> list[Prompt]:
-    task = dataclasses.replace(recipe.task, num_prompts=count)
-    return TASKS[task.kind].prompts(task, recipe.seed)
 
 
 def write_prompts(prompts: list[Prompt], path: Path) -> None:

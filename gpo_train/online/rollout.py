@@ -32,7 +32,8 @@ from gpo_data.models import Model, repeat
 from gpo_data.progress import EVERY
 from gpo_data.recipe import Online, Recipe
 from gpo_train.export import save_policy
-from gpo_train.online.iterations import Iteration, Summary, choose, first_prompts, summarise, write_prompts
+from gpo_train.online.choose import choose, first_prompts
+from gpo_train.online.iterations import Iteration, Summary, summarise, write_prompts
 from gpo_train.policy import Policy
 
 GRID_PROMPTS, GRID_MEMBERS = 4, 8
