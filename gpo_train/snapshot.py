@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from gpo_data.errors import RunError, UsageError
+from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake.columns import pieces_of_bytes
 from gpo_data.lake.durable import write_stream
 from gpo_data.lake.files import matching
@@ -46,9 +46,9 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         here = {"model_digest": begun.model_digest}
         if begun.weights_digest is not None:  # not in older runs
             here["weights_digest"] = begun.weights_digest
-        table = _sealed(
-            merge([_frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)])
-        )
+        names = dataset_names(recipe, settings)
+        found = [_frozen(recipe, settings, name, here, console) for name in names]
+        table = _sealed(merge(_learnable(recipe, settings, dict(zip(names, found, strict=True)))))
         if noted and facts_of(table)["digest"] != noted["digest"]:
             raise RunError(
                 f"{frozen}: damaged, and the lake does not give the same again: expected the digest {noted['digest']}, "
@@ -59,7 +59,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         run.note(snapshot=facts_of(table))
     readers = [
         Reader(recipe.lake, part, cache_of(settings), settings.unconditional, LARGE)
-        for part in (_turns(table) if settings.sequential else [table])
+        for part in (_turns(table, settings.groups_per_step, console) if settings.sequential else [table])
     ]
     return lambda epoch: readers[epoch % len(readers)]
 
@@ -117,23 +117,43 @@ def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], co
         f"dataset {name}: {facts['groups']} groups to learn from{dead}, {failed}{lent}",
         soft_wrap=True,
     )
-    if not table.num_rows and sft:
-        raise UsageError(
-            f"train.sft_reward: {settings.sft_reward}: no member of dataset {name} has as much under the reward "
-            f"{recipe.reward!r}; lower it, or try another reward: or where:"
-        )
-    if not table.num_rows:
-        raise UsageError(
-            f"dataset {name}: all {facts['dead_groups']} groups are dead: no member is better than another "
-            f"under the reward {recipe.reward!r}; try another reward: or where:, or draw more or other prompts"
-        )
     return table
 
 
-def _turns(table: pa.Table) -> list[pa.Table]:
-    """A merged snapshot's datasets, by name."""
-    parts = [table.filter(pc.field("dataset") == name) for name in sorted(table["dataset"].unique().to_pylist())]
-    return [part.replace_schema_metadata({"digest": digest(part)}) for part in parts]
+def _learnable(recipe: Recipe, settings: Train, tables: dict[str, pa.Table]) -> list[pa.Table]:
+    """The snapshots with a group to learn from, of all by dataset. Raises UsageError where there is none."""
+    if found := [table for table in tables.values() if table.num_rows]:
+        return found
+    named = f"dataset{'s' * (len(tables) > 1)} {few(list(tables))}"
+    if settings.objective == "sft":
+        raise UsageError(
+            f"train.sft_reward: {settings.sft_reward}: no member of {named} has as much under the reward "
+            f"{recipe.reward!r}; lower it, or try another reward: or where:"
+        )
+    dead = sum(int(facts_of(table)["dead_groups"]) for table in tables.values())
+    if not dead:
+        failed = sum(int(facts_of(table)["failed_members"]) for table in tables.values())
+        raise UsageError(f"{named}: no group has two members to compare: {failed} failed, where: {recipe.where}")
+    raise UsageError(
+        f"{named}: all {dead} groups are dead: no member is better than another under the reward "
+        f"{recipe.reward!r}; try another reward: or where:, or draw more or other prompts"
+    )
+
+
+def _turns(table: pa.Table, least: int, console: Console) -> list[pa.Table]:
+    """A merged snapshot's datasets, by name, but for those with fewer than `least` groups: too few for a step."""
+    parts = {name: table.filter(pc.field("dataset") == name) for name in sorted(table["dataset"].unique().to_pylist())}
+    groups = {name: len(part["group_key"].unique()) for name, part in parts.items()}
+    if all(number < least for number in groups.values()):
+        raise UsageError(
+            f"train.groups_per_step: {least} groups a step, and no dataset has more than {max(groups.values())} with a "
+            f"reward that varies; lower it, or leave train.sequential out"
+        )
+    for name, number in groups.items():
+        if number < least:
+            console.print(f"dataset {name}: left out, {number} groups are fewer than a step's {least}", soft_wrap=True)
+    chosen = [part for name, part in parts.items() if groups[name] >= least]
+    return [part.replace_schema_metadata({"digest": digest(part)}) for part in chosen]
 
 
 def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:

@@ -107,6 +107,15 @@ def test_offline_training_on_its_iterations_in_turn_is_the_run_without_the_drawi
     assert equal(weights_of(again), weights_of(whole))
     together = fit(recipe.load(here, [*replay, "--train.sequential", "false", "--train.epochs", "1"]), "all", quiet())
     assert len(losses(together)) == 6 and together.manifest().snapshot["groups"] == "12"
+    for name, some in (("empty", "false"), ("few", "member < 0 OR group_key LIKE '%0'")):  # of one: no turn of its own
+        there = [*replay, "--where", f"dataset <> 'a-it0001' OR {some}", "--train.epochs", "2"]
+        left = fit(recipe.load(here, there), name, quiet())
+        assert len(losses(left)) == 4 and left.manifest().snapshot["groups"] == {"empty": "8", "few": "9"}[name]
+        assert losses(left)[:2] == losses(whole)[:2]
+    with pytest.raises(UsageError, match="datasets a-it0000, a-it0001, a-it0002: no group .* where: false"):
+        fit(recipe.load(here, [*replay, "--where", "false"]), "no", quiet())
+    with pytest.raises(UsageError, match="train.groups_per_step: 2 groups a step, and no dataset has more than 1 with"):
+        fit(recipe.load(here, [*replay, "--where", "group_key LIKE '%0'"]), "one", quiet())
     with pytest.raises(UsageError, match="no dataset of lake matches 'b-it.*there are: a-it0000, a-it0001, a-it0002"):
         fit(recipe.load(here, ["--train.datasets", "b-it*"]), "none", quiet())
     with pytest.raises(UsageError, match="online trains on what it draws; leave them out"):

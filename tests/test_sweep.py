@@ -274,7 +274,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_runs_no_row_twice(
     assert cli.main(["sweep", str(sweep_file), "--jobs", "1"]) == 1  # a row that fails is told, and the others are run
     said = capsys.readouterr().out
     assert f"3 rows, {len(before)} of them done, at most 1 at once" in said
-    assert "failed with exit code 2: error: dataset small: all 0 groups are dead" in said
+    assert "failed with exit code 2: error: dataset small: no group has two members to compare" in said
     after = {path.name: path.read_bytes() for path in out.glob("rows/*.json")}
     assert len(after) == 2 and before.items() <= after.items()
     one = json.loads(next(iter(after.values())))
