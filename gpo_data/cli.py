@@ -56,6 +56,8 @@ def audit(recipe: Recipe, options: Options) -> None:
     stored = read_manifest(_folder(recipe)).measured["reward"]
     reward = None if recipe.reward == stored else recipe.reward
     path = run(recipe.lake, str(recipe.name), reward, recipe.where, recipe.watchers)
+    if recipe.relabel:
+        console.print("the groups as they were drawn: members that `relabel` lends are counted by `gpo-train fit`")
     console.print(f"page: {path}", soft_wrap=True)
 
 
@@ -176,19 +178,18 @@ def verify(recipe: Recipe, options: Options) -> int:
     runs=never,
 )
 def show(recipe: Recipe, options: Options) -> None:
-    """write a picture grid of groups, with rewards and what was read"""
-    from gpo_data.audit.show import grid, load_groups, png, rescored
+    """write a picture grid of groups, with rewards and what was read; a green frame: exactly as asked"""
+    from gpo_data.audit.show import grid, judged, load_groups, png
     from gpo_data.lake.durable import write_atomic
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
-    if options.reward:
-        groups = rescored(groups, recipe)
+    groups, right = judged(groups, recipe.lake, str(recipe.name), recipe.reward if options.reward else None)
     if options.out and options.out.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {options.out}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
     out = options.out or _folder(recipe) / "show.png"
-    write_atomic(out, png(grid(groups)))
+    write_atomic(out, png(grid(groups, right)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from gpo_data import audit, recipe
 from gpo_data.audit import galleries, members, page, statistics, wording
-from gpo_data.audit.show import load_groups
+from gpo_data.audit.show import grid as show_grid
+from gpo_data.audit.show import judged, load_groups
 from gpo_data.errors import RunError, UsageError
 from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake import shard
@@ -337,3 +338,9 @@ def test_the_grid_of_eval_frames_what_is_exact_and_not_what_is_paid(tmp_path):
             corner = sheet[2 * label + row * (edge + label + gap), gap + member * (edge + gap)]
             exact = group.measurements[member]["n_detected"] == group.prompt.target["target_count"]
             assert (corner.tolist() == [0, 170, 60]) == exact
+    for reward in (None, "0.0"):  # so does that of show
+        shown, framed = judged(groups, lake, name, reward)
+        assert framed == {one for one in right[0] if one[0] in {group.key for group in groups}} != set()
+        assert all(group.rewards[0] == 0.0 for group in shown) == (reward is not None)
+        green = (np.asarray(show_grid(shown, framed)) == [0, 170, 60]).all(-1).sum()
+        assert green == len(framed) * (edge * edge - (edge - 4) ** 2)

@@ -1,10 +1,13 @@
-"""The verb `show`: a picture grid of groups, each member with its reward and what was read or counted."""
+"""The verb `show`: a picture grid of groups, each member with its reward and what was read or counted.
+
+A green frame is around those that are exactly as asked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,13 @@ from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
-from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 COLUMNS, LABEL, GAP = 8, 14, 4
 FONT = ImageFont.load_default(11)
 MOST = 256  # pixels of a cell's longer side
 LOST = 64  # pixels of a cell where no group has a picture
+Right = Set[tuple[str, int]]  # (group_key, member)
 
 
 def load_groups(folder: AnyPath, keys: list[str] | None = None, limit: int = 4) -> list[Group]:
@@ -43,13 +46,15 @@ def load_groups(folder: AnyPath, keys: list[str] | None = None, limit: int = 4) 
     return [Record.of(r, folder).group() for r in chosen]
 
 
-def rescored(groups: list[Group], recipe: Recipe) -> list[Group]:
-    """With the recipe's reward in the place of the stored ones. Raises UsageError."""
-    name = str(recipe.name)
-    con = catalog.scored(catalog.connect(recipe.lake, name), recipe.reward, name)
-    rows = con.execute("SELECT group_key, member, reward FROM members WHERE dataset = ?", [name]).fetchall()
-    found = {(key, member): reward for key, member, reward in rows}
-    return [dataclasses.replace(one, rewards=[found.get((one.key, i)) for i in range(one.size)]) for one in groups]
+def judged(groups: list[Group], lake: str, name: str, reward: str | None = None) -> tuple[list[Group], Right]:
+    """Groups of the dataset `name` with this reward in the place of the stored ones, and which members are exactly as
+    asked. Raises UsageError."""
+    con = catalog.scored(catalog.connect(lake, name), reward, name)
+    query = "SELECT group_key, member, reward, exact FROM members WHERE dataset = ? AND list_contains(?, group_key)"
+    rows = con.execute(query, [name, [one.key for one in groups]]).fetchall()
+    paid = {(key, member): value for key, member, value, _ in rows}
+    paid_for = [dataclasses.replace(one, rewards=[paid.get((one.key, i)) for i in range(one.size)]) for one in groups]
+    return paid_for, {(key, member) for key, member, _, exact in rows if exact}
 
 
 def cell_of(groups: Iterable[Group]) -> tuple[int, int]:
@@ -68,8 +73,13 @@ def in_cell(image: np.ndarray, cell: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
-def grid(groups: list[Group]) -> Image.Image:
-    """One picture: per group its prompt and its members, captioned `reward  what was seen`."""
+def frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], cell: tuple[int, int]) -> None:
+    """Around a picture that is exactly as asked, whatever the reward pays for."""
+    draw.rectangle((*at, at[0] + cell[0] - 1, at[1] + cell[1] - 1), outline=(0, 170, 60), width=2)
+
+
+def grid(groups: list[Group], right: Right = frozenset()) -> Image.Image:
+    """One picture: per group its prompt and its members, captioned `reward  what was seen`; `right` are framed."""
     wide, tall = cell = cell_of(groups)
     cell_w, cell_h = wide + GAP, tall + LABEL + GAP
     heights = [LABEL + GAP + -(-g.size // COLUMNS) * cell_h for g in groups]
@@ -84,6 +94,8 @@ def grid(groups: list[Group]) -> Image.Image:
             x, y = GAP + member % COLUMNS * cell_w, top + LABEL + GAP + member // COLUMNS * cell_h
             if image is not None:
                 sheet.paste(in_cell(image, cell), (x, y))
+            if (group.key, member) in right:
+                frame(draw, (x, y), cell)
             draw.text((x, y + tall), caption(group, member), fill="black", font=FONT)
         top += height
     return sheet

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from rich.console import Console
 
-from gpo_data.audit.show import grid, load_groups
+from gpo_data.audit.show import grid, judged, load_groups
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake.durable import TEMPORARY
 from gpo_data.lake.manifest import read_manifest
@@ -64,7 +64,8 @@ def push(
         made = hub.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         text = card(folder, manifest, license, made.repo_id, pictures)
         (Path(temporary) / "README.md").write_text(text, encoding="utf-8")
-        grid(load_groups(folder)).save(Path(temporary) / PICTURE)
+        name = folder.name.partition("=")[2]
+        grid(*judged(load_groups(folder), str(folder.parent), name)).save(Path(temporary) / PICTURE)
         for part in ("*.tar", None):  # the tars first
             hub.upload_folder(
                 repo_id=made.repo_id,

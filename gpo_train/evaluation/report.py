@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpo_data.audit.show import FONT, cell_of, in_cell, load_groups
+from gpo_data.audit.show import FONT, Right, cell_of, frame, in_cell, load_groups
 from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.recipe import Recipe
@@ -104,10 +104,10 @@ def terminal(found: Evaluation, console: Console) -> None:
     console.print(table)
 
 
-def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]]], path: Path) -> Path:
+def grid(recipe: Recipe, base: str, policy: str, right: Sequence[Right], path: Path) -> Path:
     """Prompts down; across, the same seeds drawn by the base (left) and by the policy (right).
 
-    `right`: of each side the (group_key, member) to frame, those exactly as asked, whatever the reward pays for.
+    `right`: of each side, what to frame.
     """
     sides = [load_groups(dataset_folder(recipe.lake, name), limit=PROMPTS) for name in (base, policy)]
     wide, tall = cell = cell_of(group for side in sides for group in side)
@@ -127,8 +127,7 @@ def grid(recipe: Recipe, base: str, policy: str, right: list[set[tuple[str, int]
                 if image is not None:
                     sheet.paste(in_cell(image, cell), (x, top + LABEL))
                 if (group.key, member) in right[side]:
-                    corners = x, top + LABEL, x + wide - 1, top + LABEL + tall - 1
-                    draw.rectangle(corners, outline=(0, 170, 60), width=2)
+                    frame(draw, (x, top + LABEL), cell)
     sheet.save(path)
     return path
 
