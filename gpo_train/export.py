@@ -25,7 +25,7 @@ from gpo_train.policy import Policy
 from gpo_train.run import Run, RunManifest
 from gpo_train.sharded import class_name, whole_state
 
-WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"  # as diffusers names them; large ones become several files
+WEIGHTS = models.WHOLE + "{suffix}.safetensors"  # large ones become several files
 
 
 def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
