@@ -46,9 +46,8 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         here = {"model_digest": begun.model_digest}
         if begun.weights_digest is not None:  # not in older runs
             here["weights_digest"] = begun.weights_digest
-        names = dataset_names(recipe, settings)
-        found = [_frozen(recipe, settings, name, here, console) for name in names]
-        table = _sealed(merge(_learnable(recipe, settings, dict(zip(names, found, strict=True)))))
+        found = {name: _frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)}
+        table = _sealed(merge(_learnable(recipe, settings, found)))
         if noted and facts_of(table)["digest"] != noted["digest"]:
             raise RunError(
                 f"{frozen}: damaged, and the lake does not give the same again: expected the digest {noted['digest']}, "

@@ -244,6 +244,12 @@ def test_some_rows_are_run_alone(sweep_file: Path, capsys: pytest.CaptureFixture
         (["--seeds", "1", "2"], "--seeds 2: expected some of [0, 1], the seeds of the file"),
     ):
         assert cli.main(["sweep", str(sweep_file), *asked]) == 2 and said in capsys.readouterr().err
+    listed = SWEEP.replace("[0, 1]", "[1, 2]").replace("clip_range: [0.01]", "timestep_range: [[0.2, 0.8]]")
+    sweep_file.write_text(listed)
+    plan = read_plan(sweep_file)
+    assert chosen(["awm timestep_range [0.2, 0.8]"], [2]) == [("awm timestep_range [0.2, 0.8]", 2)]
+    with pytest.raises(UsageError, match="--seeds 0: expected some of"):
+        plan.only([], [0])
     assert not sweep_file.with_name("sweeps").exists()
 
 

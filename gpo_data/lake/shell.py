@@ -72,6 +72,7 @@ def run(
 
 
 def _named(lake: str, pattern: str) -> list[str]:
+    # A name is not looked for among all: a lake may have thousands.
     return matching(lake, pattern, "--dataset") if {*pattern} & {*"*?["} else [pattern]
 
 

@@ -83,17 +83,14 @@ class Plan:
         """
         trained = [row for row in self.rows if not row.of]
         known = list(dict.fromkeys(row.label for row in trained))
-        for label in labels:
-            if not fnmatch.filter(known, label):
+        chosen: set[str] = set()
+        for label in labels:  # one may look like a pattern itself: a grid's values may be lists
+            if not (found := [label] if label in known else fnmatch.filter(known, label)):
                 raise UsageError(f"--rows {label!r}: no such row{nearest(label, known)}")
-        if other := next((seed for seed in seeds if seed not in self.sweep.seeds), None):
-            raise UsageError(f"--seeds {other}: expected some of {self.sweep.seeds}, the seeds of the file")
-        run = {
-            row.name
-            for row in trained
-            if (not labels or any(fnmatch.fnmatchcase(row.label, label) for label in labels))
-            and (not seeds or row.seed in seeds)
-        }
+            chosen |= {*found}
+        if other := [seed for seed in seeds if seed not in self.sweep.seeds]:
+            raise UsageError(f"--seeds {other[0]}: expected some of {self.sweep.seeds}, the seeds of the file")
+        run = {row.name for row in trained if (not labels or row.label in chosen) and (not seeds or row.seed in seeds)}
         left_out = frozenset(row.name for row in self.rows if run.isdisjoint(row.of or [row.name]))
         return dataclasses.replace(self, left_out=left_out)
 
