@@ -80,6 +80,10 @@ def train_settings(recipe: Recipe, mode: str = "offline") -> Train:
             "false",
             f"{' and '.join(made.unconditional)} need the unconditional embedding of what is drawn; set it to true",
         )
+    an_iteration = online.prompts or recipe.task.num_prompts
+    if online.pool is not None and an_iteration is not None and online.pool < an_iteration:
+        said = "online.prompts" if online.prompts else "task.num_prompts, as online.prompts is null"
+        refuse("online.pool", online.pool, f"expected at least {an_iteration} ({said}), which are chosen from it")
     if online.rollout_policy == "ema" and made.ema_decay is None:
         refuse("online.rollout_policy", "ema", "there is no average; set train.ema_decay, such as 0.99")
     return dataclasses.replace(made, epochs=online.iterations * online.epochs_per_iteration)

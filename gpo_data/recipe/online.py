@@ -63,12 +63,6 @@ class Online:
     def __post_init__(self) -> None:
         check(self, "online.")
         expect(
-            self.pool is None or self.prompts is None or self.pool >= self.prompts,
-            "online.pool",
-            f"at least online.prompts ({self.prompts}), which are chosen from it",
-            self.pool,
-        )
-        expect(
             self.keep_last is None or self.keep_last >= self.replay,
             "online.keep_last",
             f"at least online.replay ({self.replay})",
