@@ -227,7 +227,7 @@ def test_what_a_user_can_do_wrong(here: Path) -> None:
         online(here, "--online.rollout_policy", "ema")
     with pytest.raises(UsageError, match=r"online.pool: 2: expected at least 3 \(online.prompts\), which are chosen"):
         online(here, "--online.pool", "2", "--online.prompts", "3")
-    with pytest.raises(UsageError, match=r"online.pool: 2: expected at least 5 \(task.num_prompts, as online.prompts is"):
+    with pytest.raises(UsageError, match=r"online.pool: 2: expected at least 5 \(task.num_prompts, as online.prompts"):
         online(here, "--online.pool", "2", "--online.prompts", "null", "--task.num_prompts", "5")
     with pytest.raises(UsageError, match=r"online.keep_last: expected at least online.replay \(3\), found 2"):
         online(here, "--online.keep_last", "2", "--online.replay", "3")
