@@ -9,6 +9,7 @@ code: their equations are worked out again here, in numpy.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any, get_args
@@ -229,6 +230,12 @@ def test_where_objectives_coincide() -> None:
     torch.testing.assert_close(gradient_of(at_the_old, loss="awm", clip_range=0.1), linear)
     torch.testing.assert_close(gradient_of(at_the_old, loss="dgpo"), linear / 2)
     torch.testing.assert_close(gradient_of(at_the_old, loss="ipo", beta=50.0), linear * 2 / 50)
+    t, spread, nothing = found["a"].new_full((6,), 0.8), found["rewards"] + 0.5, torch.zeros_like(found["a"])
+    implicit = dataclasses.replace(at_the_old, reference=spread, distance=nothing, t=t, spreads=(spread, spread))
+    assert found["a"].abs().max() < 5  # what `nft` clips
+    torch.testing.assert_close(
+        gradient_of(implicit, loss="nft", reference="adapters", interpolation=0.1), linear * t / spread
+    )
     # Two members, a sharp target and no anchor: GDRO is Diffusion-DPO, at twice its beta.
     two = torch.tensor([4, 2])
     pair = Terms(terms.s.detach()[two].requires_grad_(), torch.tensor([1.0, -1.0]).double(), found["rewards"][two])
