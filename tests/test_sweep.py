@@ -231,6 +231,7 @@ def test_some_rows_are_run_alone(sweep_file: Path, capsys: pytest.CaptureFixture
     assert plan.only([], []) == plan
     assert chosen(["gpo"], []) == [("gpo", 0), ("gpo", 1), ("gpo, mean of 2", 0)]
     assert chosen(["awm*"], [1]) == [("awm clip_range 0.01", 1), ("awm clip_range 0.01, mean of 2", 0)]
+    assert chosen(["gpo, mean of 2"], []) == chosen(["gpo"], []), "a mean is run with what it is of"
     assert len(chosen(["awm*", "gpo"], [0, 1])) == len(plan.rows) == 6
     assert cli.main(["sweep", str(sweep_file), "--list", "--rows", "gpo", "awm*", "--seeds", "0"]) == 0
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [

@@ -77,12 +77,12 @@ class Plan:
         return [row for row in self.rows if row.name not in self.left_out]
 
     def only(self, labels: Sequence[str], seeds: Sequence[int]) -> Plan:
-        """Of these labels, or patterns of them, and these seeds, and the means that such a row is part of.
+        """Of these labels, or patterns of them, and these seeds, and the means that such a row is part of. A mean's own
+        label is the rows that it is of.
 
         An empty sequence is all. Raises UsageError where there is no such row.
         """
-        trained = [row for row in self.rows if not row.of]
-        known = list(dict.fromkeys(row.label for row in trained))
+        known = list(dict.fromkeys(row.label for row in self.rows))
         chosen: set[str] = set()
         for label in labels:  # one may look like a pattern itself: a grid's values may be lists
             if not (found := [label] if label in known else fnmatch.filter(known, label)):
@@ -90,7 +90,8 @@ class Plan:
             chosen |= {*found}
         if other := [seed for seed in seeds if seed not in self.sweep.seeds]:
             raise UsageError(f"--seeds {other[0]}: expected some of {self.sweep.seeds}, the seeds of the file")
-        run = {row.name for row in trained if (not labels or row.label in chosen) and (not seeds or row.seed in seeds)}
+        named = {name for row in self.rows if not labels or row.label in chosen for name in row.of or [row.name]}
+        run = {row.name for row in self.rows if row.name in named and (not seeds or row.seed in seeds)}
         left_out = frozenset(row.name for row in self.rows if run.isdisjoint(row.of or [row.name]))
         return dataclasses.replace(self, left_out=left_out)
 
