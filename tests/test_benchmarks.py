@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from gpo_data import recipe
+from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.recipe.files import known_names
-from gpo_data.tasks import TASKS
+from gpo_data.tasks import TASKS, extras
 from gpo_train.evaluation.prompts import choose
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,8 @@ def test_a_recipe_plans_its_benchmarks_file(name: str, tmp_path: Path, monkeypat
     assert len(chosen.keys) == count and chosen.part == "file"
     drawn = recipe.load(f"{name}-sd35m", ["--task.prompts", file])
     assert drawn.task.split == "all" and drawn.task.num_prompts is None
-    (first, *_) = TASKS[drawn.task.kind].prompts(drawn.task, 0)
+    (first, *_) = prompts = TASKS[drawn.task.kind].prompts(drawn.task, 0)
+    expect_declared_reward(drawn, extras.types_of(prompts, TASKS[drawn.task.kind].columns))
     if name in ("longtext", "cvtg-2k"):
         assert first.target["target"] == "Open Late\nFresh Bread"
     if name == "dpg-bench":

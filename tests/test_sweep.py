@@ -63,6 +63,15 @@ def test_a_row_keeps_its_name_when_recipes_get_new_keys(tmp_path: Path) -> None:
     assert other.name.split("-")[-2] != row.name.split("-")[-2]
 
 
+def test_an_online_rows_reward_is_checked_before_any_row_begins(sweep_file: Path) -> None:
+    rows = "\nrows: [{name: right}, {name: wrong, set: {reward: 'text_exact(target, ocr_txt)'}}]\n"
+    sweep_file.write_text("recipe: text-tiny\nmode: online" + rows)
+    with pytest.raises(UsageError, match=r"rows: 'wrong': reward: .*ocr_txt.*Candidate bindings: \"ocr_text\""):
+        read_plan(sweep_file)
+    sweep_file.write_text("recipe: text-tiny\nmode: offline" + rows)
+    assert len(read_plan(sweep_file).rows) == 2  # a dataset that is there may have such a column
+
+
 def test_rows_are_whole_recipes(sweep_file: Path) -> None:
     rows = read_plan(sweep_file, ["--train.beta", "5"]).rows
     assert [(row.label, row.seed) for row in rows] == [

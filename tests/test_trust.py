@@ -13,7 +13,9 @@ import gpo_data.cli
 import gpo_train.cli
 from gpo_data import recipe
 from gpo_data.errors import UsageError
+from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.recipe.files import known_names
+from gpo_data.tasks import TASKS
 
 
 class Evil:
@@ -97,6 +99,11 @@ def test_verbs_that_only_read_ask_for_no_trust(ran: Path, here: Path, capsys: py
 
 
 @pytest.mark.parametrize("name", [name for name in known_names() if name != "tiny"])
-def test_shipped_recipes_need_no_trust(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_recipes_need_no_trust_and_pay_for_what_is_seen(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert recipe.load(name).name == name
+    found = recipe.load(name)
+    assert found.name == name
+    if found.vlm.questions_column is None:  # else of a file's, which tests/test_benchmarks.py has
+        expect_declared_reward(found, TASKS[found.task.kind].columns)

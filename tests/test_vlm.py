@@ -24,7 +24,7 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.protocol import png
 from gpo_data.evaluators.questions import Question, filled, questions_of, together
 from gpo_data.evaluators.vlm import COLUMNS, VlmEvaluator, grade_of, probability_of, reply_of
-from gpo_data.generation.generate import expect_reward
+from gpo_data.generation.reward import expect_reward
 from gpo_data.recipe import Recipe, Vlm
 from gpo_data.tiny.render import render_text
 from tests.parts.serving import free_port

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from gpo_data import evaluators
 from gpo_data.errors import UsageError
+from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS, extras, sources
@@ -18,7 +19,8 @@ WIDEST = 60  # characters of a value
 
 
 def show(recipe: Recipe, limit: int, console: Console) -> None:
-    """Print them. Raises UsageError where the recipe could not draw them: a bad line, a class that nothing detects.
+    """Print them. Raises UsageError where the recipe could not draw them: a bad line, a reward that reads what nothing
+    sees, a class that nothing detects.
 
     `limit`: how many; the others are counted.
     """
@@ -37,6 +39,7 @@ def show(recipe: Recipe, limit: int, console: Console) -> None:
             console.print(f"{repeated:,} rows repeat a prompt and were {done} the first", soft_wrap=True)
         for name in travelling:
             console.print(f"column {name} ({types[name]}): {_examples(prompts, name)}", soft_wrap=True, markup=False)
+    expect_declared_reward(recipe, types)
     try:
         chosen = evaluators.build(recipe, alone=True)
     except UsageError as error:  # what it takes to draw is not what it takes to read a file

@@ -30,8 +30,8 @@ from gpo_data.evaluators.protocol import Malformed
 from gpo_data.exchange.captions import prompts_of
 from gpo_data.exchange.rows import Picture
 from gpo_data.exchange.sources import pictures
-from gpo_data.generation.generate import expect_reward
 from gpo_data.generation.plan import PlannedGroup, PlannedShard
+from gpo_data.generation.reward import expect_reward
 from gpo_data.generation.worker import judged
 from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake.locks import claim

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.console import Console
 
 from gpo_data import evaluators, hardware, models
@@ -23,8 +22,8 @@ from gpo_data.generation import actors
 from gpo_data.generation.plan import PlannedShard, plan
 from gpo_data.generation.progress import Clock, DrawProgress
 from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_in, with_their_dtype
+from gpo_data.generation.reward import expect_reward
 from gpo_data.generation.worker import Generator
-from gpo_data.lake import rewards
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
 from gpo_data.lake.mirror import files_at_once
@@ -33,7 +32,6 @@ from gpo_data.lake.reopen import reopen
 from gpo_data.lake.shard import dataset_folder, sidecar_path
 from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
-from gpo_data.lake.watched import refuse_watched
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
 from gpo_data.signals import SIGNALS, same_signals
@@ -147,22 +145,6 @@ def _checked(
     if recipe.task.prompts is not None:
         prompts = [group.prompt for shard in shards for group in shard.groups]
         evaluators.check_classes(chosen, prompts, TASKS[recipe.task.kind].classes)
-    return watching
-
-
-def expect_reward(
-    recipe: Recipe, targets: dict[str, pa.DataType], chosen: list[evaluators.Evaluator]
-) -> list[evaluators.Evaluator]:
-    """The evaluators that only watch. Raises UsageError where the reward reads what they see, or what is not there,
-    or a judge's questions are not.
-
-    `targets`: the dataset's target columns.
-    """
-    if "vlm" in [*recipe.evaluators, *recipe.watchers]:
-        evaluators.expect_questions(recipe.vlm, targets)
-    watching = evaluators.watching(recipe, chosen)
-    refuse_watched(recipe.reward, evaluators.columns_of(watching))
-    rewards.check(recipe.reward, targets | evaluators.columns_of(evaluators.paid(recipe, chosen)))
     return watching
 
 

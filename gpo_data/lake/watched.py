@@ -55,10 +55,10 @@ def refuse_watched(reward: str, columns: Iterable[str], key: str = "reward") -> 
         )
 
 
-def declared(watcher: str) -> list[str]:
+def declared(evaluator: str) -> dict[str, pa.DataType]:
     """The columns of an evaluator of the package, by its name; none of another."""
-    if watcher not in EVALUATORS:
-        return []
-    module, kind = EVALUATORS[watcher]
+    if evaluator not in EVALUATORS:
+        return {}
+    module, kind = EVALUATORS[evaluator]
     columns = getattr(getattr(importlib.import_module(module), kind), "columns", None)
-    return list(columns) if isinstance(columns, dict) else [watcher]
+    return columns if isinstance(columns, dict) else {evaluator: pa.float64()}

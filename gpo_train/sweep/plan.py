@@ -22,8 +22,10 @@ from typing import Any
 from pydantic import JsonValue
 
 from gpo_data.errors import UsageError
+from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
 from gpo_data.recipe.files import read
+from gpo_data.tasks import TASKS
 from gpo_train.sweep.file import Means, Sweep, Variant, check_keys, file_of
 
 MOST_ROWS = 10_000
@@ -110,6 +112,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
         _expect_one_run_each(rows)
+        _expect_rewards(sweep, rows)
         rows = [*rows, *_means(sweep, rows)]
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
@@ -124,6 +127,17 @@ def _expect_one_run_each(rows: list[Row]) -> None:
                 f"rows: {other.label!r} and {row.label!r} are one run, {row.name}: expected other names or other "
                 f"settings; leave one out"
             )
+
+
+def _expect_rewards(sweep: Sweep, rows: list[Row]) -> None:
+    """Raise UsageError for a reward that reads what will not be there, hours before its row would. Prompts out of a
+    file, and datasets that are there, may have columns of their own: then the row itself says it."""
+    own = [row for row in rows if sweep.mode == "online" and row.recipe.task.prompts is None]
+    for row in {(one.recipe.reward, *one.recipe.evaluators, *one.recipe.watchers): one for one in own}.values():
+        try:
+            expect_declared_reward(row.recipe, TASKS[row.recipe.task.kind].columns)
+        except UsageError as error:
+            raise UsageError(f"rows: {row.label!r}: {error}") from None
 
 
 def _settled(sweep: Sweep) -> dict[str, JsonValue]:
