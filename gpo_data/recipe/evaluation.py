@@ -18,7 +18,8 @@ class Eval:
             What the run was trained on is left out.
         prompts: how many; fewer where the grammar has fewer. Or a file, as `task.prompts` takes it: a benchmark, which
             is drawn whole, with results by its own tags; its columns are those of `task:`.
-        group_size: images a prompt, on the same seeds for both.
+        group_size: images a prompt, at least two, on the same seeds for both. Where there are fewer prompts than asked
+            for, each is drawn more often, until there are as many images.
         seed: of prompts and noise.
     """
 
