@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from gpo_data import models
 from gpo_data.errors import UsageError
+from gpo_data.lake.durable import whole_folder
 from gpo_data.models.weights import by_name, weight_files
 from gpo_train.online.iterations import Iteration, history
 from gpo_train.run import Averaged, Run, named
@@ -52,8 +52,8 @@ def average(runs: Sequence[Run], last: int | None = None, scale: float = 1.0, na
     made = named(first.folder.parent, name or f"{first.name}-mean{sum(map(len, folders))}{scaled}")
     if made.folder.exists():
         raise UsageError(f"run {made.folder} is there already; choose another --out NAME, or remove the folder")
-    with tempfile.TemporaryDirectory(dir=first.folder.parent) as temporary:
-        out = Run(Path(temporary) / "run")
+    with whole_folder(made.folder) as folder:
+        out = Run(folder)
         shutil.copytree(folders[0][0], out.policy)
         readers = [[by_name(sorted(folder.rglob("*.safetensors"))) for folder in of_run] for of_run in folders]
         if len({frozenset(one) for of_run in readers for one in of_run}) > 1:
@@ -74,7 +74,6 @@ def average(runs: Sequence[Run], last: int | None = None, scale: float = 1.0, na
         # A mode of its own, so that `newest` goes on finding the run that trained.
         of = Averaged(runs=[run.name for run in runs], last=last, scale=scale)
         out.note(run=made.name, mode="average", state="finished", averaged=of, rollback=None)
-        out.folder.rename(made.folder)
     return made
 
 
@@ -104,6 +103,7 @@ def _expect_one_base(runs: Sequence[Run]) -> None:
     for run, one in zip(runs[1:], others, strict=True):
         for what, mine, its in (
             ("model", first.model_digest, one.model_digest),
+            ("model", first.weights_digest or one.weights_digest, one.weights_digest or first.weights_digest),
             ("policy", first.recipe["policy"], one.recipe["policy"]),
             ("train.tuning", first.recipe["train"].get("tuning"), one.recipe["train"].get("tuning")),
         ):

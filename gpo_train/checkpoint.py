@@ -22,7 +22,7 @@ from rich.console import Console
 
 from gpo_data.errors import Interrupted
 from gpo_data.lake.durable import TEMPORARY
-from gpo_data.signals import SIGNALS
+from gpo_data.signals import answer
 from gpo_train.data import GroupDataModule
 from gpo_train.lightning_fixes import DIGEST, begin_at
 
@@ -30,21 +30,24 @@ KEPT = 2
 
 
 class Checkpoints(Callback):
-    """Writes them. The first Ctrl-C or SIGTERM ends the step in flight and then the run; `seconds` counts training."""
+    """Writes them. The first Ctrl-C or SIGTERM ends the step in flight and then the run.
+
+    `seconds`: of training, with what it reads or draws: from the first look at its groups on.
+    """
 
     def __init__(self, folder: Path, every: int, data: GroupDataModule) -> None:
         self.folder, self.every, self.data = folder, every, data
         self.stopped, self.seconds, self._started = False, 0.0, 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = time.monotonic()
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._started = time.monotonic()  # before the first iteration is drawn: the others are within training too
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def handle(number: int, frame: object) -> None:
             self.stopped = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        for number in SIGNALS:
-            signal.signal(number, handle)
+        answer(handle)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         self.seconds += time.monotonic() - self._started

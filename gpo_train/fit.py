@@ -45,7 +45,7 @@ from gpo_train.points import KeptPoints
 from gpo_train.policy import Policy, open_for_training
 from gpo_train.progress import progress
 from gpo_train.run import RUNS, Run, named, open_run, settle
-from gpo_train.settings import train_settings, trial_options
+from gpo_train.settings import ending, train_settings, trial_options
 from gpo_train.sharded import ShardedGPOModule
 from gpo_train.snapshot import dataset_names, frozen_groups
 
@@ -125,7 +125,9 @@ def _fit(
     points: Collection[int],
 ) -> Run:
     dtype = getattr(torch, recipe.sampler.dtype)
-    online = OnlineRegeneration(recipe, folder=run.folder, console=console) if run.manifest().mode == "online" else None
+    online = None
+    if run.manifest().mode == "online":
+        online = OnlineRegeneration(recipe, folder=run.folder, console=console, stopping=lambda: checkpoints.stopped)
     prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
     if online and recipe.online.rollback:
         rollback.check(recipe, run, console if _rank() == 0 else Console(quiet=True))
@@ -230,9 +232,15 @@ def _told(settings: Train, trainer: L.Trainer, checkpoints: Path) -> Iterator[No
 
 
 def forget(recipe: Recipe, run: Run) -> None:
-    """Remove a trial of before, and what it drew. Raises UsageError where another process is at it."""
+    """Remove a trial of before, and what it drew. Raises UsageError where another process is at it, or it is none."""
     if not run.folder.is_dir():
         return
+    found = run.manifest()
+    if found.state == "finished" or not (found.state == "trial" or ending(found.recipe["train"].get("trainer", {}))):
+        raise UsageError(
+            f"run {run.folder}: a trial begins anew, and expected none or an earlier trial there, found a run "
+            f"({found.state}); choose another --run NAME"
+        )
     with run.claim():
         for number in range(len(list((run.folder / "iterations").glob("it*")))):
             folder = dataset_folder(recipe.lake, Iteration(run.folder, number).name)

@@ -192,10 +192,13 @@ class Run:
             raise UsageError(f"run {self.folder}: expected an online run, found {mode}; {otherwise}")
 
     def expect_policy(self) -> None:
-        """Raise UsageError before the run has finished."""
-        if not self.policy.is_dir():
-            state = self.manifest().state
-            raise UsageError(f"run {self.folder}: no policy yet ({state}); `gpo-train fit` finishes it")
+        """Raise UsageError before the run has finished, also where it goes on and the policy is of an earlier end."""
+        state, there = self.manifest().state, self.policy.is_dir()
+        if state == "trial":
+            raise UsageError(f"run {self.folder}: a trial has no policy; expected a run that was trained to its end")
+        if state == "training" or not there:
+            found = "its policy is of an earlier end" if there else "no policy yet"
+            raise UsageError(f"run {self.folder}: {found} ({state}); `gpo-train fit` finishes it")
 
     def expect_base(self, recipe: Recipe) -> None:
         """Raise UsageError unless the recipe's model is the one that the run began with, by its files."""
@@ -231,10 +234,10 @@ def all_runs(folder: Path = RUNS) -> list[Run]:
 
 
 def newest(recipe_name: str, mode: str, folder: Path = RUNS) -> Run:
-    """The newest run of a recipe and mode. Raises UsageError."""
+    """The newest run of a recipe and mode that is no trial. Raises UsageError."""
     for run in reversed(all_runs(folder)):
         manifest = run.manifest()
-        if manifest.recipe["name"] == recipe_name and manifest.mode == mode:
+        if manifest.recipe["name"] == recipe_name and manifest.mode == mode and manifest.state != "trial":
             return run
     known = ", ".join(run.name for run in all_runs(folder)) or "none"
     raise UsageError(

@@ -18,13 +18,17 @@ TRIALS = ("fast_dev_run", "limit_train_batches", "max_steps", "max_time", "overf
 
 def trial_options(recipe: Recipe) -> list[str]:
     """Options of lightning.Trainer that end a run before its recipe does: it is a trial, and finishes nothing."""
-    asked = recipe.train.trainer
+    return ending(recipe.train.trainer)
+
+
+def ending(trainer: dict[str, Any]) -> list[str]:
+    """Such options among these."""
 
     def whole(value: Any) -> bool:
         """Nothing, -1 steps and a share of 1.0 (a float: 1 is one batch) end no run."""
         return not value or value == -1 or (isinstance(value, float) and value == 1.0)
 
-    return [name for name in TRIALS if not whole(asked.get(name))]
+    return [name for name in TRIALS if not whole(trainer.get(name))]
 
 
 def train_settings(recipe: Recipe, mode: str = "offline") -> Train:

@@ -4,7 +4,8 @@
     <repo>/pytorch_lora_weights.safetensors, or <denoiser>/...      as policy/ has them
     <repo>/eval.json, eval.png                    where `gpo-train eval` has written them
 
-What always holds: a card's numbers are those of eval.json, with what they are of; without one it says so.
+What always holds: a card's numbers are those of eval.json, with what they are of; without one it says so. Weights and
+evaluation that an earlier push left are gone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gpo_train.evaluation.result import Evaluation
 from gpo_train.run import Run, RunManifest
 
 EVALUATED = ("eval.json", "eval.png")
+WEIGHTS = (models.LORA_FILE, "transformer/*", "unet/*")
 
 
 def push(run: Run, repo: str, license: str, private: bool = False, tag: str | None = None) -> str:
@@ -37,8 +39,13 @@ def push(run: Run, repo: str, license: str, private: bool = False, tag: str | No
         for name in EVALUATED if isinstance(_evaluation(run), Evaluation) else ():
             if (run.folder / name).is_file():
                 shutil.copy2(run.folder / name, out)
-        for folder in (run.policy, out):
-            hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"run {run.name}")
+        for folder, earlier in ((run.policy, WEIGHTS), (out, EVALUATED)):
+            hub.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                delete_patterns=[*earlier],  # of another policy, pushed before
+                commit_message=f"run {run.name}",
+            )
         if tag is not None:
             hub.create_tag(made.repo_id, tag=tag)
     return str(made)

@@ -23,6 +23,7 @@ from gpo_train.sweep import processes
 from gpo_train.sweep.line import Gain, front, gain
 from gpo_train.sweep.plan import read_plan
 from gpo_train.sweep.processes import Job, run_all
+from gpo_train.sweep.row import Curve, curve
 from gpo_train.sweep.sweep import crowded
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "recipes/experiments").glob("*.yaml"))
@@ -121,6 +122,8 @@ def test_rows_are_whole_recipes(sweep_file: Path) -> None:
         ("recipe: small.yaml\nmeans: {scales: [2]}", "means.of: expected how many seeds, found nothing"),
         ("recipe: small.yaml\nmeans: {of: [2], scale: [2]}", "unknown key 'means.scale'; did you mean 'scales'"),
         ("recipe: small.yaml\nmeans: {of: [2], scales: []}", "means.scales: expected at least one"),
+        ("recipe: small.yaml\nmeans: {of: [1, 1]}", "means.of: expected at least one, each once, found"),
+        ("recipe: small.yaml\nmeans: {of: [1], scales: [2.0, 2.0000001]}", "rows: .* are one run, losses-"),
         ("recipe: small.yaml\nmeans: {of: [1], last: [2]}", "means.last: expected null, or online at most the 0"),
         (
             "recipe: small.yaml\nmode: online\nset: {online.iterations: 3}\nmeans: {of: [1], last: [null, 4]}",
@@ -214,6 +217,14 @@ def test_gains_of_several_seeds_are_over_targets_and_say_what_a_reward_alone_bel
     assert gain(seeds).mean == 0.5 and gain(seeds).ci95 == pytest.approx((0.5 - both * 1.5, 0.5 + both * 0.5))
     assert gain(seeds, "reward").mean == 2.0 and gain(seeds, "watched/x").mean == 0.25
     assert gain(seeds[:1], "watched/x") == Gain(0.0, (0.0, 0.0))
+
+
+def test_a_curve_goes_on_behind_a_line_that_was_not_finished(tmp_path: Path) -> None:
+    (logs := tmp_path / "logs/csv").mkdir(parents=True)
+    head = "error_diff/above_mean,error_diff/below_mean,step\n"
+    for name, lines in (("metrics", "1,3,1\n"), ("metrics-1", "1,2"), ("metrics-2", "1,4,0\n1,2e-")):
+        (logs / f"{name}.csv").write_text(head + lines)
+    assert curve(tmp_path) == Curve([0.0, 1.0], [3.0, 2.0])
 
 
 def test_a_job_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from gpo_data.lake.sidecar import footer_of, read_rows
 from gpo_data.lake.stage import staged, staged_path
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
-from gpo_data.signals import SIGNALS, same_signals
+from gpo_data.signals import answer, same_signals
 from gpo_data.status import OK
 from gpo_data.tasks import TASKS
 
@@ -272,11 +272,6 @@ def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
         with suppress(OSError):  # after SIGHUP there is no terminal
             console.print(f"\n{signal.Signals(number).name}: dropping the batch in flight, keeping what is finished")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
     with same_signals():
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, handle)
+        answer(handle)
         yield stop

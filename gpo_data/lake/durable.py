@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,12 +28,17 @@ HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname()) or "host"
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which then takes the place of `target`, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=target.parent, suffix=TEMPORARY) as temporary:
-        made = Path(temporary) / target.name
-        yield made
+    clear_stale(target)
+    temporary = target.with_name(f"{target.name}.{HOST}-{os.getpid()}{TEMPORARY}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process of this number
+    temporary.mkdir()
+    try:
+        yield (made := temporary / target.name)
         if target.exists():
             shutil.rmtree(target)
         made.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: AnyPath, *chunks: bytes) -> None:
@@ -109,12 +113,16 @@ def move(path: AnyPath, target: AnyPath) -> None:
 
 
 def clear_stale(path: AnyPath) -> None:
-    """Remove temporaries of the file that processes of this machine, which are gone, have left."""
+    """Remove temporaries of the file or folder that processes of this machine, which are gone, have left."""
     if isinstance(path, RemotePath):
         return
     for temporary in path.parent.glob(f"{glob.escape(path.name)}.*{TEMPORARY}"):
-        if is_stale(temporary):
+        if not is_stale(temporary):
+            continue
+        if not temporary.is_dir():
             temporary.unlink(missing_ok=True)
+        elif re.search(r"\.\w+-\d+\.tmp$", temporary.name):  # ours, and no folder of somebody's
+            shutil.rmtree(temporary)
 
 
 def is_stale(temporary: AnyPath) -> bool:

@@ -44,7 +44,7 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
         found = {
             run.name: Line(
                 line=line_of(run, runs),
-                points=points(recipe, run, chosen, every, console, workers),
+                points=points(recipe, run, chosen, every, console, workers, run.manifest().state != "training"),
                 **vars(chosen.described()),
             )
             for run in runs
@@ -125,14 +125,19 @@ def by_line(found: dict[str, Line]) -> dict[str, list[tuple[int, list[Point]]]]:
     }
 
 
-def points(recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console, workers: Begin) -> list[Point]:
-    """From the base on."""
+def points(
+    recipe: Recipe, run: Run, chosen: EvalPrompts, every: int, console: Console, workers: Begin, ended: bool = True
+) -> list[Point]:
+    """From the base on.
+
+    `ended`: its last weights are of all its iterations; those of a run that goes on are of an earlier end.
+    """
     recipe, summaries = settle(recipe, run.folder, []), history(run.folder)
     trained = iterations_trained(run)
     iterations = [Iteration(run.folder, i) for i in range(every, trained, every)]
     weights = {one.number: one.policy for one in iterations if one.has_weights}  # else pruned by online.keep_last
     end = run.last if run.last.is_dir() else run.policy
-    if end.is_dir():
+    if ended and end.is_dir():
         weights[trained] = end
     made: list[Point] = []
     for number, found in against_base(recipe, run.name, weights, chosen, console, workers):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Trained:
     steps: int = 0
     error_diff: float | None = None  # sum over steps; None where no reference is asked
     seconds: float = 0.0
+    before: float = 0.0  # seconds of the iteration's earlier epochs
 
 
 class OnlineRegeneration(Callback):
@@ -60,6 +62,7 @@ class OnlineRegeneration(Callback):
         recipe: what and how to draw: task, group_size, sampler, evaluators, reward, where.
         online: how; None takes the recipe's `online:`.
         folder: of the run; its name names the datasets; None is runs/<recipe>-online.
+        stopping: whether a signal has asked the run to stop; it is looked at around drawing.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class OnlineRegeneration(Callback):
         online: Online | None = None,
         folder: Path | None = None,
         console: Console | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.online, self.folder = online or recipe.online, folder or RUNS / f"{recipe.name}-online"
         dtype = hardware.dtype_for(recipe.sampler.dtype, hardware.device_of(recipe.sampler.device))
@@ -81,6 +85,7 @@ class OnlineRegeneration(Callback):
             dtype,
         )
         self.console = console or Console(highlight=False, markup=False)
+        self.stopping = stopping
         self.stopped_by: str | None = None
         self.trained = Trained()
         self._prepared: tuple[int, Reader | None] = (-1, None)
@@ -100,7 +105,7 @@ class OnlineRegeneration(Callback):
         self.ranks = Ranks(trainer.global_rank, trainer.world_size, strategy.barrier, strategy.broadcast)
         if not self.ranks.first:
             self.console = Console(quiet=True)
-        self.rollout = Rollout(self.recipe, self.online, self.console, lambda: trainer.loggers)
+        self.rollout = Rollout(self.recipe, self.online, self.console, lambda: trainer.loggers, self.stopping)
         self._open.callback(self.rollout.close)
         if trainer.datamodule is None:  # type: ignore[attr-defined]
             module.train_dataloader = self.train_dataloader
@@ -193,29 +198,29 @@ class OnlineRegeneration(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.trained.epoch != trainer.current_epoch:  # not where it is resumed in the middle
-            self.trained = Trained(trainer.current_epoch)
+            again = trainer.current_epoch % self.online.epochs_per_iteration
+            before = self.trained.before + self.trained.seconds if again else 0.0
+            self.trained = Trained(trainer.current_epoch, before=before)
         self._clock = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         now, done, far = time.monotonic(), self.trained, trainer.callback_metrics.get("error_diff")
-        self.trained = Trained(
-            done.epoch,
-            done.steps + 1,
-            None if far is None else (done.error_diff or 0.0) + float(far),
-            done.seconds + now - self._clock,
+        self.trained = dataclasses.replace(
+            done,
+            steps=done.steps + 1,
+            error_diff=None if far is None else (done.error_diff or 0.0) + float(far),
+            seconds=done.seconds + now - self._clock,
         )
         self._clock = now
         if trainer.is_last_batch and self.ranks.first:  # before the checkpoint that says the epoch is done
             self._note()
 
     def _note(self) -> None:
-        far, (number, first) = self.trained.error_diff, divmod(self.trained.epoch, self.online.epochs_per_iteration)
-        iteration = Iteration(self.folder, number)
-        seconds = iteration.expect_summary().seconds
-        before = seconds.get("train", 0.0) if first else 0.0
+        done = self.trained
+        iteration = Iteration(self.folder, done.epoch // self.online.epochs_per_iteration)
         iteration.note(
-            distance=None if far is None else far / self.trained.steps,
-            seconds=seconds | {"train": before + self.trained.seconds},
+            distance=None if done.error_diff is None else done.error_diff / done.steps,
+            seconds=iteration.expect_summary().seconds | {"train": done.before + done.seconds},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -57,8 +57,15 @@ class Ranks:
 class Rollout:
     """Draws iterations of `recipe` with weights that change; model and evaluators stay open between them."""
 
-    def __init__(self, recipe: Recipe, online: Online, console: Console, loggers: Callable[[], list[Any]]) -> None:
-        self.recipe, self.online, self.console, self.loggers = recipe, online, console, loggers
+    def __init__(
+        self,
+        recipe: Recipe,
+        online: Online,
+        console: Console,
+        loggers: Callable[[], list[Any]],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.recipe, self.online, self.console, self.loggers, self.stopping = recipe, online, console, loggers, stopping
         self._model: Model | None = None
         self._evaluators: list[evaluators.Evaluator] = []
         self._workers: Begin | None = None
@@ -83,10 +90,12 @@ class Rollout:
             by_workers = recipe.ray.wanted
             model, changed = self._open(recipe) if ranks.first or not by_workers else (None, None)
         self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
+        if not by_workers:
+            self._evaluators = evaluators.build(recipe, opened=self._evaluators)
+        self._expect_going_on()  # `draw` listens for signals by itself, and these came before it did
         if by_workers:
             self._have_drawn(recipe, ranks)
         else:
-            self._evaluators = evaluators.build(recipe, opened=self._evaluators)
             draw(recipe, self.console, model, (ranks.rank, ranks.world), clock, measuring=self._evaluators)
         ranks.barrier("drawn")
         folder = dataset_folder(recipe.lake, iteration.name)
@@ -115,6 +124,10 @@ class Rollout:
         if model is not None:
             self._offload(model)
         ranks.barrier("summary")
+
+    def _expect_going_on(self) -> None:
+        if self.stopping():
+            raise Interrupted
 
     def _have_drawn(self, recipe: Recipe, ranks: Ranks) -> None:
         """The first rank's workers draw, and keep their models for the next iteration; the other ranks wait.

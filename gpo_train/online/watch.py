@@ -35,7 +35,7 @@ def watch(recipe: Recipe, run: Run, console: Console, follow: bool = False) -> N
             console.print(f"stopped: {manifest.stopped_by}", soft_wrap=True)
         if manifest.rollback:
             console.print(line(manifest.rollback), soft_wrap=True)
-        if not follow or manifest.state == "finished":
+        if not follow or manifest.state in ("finished", "trial"):
             if not found:
                 console.print(f"run {run.name}: the first iteration is being drawn")
             return

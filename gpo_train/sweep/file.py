@@ -65,9 +65,8 @@ class Means:
 
     def __post_init__(self) -> None:
         check(self, "means.")
-        expect(bool(self.of), "means.of", "at least one number of seeds", self.of)
-        expect(bool(self.scales), "means.scales", "at least one", self.scales)
-        expect(bool(self.last), "means.last", "at least one number of iterations, or null", self.last)
+        for key, values in dataclasses.asdict(self).items():
+            expect(bool(values) and len({*values}) == len(values), f"means.{key}", "at least one, each once", values)
 
 
 @dataclass(frozen=True)

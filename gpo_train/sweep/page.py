@@ -170,7 +170,7 @@ PAGE = jinja2.Environment(autoescape=True).from_string(
 table{border-collapse:collapse}td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}</style>
 <h1>{{ title }}</h1><p>Prompts of the part {{ split }}, the same seeds for base and policy. A line is all seeds of a
-row, the best first; its interval is over targets. pictures: drawn to train on. s: of training. GB:
+row, the best first; its interval is over targets. pictures: drawn to train on. s: of training and what it draws. GB:
 held at most while training. step: difference after so many steps.</p>
 {% if missing %}<p><b>{{ missing|length }} of {{ asked }} rows are missing{% if failed %}, {{ failed }} of them failed
 {% endif %}</b>: {{ missing|join("; ") }}</p>{% endif %}

@@ -114,6 +114,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         _expect_one_run_each(rows)
         _expect_rewards(sweep, rows)
         rows = [*rows, *_means(sweep, rows)]
+        _expect_one_run_each(rows)
     except UsageError as error:
         raise UsageError(f"sweep {path}: {error}") from None
     return Plan(sweep, rows, base.ray)

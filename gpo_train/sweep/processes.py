@@ -21,7 +21,7 @@ from typing import Any
 
 from gpo_data import hardware
 from gpo_data.lifeline import end_with_parent
-from gpo_data.signals import SIGNALS, same_signals
+from gpo_data.signals import answer, same_signals
 
 STOPPED, FAILED = 130, 1
 
@@ -93,7 +93,5 @@ def stop_signals() -> Iterator[list[int]]:
     """A list that has something in it once Ctrl-C or SIGTERM came, or the terminal went."""
     came: list[int] = []
     with same_signals():
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, lambda number, frame: came.append(number))
+        answer(lambda number, frame: came.append(number))
         yield came

@@ -12,6 +12,7 @@ import fcntl
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def curve(run: Path) -> Curve:
             for what in ("error_diff", "error"):  # without a reference it is the error itself
                 below, above = one.get(f"{what}/below_mean"), one.get(f"{what}/above_mean")
                 if below and above:
-                    found[int(one["step"])] = float(below) - float(above)
+                    with suppress(TypeError, ValueError):  # a line that a killed run did not finish
+                        found[int(one["step"])] = float(below) - float(above)
     steps = sorted(found)[:: max(1, len(found) // POINTS)]
     return Curve([float(step) for step in steps], [found[step] for step in steps])
