@@ -137,15 +137,16 @@ def verify(recipe: Recipe, options: Options) -> int:
     )
     for path, problem in report.problems:
         console.print(f"  {below(path, folder)}: {problem}", soft_wrap=True)
+    changed: list[str] = []
     if options.tag:
         from gpo_data.sharing.tag import differences, read_tag
 
         tagged = read_tag(folder, options.tag)
         console.print(f"tag {tagged.tag}: digest {tagged.digest} of {len(tagged.files)} files", soft_wrap=True)
-        if changed := differences(folder, tagged):
-            for line in changed:
-                console.print(f"  {line}", soft_wrap=True)
-            return 1
+        for line in (changed := differences(folder, tagged)):
+            console.print(f"  {line}", soft_wrap=True)
+    if options.redraw and report.problems:
+        console.print("nothing is drawn again before its problems are repaired")
     differing = 0
     for row in redraw(recipe, folder, options.redraw, console) if options.redraw and not report.problems else []:
         same = "as stored" if row.agrees else f"NOT as stored: rounding is at most {row.tolerance:g}"
@@ -167,8 +168,8 @@ def verify(recipe: Recipe, options: Options) -> int:
             f"measure` measures",
             soft_wrap=True,
         )
-        return 0
-    return 1 if report.problems else 0
+        return 1 if changed else 0
+    return 1 if report.problems or changed else 0
 
 
 @command.verb(

@@ -22,6 +22,7 @@ from gpo_data.recipe import Recipe
 
 MODULE = """
 import numpy as np
+import pyarrow as pa
 
 def sharpness(images, targets):
     return [float(np.abs(np.diff(image.astype(float), axis=0)).mean()) for image in images]
@@ -64,6 +65,17 @@ def reward(images, targets):
 def raises(images, targets):
     return [images[0].no_such_thing]
 
+def listed(images, targets):
+    return [{"x": [1.0, float("nan") if image.mean() < 99 else 2.0]} for image in images]
+
+def raw(images, targets):
+    return [{"x": b"1"} for _ in images]
+
+def dated(images, targets):
+    return [{"x": None} for _ in images]
+
+dated.columns = {"x": pa.date32()}
+
 NOT_A_FUNCTION = 3
 """
 TARGET = {"prompt": 'a red sign that says "KITE"', "target": "KITE", "color": "red"}
@@ -100,6 +112,12 @@ def test_numbers_and_dicts_become_columns(own: Path) -> None:
     assert measured("sharpness", []) == []
 
 
+def test_a_number_that_json_has_not_costs_its_member_alone(own: Path) -> None:
+    assert measured("listed", IMAGES[:1]) == [{"x": [1.0, 2.0]}]
+    with pytest.raises(ValueError, match="x is nan"):
+        measured("listed", IMAGES[1:])
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -108,8 +126,10 @@ def test_numbers_and_dicts_become_columns(own: Path) -> None:
         ("wordy", "own:wordy: wordy: expected double, found"),
         ("scalar", "own:scalar: expected a list with a number or a dict an image, found float"),
         ("nothing", "own:nothing: no type for nothing: it is None for a grey picture.*nothing.columns ="),
+        ("raw", "own:raw: x: expected numbers, text or lists of them, found binary; or say what it measures"),
+        ("dated", r"own:dated: columns: x: expected float, int, str, bool, or an Arrow type of these, .*date32"),
         ("raises", "own:raises: it raised AttributeError: .*no_such_thing"),
-        ("NOT_A_FUNCTION", "own:NOT_A_FUNCTION: not a function: .* in .*own.py; its functions: array, few"),
+        ("NOT_A_FUNCTION", "own:NOT_A_FUNCTION: not a function: .* in .*own.py; its functions: array, dated, few"),
         ("sharpnes", "own:sharpnes: no function 'sharpnes' in"),
     ],
 )

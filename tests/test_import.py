@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image
 
-from gpo_data import cli
+from gpo_data import cli, recipe
+from gpo_data.lake.locks import claim
 from gpo_data.lake.record import Record
 from gpo_data.lake.shard import sidecars
 from gpo_data.lake.sidecar import read_rows
@@ -268,6 +269,19 @@ def test_a_row_without_its_picture_is_a_member_that_failed(
     pq.write_table(pa.table({"caption": ["a"], "image": ["a.png"]}), tmp_path / "paths.parquet")
     assert cli.main(["import", str(recipe_file), str(tmp_path / "paths.parquet"), "--name", "none", *ALIGN]) == 2
     assert "expected a column with pictures as bytes" in capsys.readouterr().err
+
+
+def test_what_another_process_imports_is_not_counted(
+    recipe_file: Path, tmp_path: Path, plain: bytes, capsys: Any
+) -> None:
+    source = folder_of(tmp_path / "mine", {"a.png": plain}, [{"file_name": "a.png", "caption": "a"}])
+    asked = ["import", str(recipe_file), str(source), "--name", "held", *ALIGN]
+    folder = Path(recipe.load(recipe_file).lake) / "dataset=held"
+    with claim(folder, 0) as mine:
+        assert mine and cli.main(asked) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "imported 0 pictures in 0 groups" in said and "1 shards are imported by another process; run again" in said
+    assert cli.main(asked) == 0 and "imported 1 pictures in 1 groups" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_cannot_be_encoded_is_told(recipe_file: Path, tmp_path: Path, plain: bytes, capsys: Any) -> None:

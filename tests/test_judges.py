@@ -29,7 +29,7 @@ from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators import protocol
 from gpo_data.evaluators.color import ColorEvaluator
 from gpo_data.evaluators.http import HttpEvaluator
-from gpo_data.evaluators.protocol import kind_of, type_of
+from gpo_data.evaluators.protocol import kind_of, not_finite, type_of
 from gpo_data.evaluators.yolo import COLUMNS as YOLO_COLUMNS
 from gpo_data.recipe import Http, Recipe, Vlm
 from gpo_data.tiny.render import render_text
@@ -233,6 +233,7 @@ def test_answers_that_are_none_are_refused(somebody: Any) -> None:
         handler.answer = answer
         with pytest.raises(UsageError, match=re.escape(words)):
             remote.measure(SIGNS[:1], TARGETS[:1])
+    assert not_finite([1.0, {"a": [2.0, float("inf")]}]) == float("inf") and not_finite([1.0, None, "nan"]) is None
     handler.answer = {"scores": [float("nan")]}
     with pytest.raises(RuntimeError, match="length is nan"):
         remote.measure(SIGNS[:1], TARGETS[:1])

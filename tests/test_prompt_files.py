@@ -129,6 +129,9 @@ COUNTED = [
     ("five red and blue balls", "sports ball", 5),
     ("two cats sleep on a couch", "cat", 2),
     ("two pairs of scissors", "scissors", 2),
+    ("two dogs' bowls", "bowl", 2),
+    ("three birds’ nests and a tree", "nest", 3),
+    ("two people's umbrellas", "umbrella", 2),
     ("a pair of dogs", "dog", 2),
     ("a dozen apples", "apple", 12),
     ("half a dozen oranges", "orange", 6),
@@ -207,7 +210,20 @@ QUOTED = [
     (r"a \"Open\" sign", ["Open"]),
     ("it's a dog's life, rock 'n' roll", []),
     ('"A", "B" and "A"', ["A", "B", "A"]),
+    ("a poster from the '90s that reads 'Rave'", ["Rave"]),
+    ("a poster 'Rave' from the '90s", ["Rave"]),
+    ("a sign that says '90s Music'", ["90s Music"]),
+    ("'Tis the season: a card that says 'Merry'", ["Merry"]),
+    ("a '67 Mustang with the plate 'GT 500'", ["GT 500"]),
+    ("the ‘Open’ and 'Closed' signs", ["Open", "Closed"]),
 ]
+
+
+def test_a_quote_in_a_quote_is_refused():
+    with pytest.raises(
+        ValueError, match="a quote that begins twice: \"rock 'n\" or 'n'; put the words .* double quotes"
+    ):
+        quotes.quoted("a sign that says 'rock 'n' roll'")
 
 
 @pytest.mark.parametrize(("line", "texts"), QUOTED)

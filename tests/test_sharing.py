@@ -283,6 +283,14 @@ def test_a_policy_is_pushed_with_its_card(dataset, here, tmp_path):
         )
         assert codes == [0, 0], told
         files = hub.commits["models/org/policy"][-1]
+        hub.commits["models/org/policy"].append(files | {"pytorch_lora_weights.safetensors": b"", "mine.txt": b""})
+        (trained.folder / "eval.json").unlink()
+        codes, told = run(
+            hub, tmp_path, ["train", "push", str(here), "org/policy", "--run", "there", "--license", "mit"]
+        )
+        assert codes == [0], told
+        again = hub.commits["models/org/policy"][-1]
+        assert {*again} == {*files, "mine.txt"} - {"eval.json", "eval.png"}, "what an earlier push left is gone"
     text = files["README.md"].decode()
     found = json.loads(files["eval.json"])
     assert f"| {100 * found['base']['exact']:.1f}% |" in text and "license: mit" in text

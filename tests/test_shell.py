@@ -31,6 +31,8 @@ def test_a_query_in_every_format(lake, capsys, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet")["mean"].to_pylist() == [0.5]
     query.run(str(lake), "SELECT sum(i) AS n, 0.25::DECIMAL(4, 2) AS part FROM range(3) AS r(i)", "json")
     assert json.loads(capsys.readouterr().out) == [{"n": 3, "part": 0.25}]
+    query.run(str(lake), "SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a", "json")
+    assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_1": 2, "a_1_1": 3, "a_2": 4}]
     query.run(str(lake), "SELECT max(mean) AS m FROM groups", "csv", reward="text_exact(target, ocr_text)")
     assert capsys.readouterr().out == "m\n0.5\n"
     query.run(str(lake), "SELECT * FROM range(500)")

@@ -11,6 +11,7 @@ from gpo_data.evaluators.build import (
     paid,
     refuse_same_columns,
     try_out,
+    versions_of,
     watching,
 )
 from gpo_data.evaluators.questions import expect_questions
@@ -27,5 +28,6 @@ __all__ = [
     "paid",
     "refuse_same_columns",
     "try_out",
+    "versions_of",
     "watching",
 ]

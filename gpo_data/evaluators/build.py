@@ -172,6 +172,11 @@ def refuse_same_columns(targets: str, columns: Mapping[str, pa.DataType], evalua
             taken[name.lower()] = owner.partition(": ")[2] or owner  # an empty one would refuse nothing
 
 
+def versions_of(evaluators: list[Any]) -> dict[str, str]:
+    """{name: version}"""
+    return {evaluator.name: evaluator.version for evaluator in evaluators}
+
+
 def columns_of(evaluators: list[Any]) -> dict[str, pa.DataType]:
     """The measurement columns of all evaluators, in order."""
     return {name: kind for evaluator in evaluators for name, kind in evaluator.columns.items()}

@@ -30,7 +30,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -42,11 +41,30 @@ import pyarrow as pa
 
 from gpo_data.errors import UsageError
 from gpo_data.evaluators.build import asked
+from gpo_data.evaluators.protocol import not_finite
 from gpo_data.recipe import Recipe
 from gpo_data.tasks import TASKS
 
 TYPES: dict[Any, pa.DataType] = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
 GREY = np.full((64, 64, 3), 128, np.uint8)
+
+
+def _is_stored(kind: pa.DataType) -> bool:
+    """Whether a group's JSON can hold such values."""
+    if pa.types.is_struct(kind):
+        return all(_is_stored(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _is_stored(kind.value_type)
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_boolean,
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_string,
+            pa.types.is_large_string,
+        )
+    )
 
 
 class FunctionEvaluator:
@@ -85,8 +103,11 @@ class FunctionEvaluator:
         found = {}
         for name, kind in columns.items():
             found[self._named(name)] = TYPES.get(kind) if isinstance(kind, type) else kind
-            if not isinstance(found[name], pa.DataType):
-                raise self._error(f"columns: {name}: expected float, int, str, bool or an Arrow type, found {kind!r}")
+            if not isinstance(found[name], pa.DataType) or not _is_stored(found[name]):
+                raise self._error(
+                    f"columns: {name}: expected float, int, str, bool, or an Arrow type of these, lists and structs of "
+                    f"them, found {kind!r}"
+                )
         return found
 
     def _inferred(self, target: dict[str, Any]) -> dict[str, pa.DataType]:
@@ -102,6 +123,8 @@ class FunctionEvaluator:
             kind = pa.array([value]).type
             if pa.types.is_null(kind):
                 raise self._error(f"no type for {name}: it is None for a grey picture{hint}")
+            if not _is_stored(kind):
+                raise self._error(f"{name}: expected numbers, text or lists of them, found {kind}{hint}")
             number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
             columns[self._named(name)] = pa.float64() if number else kind
         if not columns:
@@ -124,8 +147,8 @@ class FunctionEvaluator:
         except (pa.ArrowException, OverflowError) as error:
             raise self._error(f"{name}: expected {self.columns[name]}, found {values[:4]!r} ({error})") from None
         for value in found:
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}")  # the member's status, not the run's end
+            if (wrong := not_finite(value)) is not None:
+                raise ValueError(f"{name} is {wrong}")  # the member's status, not the run's end
         return found
 
     def _named(self, name: Any) -> str:

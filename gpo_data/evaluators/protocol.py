@@ -50,6 +50,14 @@ class Request:
     targets: list[dict[str, Any]]  # with `prompt`
 
 
+def not_finite(value: Any) -> float | None:
+    """A number in it, however deep in lists and structs, that is NaN or infinite: JSON has none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for one in inner if (found := not_finite(one)) is not None), None)
+
+
 def kind_of(type: pa.DataType) -> Any:
     """An Arrow type as the protocol writes it."""
     if pa.types.is_list(type):
@@ -177,6 +185,6 @@ def _score(one: Any, name: str, columns: dict[str, pa.DataType]) -> Score:
     except (pa.ArrowException, OverflowError) as error:
         raise Malformed(f"expected {columns}, found {row!r:.200} ({' '.join(str(error).split())[:100]})") from None
     for key, value in typed.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            return Score(None, f"{key} is {value}")
+        if (wrong := not_finite(value)) is not None:
+            return Score(None, f"{key} is {wrong}")
     return Score(typed)

@@ -35,7 +35,7 @@ from gpo_data.generation.reward import expect_reward
 from gpo_data.generation.worker import judged
 from gpo_data.group import Group, group_key, member_seed
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import identity, open_dataset, read_manifest, settle
+from gpo_data.lake.manifest import identity, open_dataset, read_manifest, refuse_other_versions, settle
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import commit, sidecar_path, sidecars
 from gpo_data.lake.sidecar import read_rows
@@ -71,19 +71,22 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     models.expect_unconditional(model_folder, recipe.sampler.unconditional)
     evaluators.try_out(measuring, shards[0].groups[0].prompt, recipe.sampler)
     fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
-    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching})
+    watched, versions = {one.name: list(one.columns) for one in watching}, evaluators.versions_of(measuring)
+    folder = open_dataset(recipe, fields, watched, versions=versions)
     fingerprint = read_manifest(folder).fingerprint
     todo = [shard for shard in shards if not sidecar_path(folder, shard.shard_id).is_file()]
     if not todo:
         console.print(f"nothing to import: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
         _expect_few_failed(recipe, folder)
         return folder
+    refuse_other_versions(folder, versions)
     hardware.take_threads()
     model = models.load(model_folder, recipe.sampler)
     with Bar("importing", sum(len(shard.groups) for shard in todo), "groups", console) as bar:
         for shard in todo:
             with claim(folder, shard.shard_id) as mine:
-                if not mine:
+                if not mine or sidecar_path(folder, shard.shard_id).is_file():
+                    bar.step(len(shard.groups), line="another process's")
                     continue
                 left = [one for one in shard.groups if staged(folder, one.key, fingerprint, one.seeds) is None]
                 texts = model.encode([one.prompt.text for one in left]) if left else {}
@@ -97,9 +100,13 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
                     bar.step(line=planned.key)
                 commit(folder, shard.shard_id, [one.key for one in shard.groups], shard.columns | columns, fingerprint)
     evaluators.close(measuring)
-    pictured = sum(len(planned.seeds) for shard in shards for planned in shard.groups)
+    there = [shard for shard in shards if sidecar_path(folder, shard.shard_id).is_file()]
+    imported = [planned for shard in there for planned in shard.groups]
     failed = _expect_few_failed(recipe, folder)
-    console.print(f"imported {pictured} pictures in {len(groups)} groups; {failed} failed: {folder}", soft_wrap=True)
+    pictured = sum(len(planned.seeds) for planned in imported)
+    console.print(f"imported {pictured} pictures in {len(imported)} groups; {failed} failed: {folder}", soft_wrap=True)
+    if elsewhere := len(shards) - len(there):
+        console.print(f"{elsewhere} shards are imported by another process; run again to see whether it finished")
     return folder
 
 

@@ -25,7 +25,15 @@ from gpo_data.generation.remote import Begin, draw_shards, kept_workers, open_in
 from gpo_data.generation.reward import expect_reward
 from gpo_data.generation.worker import Generator
 from gpo_data.lake.locks import claim
-from gpo_data.lake.manifest import drawn_in, identity, imported, open_dataset, read_manifest, settle
+from gpo_data.lake.manifest import (
+    drawn_in,
+    identity,
+    imported,
+    open_dataset,
+    read_manifest,
+    refuse_other_versions,
+    settle,
+)
 from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.remote import AnyPath, stage_folder
 from gpo_data.lake.reopen import reopen
@@ -95,14 +103,19 @@ def _draw(
     if new:  # what fails for all leaves no dataset behind
         workers = begin()
         model = _open(recipe, wanted, model_folder, policy, console, chosen, shards[0].groups[0].prompt, workers, model)
-    folder = open_dataset(recipe, fields, {one.name: list(one.columns) for one in watching}, shards)
-    fingerprint = read_manifest(folder).fingerprint
+    watched, versions = {one.name: list(one.columns) for one in watching}, evaluators.versions_of(chosen)
+    folder = open_dataset(recipe, fields, watched, shards, versions)
+    found = read_manifest(folder)
+    fingerprint = found.fingerprint
     todo = _missing(folder, fingerprint, shards[share[0] :: share[1]], console)
     if not todo.shards:
         console.print(
             f"nothing to draw: all {len(shards[share[0] :: share[1]])} shards of {folder} are committed", soft_wrap=True
         )
+        if changed := found.seen_otherwise(versions):
+            console.print(f"its pictures were measured by other versions: {changed}; `gpo-data measure` measures again")
         return folder
+    refuse_other_versions(folder, versions)
     if not new:
         workers = begin()
         first = todo.shards[0].groups[0].prompt

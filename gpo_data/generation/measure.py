@@ -250,6 +250,7 @@ def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: Manifest, recipe: Re
         return {k: v for k, v in of.items() if k.startswith(f"{evaluator.name}.")}
 
     same = settings(manifest.measured) == settings(measured(recipe))
+    same = same and not manifest.seen_otherwise({evaluator.name: evaluator.version})
     return same and set(evaluator.columns) <= set(pq.read_schema(parquet_of(sidecar)).names)
 
 

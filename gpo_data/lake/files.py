@@ -17,7 +17,7 @@ import fsspec
 
 from gpo_data.errors import UsageError, few
 from gpo_data.lake.mirror import Mirror
-from gpo_data.lake.remote import place, version_of
+from gpo_data.lake.remote import is_shard, place, version_of
 
 SHARDS = "shard-*.parquet"
 
@@ -36,6 +36,7 @@ class Files:
     prefix: str
     names: tuple[str, ...] | None = None
     listed: dict[str, list[str]] = field(default_factory=dict, compare=False)
+    copies: list[str] = field(default_factory=list, compare=False)
 
     def found(self, name: str) -> list[str]:
         """Paths of the datasets' files of that name, which may be a pattern; sorted, as fsspec names them.
@@ -45,9 +46,19 @@ class Files:
         if name not in self.listed:
             patterns = ["dataset=*"] if self.names is None else [f"dataset={glob.escape(one)}" for one in self.names]
             self.listed[name] = [
-                path for one in patterns for path in sorted(self._glob(f"{glob.escape(self.folder)}/{one}/{name}"))
+                path
+                for one in patterns
+                for path in sorted(self._glob(f"{glob.escape(self.folder)}/{one}/{name}"))
+                if self._counts(path, name)
             ]
         return self.listed[name]
+
+    def _counts(self, path: str, name: str) -> bool:
+        """Not a copy of a shard, `shard-000000 (copy).parquet`, which a pattern of shards fits."""
+        if not name.endswith(SHARDS) or is_shard(path):
+            return True
+        self.copies.append(path)
+        return False
 
     def _glob(self, pattern: str) -> list[str]:
         if "://" not in self.prefix:
@@ -57,6 +68,8 @@ class Files:
     def patterns(self, name: str) -> list[str]:
         """The same as DuckDB's patterns, which each fit some file and are about to be read."""
         self.fetch(self.found(name))
+        if self.copies:
+            return self.exact(self.found(name))
         if self.names is None:
             return [self.everywhere(name)]
         have = {dataset_of(path) for path in self.found(name)}
@@ -84,7 +97,7 @@ class Files:
         return [glob.escape(self.prefix + path[len(self.folder) :]) for path in paths]
 
     def of(self, names: Sequence[str]) -> Files:
-        return dataclasses.replace(self, names=tuple(names), listed={})
+        return dataclasses.replace(self, names=tuple(names), listed={}, copies=[])
 
     def datasets(self) -> list[str]:
         """Names of the datasets that have a manifest or a committed shard."""

@@ -51,6 +51,7 @@ class Manifest:
         recipe: as it was written, of any version.
         watched: the columns of each watcher, if there is one; see watched.py.
         grown: if it has more prompts than it began with.
+        evaluators: {name: version} as drawn; older datasets have none.
     """
 
     name: str | None = None
@@ -62,6 +63,12 @@ class Manifest:
     created: str | None = None
     watched: dict[str, list[str]] | None = None
     grown: Grown | None = None
+    evaluators: dict[str, str] | None = None
+
+    def seen_otherwise(self, versions: dict[str, str]) -> str:
+        """Which evaluators are of other versions than these now, for people; '' where none is, or that is not known."""
+        changed = {name: now for name, now in versions.items() if (self.evaluators or {}).get(name, now) != now}
+        return ", ".join(f"{name}: {(self.evaluators or {})[name]} there, {now} now" for name, now in changed.items())
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -141,12 +148,14 @@ def open_dataset(
     fields: dict[str, Any],
     watched: dict[str, list[str]] | None = None,
     shards: Sequence[PlannedShard] = (),
+    versions: dict[str, str] | None = None,
 ) -> AnyPath:
     """The dataset's folder, made with its `dataset.json` if new; UsageError if another recipe drew it.
 
     Args:
         watched: the columns of each of the recipe's watchers.
         shards: what is planned; a dataset that has the first of these prompts grows.
+        versions: of the evaluators, by name.
     """
     assert recipe.name
     folder = dataset_folder(recipe.lake, recipe.name)
@@ -162,7 +171,7 @@ def open_dataset(
         with held(stage / "dataset.lock", wait=True):
             if not manifest.exists():
                 expect_new(folder)
-                _write(manifest, recipe, fields, watched)
+                _write(manifest, recipe, fields, watched, versions)
     # Read again also where it was written here: two recipes of one name may have begun together.
     found = read_manifest(folder)
     before = of_older(recipe, fields) | found.fields
@@ -203,7 +212,13 @@ def _grow(folder: AnyPath, recipe: Recipe, shards: Sequence[PlannedShard]) -> No
             write_document(made, folder / "dataset.json")
 
 
-def _write(path: AnyPath, recipe: Recipe, fields: dict[str, Any], watched: dict[str, list[str]] | None) -> None:
+def _write(
+    path: AnyPath,
+    recipe: Recipe,
+    fields: dict[str, Any],
+    watched: dict[str, list[str]] | None,
+    versions: dict[str, str] | None,
+) -> None:
     made = Manifest(
         name=recipe.name,
         fingerprint=fingerprint_of(fields),
@@ -213,6 +228,7 @@ def _write(path: AnyPath, recipe: Recipe, fields: dict[str, Any], watched: dict[
         versions=models.versions() | {"gpo": gpo_data.__version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         watched=watched or None,
+        evaluators=versions,
     )
     write_document(made, path, once=True)
 
@@ -223,6 +239,15 @@ def read_manifest(folder: AnyPath) -> Manifest:
         return read_document(Manifest, folder / "dataset.json", RESTORE)
     except FileNotFoundError:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
+
+
+def refuse_other_versions(folder: AnyPath, versions: dict[str, str]) -> None:
+    """Raise UsageError where what is drawn now would be measured otherwise than what the dataset has."""
+    if changed := read_manifest(folder).seen_otherwise(versions):
+        raise UsageError(
+            f"{folder}: its pictures were measured by other versions of the evaluators, and nothing is drawn beside "
+            f"them: {changed}; bring those back, draw under another --name, or remove the folder"
+        )
 
 
 def _refuse_difference(recipe: Recipe, folder: AnyPath, old: dict[str, Any], new: dict[str, Any], what: str) -> None:

@@ -20,7 +20,7 @@ from gpo_data.errors import few
 from gpo_data.lake.damaged import can_be_read
 from gpo_data.lake.files import SHARDS, Files
 from gpo_data.lake.remote import AnyPath
-from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows
+from gpo_data.lake.sidecar import CORE, footer_of, parquet_of, read_rows, wrong_bytes
 from gpo_data.lake.sql import listed, read_parquet
 from gpo_data.tasks import TARGETS
 
@@ -46,6 +46,7 @@ def problem_of_measures(path: AnyPath, sidecar: AnyPath) -> str | None:
     try:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
+            changed = wrong_bytes(source, table, file.metadata)
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
         return f"cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; {again}"
     footer = {k.decode(): v.decode(errors="replace") for k, v in (table.schema.metadata or {}).items()}
@@ -63,6 +64,8 @@ def problem_of_measures(path: AnyPath, sidecar: AnyPath) -> str | None:
         return f"has other rows than {sidecar.name}; {again}"
     if footer.get("values", values_digest(table)) != values_digest(table):
         return f"its values were changed after they were measured; {again}"
+    if changed:
+        return f"{changed}; {again}"
     return None
 
 

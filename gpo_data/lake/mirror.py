@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 
 from gpo_data.lake.cache import Cache
-from gpo_data.lake.remote import AnyPath, RemotePath, open_store, scratch, version_of
+from gpo_data.lake.remote import AnyPath, RemotePath, is_shard, open_store, scratch, version_of
 from gpo_data.lake.store_errors import explaining, lacks_bucket
 
 SIZE = 20 * 10**9  # bytes of the folder; a million members have about 0.1 GB of sidecars
@@ -134,11 +134,11 @@ class Copied(RemotePath):
 
 
 def files_at_once(folder: AnyPath, pattern: str) -> dict[str, AnyPath]:
-    """{name: file} of what fits below a folder. A store is listed once, and many files are fetched together."""
+    """{name: file} of the shards' files that fit below a folder. A store is listed once, files fetched together."""
     if isinstance(folder, Path):
-        return {path.name: path for path in folder.glob(pattern)}
+        return {path.name: path for path in folder.glob(pattern) if is_shard(path)}
     mirror = Mirror(folder.url)
-    found = mirror.glob(f"{glob.escape(mirror.root)}/{pattern}")
+    found = [path for path in mirror.glob(f"{glob.escape(mirror.root)}/{pattern}") if is_shard(path)]
     mirror.fetch(found)
     copies = [Copied(mirror.unstrip_protocol(path), mirror) for path in found]
     return {one.name: one for one in copies}

@@ -205,6 +205,12 @@ def files_in(folder: AnyPath, pattern: str) -> list[AnyPath]:
     return sorted(paths, key=str)
 
 
+def is_shard(path: str | AnyPath) -> bool:
+    """Whether it is called as a shard's tar, sidecar or measures are, and not as a file manager calls a copy of one."""
+    name = path.rpartition("/")[2] if isinstance(path, str) else path.name
+    return re.fullmatch(r"shard-\d{6,}\.(tar|parquet)", name) is not None
+
+
 def below(path: AnyPath, folder: AnyPath) -> str:
     """The path as the folder sees it."""
     return str(path).removeprefix(f"{folder}/")

@@ -12,7 +12,7 @@ import os
 from gpo_data.errors import RunError
 from gpo_data.lake.durable import TEMPORARY, fsync_folder, is_there, move
 from gpo_data.lake.locks import claim
-from gpo_data.lake.remote import AnyPath, below
+from gpo_data.lake.remote import AnyPath, below, is_shard
 from gpo_data.lake.shard import number_of
 from gpo_data.lake.verify import Report, stamp_of
 
@@ -25,6 +25,9 @@ def repair(folder: AnyPath, report: Report) -> int:
             if path.name.endswith(TEMPORARY):
                 path.unlink(missing_ok=True)
                 moved += 1
+                continue
+            if not is_shard(path):
+                moved += _quarantine(folder, path)
                 continue
             with claim(folder, number_of(path)) as mine:
                 if not mine:

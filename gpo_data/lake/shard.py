@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gpo_data.errors import RunError
 from gpo_data.group import Group, from_sample
 from gpo_data.lake.durable import write_once
-from gpo_data.lake.remote import AnyPath, place
-from gpo_data.lake.sidecar import SCHEMA_VERSION, sidecar_schema
+from gpo_data.lake.remote import AnyPath, is_shard, place
+from gpo_data.lake.sidecar import SCHEMA_VERSION, sidecar_schema, written
 from gpo_data.lake.stage import END, staged, staged_path
 from gpo_data.parts import Damage, open_archive
 
@@ -46,7 +44,7 @@ def sidecar_path(folder: AnyPath, shard_id: int) -> AnyPath:
 
 def sidecars(folder: AnyPath) -> list[AnyPath]:
     """The sidecars of all committed shards, in their order."""
-    return sorted(path for path in folder.glob("shard-*.parquet") if re.fullmatch(r"shard-\d{6,}", path.stem))
+    return sorted(path for path in folder.glob("shard-*.parquet") if is_shard(path))
 
 
 def number_of(path: AnyPath) -> int:
@@ -138,7 +136,4 @@ def member_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema, footer: dict[str, Any]) -> bytes:
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({k: str(v) for k, v in footer.items()}))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+    return written(pa.Table.from_pylist(rows, schema=schema.with_metadata({k: str(v) for k, v in footer.items()})))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -107,6 +108,15 @@ def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
         raise UsageError(f"--out {out}: cannot write: {error.strerror or error}") from None
 
 
+def _distinct(table: pa.Table) -> pa.Table:
+    """With a number behind the names of columns that are there twice, as DuckDB has them in a subquery."""
+    names: list[str] = []
+    for name in table.column_names:
+        new = next(one for n in itertools.count() if (one := f"{name}_{n}" if n else name) not in names)
+        names.append(new)
+    return table.rename_columns(names)
+
+
 def text_of(table: pa.Table, format: str) -> str:
     """The rows as CSV, JSON or a plain table."""
     stream = io.StringIO()
@@ -114,7 +124,7 @@ def text_of(table: pa.Table, format: str) -> str:
         show(table, Console(file=stream, width=200), len(table))
     elif format == "json":
         json.dump(
-            [{k: _plain(v) for k, v in row.items()} for row in table.to_pylist()],
+            [{k: _plain(v) for k, v in row.items()} for row in _distinct(table).to_pylist()],
             stream,
             indent=1,
             ensure_ascii=False,

@@ -40,24 +40,51 @@ GROUP_COLUMNS = ("n", "failed", "mean", "min", "max", "best_of_n", "best_member"
 RESERVED = frozenset((*CORE.names, *MEMBER_COLUMNS, *GROUP_COLUMNS))  # what no target or measurement is called
 
 
+DAMAGED = "its bytes are not those of its rows"
+
+
 def problem_of(source: IO[bytes] | Path | str, whole: bool = False) -> str | None:
     """Why this is no sidecar; None if it is one.
 
     Args:
-        whole: read every row, with page checksums; else the footer alone.
+        whole: read every row, with page checksums, and hold every byte to them; else the footer alone.
     """
     try:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             problem = _wrong_footer(schema.metadata or {}) or _wrong_columns(schema)
             if problem is None and whole:
-                if (written := _written_names(file)) is not None and written != schema.names:
-                    return f"the sidecar has the columns {', '.join(schema.names)}, written as {', '.join(written)}"
-                for _ in file.iter_batches():
-                    pass
+                if (told := _written_schema(file.metadata)) is not None and told.names != schema.names:
+                    return f"the sidecar has the columns {', '.join(schema.names)}, written as {', '.join(told.names)}"
+                problem = wrong_bytes(source, pa.Table.from_batches(file.iter_batches(), schema), file.metadata)
     except Exception as error:  # pyarrow raises many kinds on damaged bytes
         return f"the sidecar cannot be read: {words(error)}"
     return problem
+
+
+def written(table: pa.Table) -> bytes:
+    """A sidecar's or a measures file's."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def wrong_bytes(source: IO[bytes] | Path | str, table: pa.Table, metadata: pq.FileMetaData) -> str | None:
+    """Whether a file's bytes are not those that its rows would be written as, by the library that wrote them.
+
+    Checksums are of pages alone: statistics, which SQL leaves row groups out by, and all else of the footer have none.
+    """
+    as_written = _written_schema(metadata)
+    ours = metadata.num_row_groups == 1 and metadata.row_group(0).column(0).compression == "ZSTD"
+    if as_written is None or not ours:
+        return None  # another writer's
+    again = written(table.cast(as_written))  # which calls a list's values by another name
+    if pq.read_metadata(io.BytesIO(again)).created_by != metadata.created_by:
+        return None  # another version may lay out the same rows otherwise
+    if isinstance(source, str | Path):
+        return None if Path(source).read_bytes() == again else DAMAGED
+    source.seek(0)
+    return None if source.read() == again else DAMAGED
 
 
 def parquet_of(path: AnyPath) -> IO[bytes] | Path:
@@ -95,10 +122,10 @@ def footer_of(path: AnyPath) -> dict[str, str]:
         raise RunError(f"{path}: cannot be read: {words(error)}; {REPAIR}") from None
 
 
-def _written_names(file: pq.ParquetFile) -> list[str] | None:
+def _written_schema(metadata: pq.FileMetaData) -> pa.Schema | None:
     """The columns as Arrow wrote them once more, in a part of its own; None where another library wrote the file."""
-    coded = (file.metadata.metadata or {}).get(b"ARROW:schema")
-    return list(pa.ipc.read_schema(pa.BufferReader(base64.b64decode(coded))).names) if coded else None
+    coded = (metadata.metadata or {}).get(b"ARROW:schema")
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(coded))) if coded else None
 
 
 def _wrong_footer(metadata: dict[bytes, bytes]) -> str | None:

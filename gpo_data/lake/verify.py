@@ -26,7 +26,7 @@ from gpo_data.lake.durable import TEMPORARY, is_stale
 from gpo_data.lake.manifest import Manifest, keeps_unconditional, read_manifest
 from gpo_data.lake.measures import problem_of_measures
 from gpo_data.lake.record import PLACE, Record
-from gpo_data.lake.remote import AnyPath, RemotePath, files_in, held
+from gpo_data.lake.remote import AnyPath, RemotePath, files_in, held, is_shard
 from gpo_data.lake.shard import member_rows, sidecars
 from gpo_data.lake.sidecar import CORE, OPTIONAL, footer_of, parquet_of, problem_of, read_rows
 from gpo_data.lake.stage import END
@@ -35,6 +35,9 @@ from gpo_data.progress import Bar
 
 AHEAD = 16  # groups at once, at most: each holds its bytes and its pictures
 Stamp = tuple[tuple[int, int] | None, ...]
+
+
+NO_SHARD = "no shard's name, shard-000012: a copy of one, which nothing reads"
 
 
 @dataclass
@@ -66,11 +69,20 @@ def verify(folder: AnyPath, console: Console | None = None) -> Report:
                 _note(report, sidecar, str(error), stamp)
             bar.step(line=f"problems {len(report.problems)}" if report.problems else "")
     there = {sidecar.stem for sidecar in committed}
-    for tar in files_in(folder, "shard-*.tar"):
+    for path in [*files_in(folder, "shard-*.*"), *files_in(folder, "measures/*@*/shard-*.*")]:
+        if not is_shard(path) and path.name.endswith((".tar", ".parquet")):
+            _note(report, path, NO_SHARD)
+    for tar in filter(is_shard, files_in(folder, "shard-*.tar")):
         if tar.stem not in there and not tar.with_suffix(".parquet").exists():
             _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
-    for path in files_in(folder, "measures/*@*/shard-*.parquet"):
-        if wrong := problem_of_measures(path, folder / path.name):
+    for path in filter(is_shard, files_in(folder, "measures/*@*/shard-*.parquet")):
+        try:
+            wrong = problem_of_measures(path, folder / path.name)
+        except StoreError:
+            raise
+        except RunError:
+            continue  # of its sidecar, which is a problem already
+        if wrong:
             _note(report, path, wrong)
     for temporary in files_in(folder, f"**/*{TEMPORARY}"):
         if is_stale(temporary):

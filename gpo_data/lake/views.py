@@ -23,14 +23,13 @@ from gpo_data.lake.files import SHARDS, Files, open_lake
 from gpo_data.lake.gathered import Gathered, gather
 from gpo_data.lake.measures import PROTECTED, sources_of
 from gpo_data.lake.sidecar import CORE, OPTIONAL, REPAIR, sidecar_schema
-from gpo_data.lake.sql import identifier, listed, quote, read_parquet
+from gpo_data.lake.sql import DATASET_OF, identifier, listed, quote, read_parquet
 from gpo_data.status import OK, sql_split
 from gpo_data.tasks import TARGETS, TASKS
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBERS = ("BOOLEAN", *INTEGERS, "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
 
-DATASET_OF = r"regexp_extract({}, '.*dataset=([^/\\]+)', 1)"  # of a path
 MANIFEST = ("name", "fingerprint", "created")
 MANIFEST_JSON = ("fields", "recipe", "versions")
 

@@ -42,7 +42,10 @@ class Phrase:
         return f"{self.count} {self.name}"
 
 
-TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?![\w,])|\d+(?:[./:]\d+)*(?!\w)|[\w]+(?:[-'’][\w]+)*|[^\w\s]")
+TOKEN = re.compile(
+    r"\d{1,3}(?:,\d{3})+(?![\w,])|\d+(?:[./:]\d+)*(?!\w)|[\w]+(?:[-'’][\w]+)*(?:(?<=s)['’](?=\s\w))?|[^\w\s]"
+)
+OWNER = re.compile(r"(?:['’]s|s['’])$")  # of what is counted
 # Words that end the phrase of the things counted.
 AFTER = frozenset(
     """on in at with of near under over above below beside behind between by from to inside around against along across
@@ -190,6 +193,9 @@ def _things(
     while at < end:
         if tokens[at] in (",", "and", "or") and best and best[2] not in COLORS:
             break
+        if OWNER.search(tokens[at]):  # two dogs' bowls are two bowls
+            at += 1
+            continue
         for size in range(min(LONGEST, end - at), 0, -1):
             words = " ".join(tokens[at : at + size])
             name = _agreeing(words, count, paired)
@@ -220,7 +226,7 @@ def _agreeing(words: str, count: int, paired: bool) -> str | None:
 
 def _unknown(tokens: list[str], start: int, end: int, count: int, paired: bool) -> tuple[int, int, str, bool] | None:
     """The first plural; after one the last word of the phrase."""
-    words = [(i, tokens[i]) for i in range(start, end) if tokens[i][0].isalpha()]
+    words = [(i, tokens[i]) for i in range(start, end) if tokens[i][0].isalpha() and not OWNER.search(tokens[i])]
     if count == 1:
         stop = next((n for n, (_, word) in enumerate(words) if word in ("and", "or")), len(words))
         words = words[:stop]

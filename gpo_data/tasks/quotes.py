@@ -5,7 +5,8 @@
     ""Open""  \\"Open\\"                                  as CSV and JSON write a quote
 
 A straight mark after a digit that opens nothing is an inch or a second (`a 27" monitor`), and a single one inside a
-word or after a plural an apostrophe (`don't`, `the dogs' bowl`). Single quotes inside double ones are of the text.
+word, after a plural or before a decade an apostrophe (`don't`, `the dogs' bowl`, `the '90s`). Single quotes inside
+double ones are of the text.
 
 What always holds: all strings in their order, each not empty, or a ValueError that shows what was understood. A
 sentence with text in single and in double quotes, side by side, may mean either and is refused.
@@ -30,6 +31,8 @@ PAIRS = {
 }
 SINGLE = {"'": "'’", "‘": "’'", "‚": "‘’", "`": "'`"}
 SPACE_BEFORE = re.compile(r"(^|[\s(\[{,:;=/\-–—])$")
+# What an apostrophe stands before.
+ELISION = re.compile(r"(\d\ds?|tis|twas|til|n|em|cause|bout|round)\b", re.IGNORECASE)
 END_AFTER = re.compile(r"^($|[\s)\]},.:;!?/\-–—…\"”])")
 
 
@@ -79,15 +82,22 @@ def _is_unit(text: str, at: int) -> bool:
 def _single(text: str) -> list[str]:
     found, at = list[str](), 0
     while at < len(text):
-        closing = SINGLE.get(text[at], "")
-        if not closing or not SPACE_BEFORE.search(text[:at]) or not re.match(r"\S", text[at + 1 :]):
+        if not _opens(text, at):
             at += 1
             continue
+        closing = SINGLE[text[at]]
         ends = [i for i in range(at + 2, len(text)) if text[i] in closing and END_AFTER.match(text[i + 1 :])]
         if not ends:  # 'tis
             at += 1
             continue
         inside = text[at + 1 : ends[0]].strip()
+        opened = [i for i in range(at + 1, ends[0]) if _opens(text, i)]
+        if opened and ELISION.match(text[at + 1 :]):  # the '90s that reads 'Rave'
+            at += 1
+            continue
+        if opened:
+            both = f"{inside!r} or {text[opened[0] + 1 : ends[0]]!r}"
+            raise ValueError(f"a quote that begins twice: {both}; put the words to draw in double quotes")
         # A plural's apostrophe ends a word just as a quote does: 'The dogs' bowl' has two ends.
         between = range(ends[0] + 1, ends[1]) if len(ends) > 1 and inside[-1:] == "s" else range(0)
         if between and not any(text[i] in SINGLE and SPACE_BEFORE.search(text[:i]) for i in between):
@@ -97,6 +107,11 @@ def _single(text: str) -> list[str]:
             found.append(inside)
         at = ends[0] + 1
     return found
+
+
+def _opens(text: str, at: int) -> bool:
+    """Whether a single mark stands where a text begins."""
+    return text[at] in SINGLE and bool(SPACE_BEFORE.search(text[:at])) and bool(re.match(r"\S", text[at + 1 :]))
 
 
 def _shown(found: list[str]) -> str:

@@ -138,6 +138,8 @@ class Hub(Served):
                     files[one["value"]["path"]] = base64.b64decode(one["value"]["content"])
                 elif one["key"] == "lfsFile":
                     files[one["value"]["path"]] = self.objects[one["value"]["oid"]]
+                elif one["key"] == "deletedFile":
+                    del files[one["value"]["path"]]
             self.commits[key].append(files)
             oid = f"{len(self.commits[key]) - 1:040x}"
             return 200, {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{key}/commit/{oid}"}, {}
@@ -192,7 +194,7 @@ class Hub(Served):
                 told[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
             if recursive or not folders:
                 told[path] = self._entry(path, content)
-        if not told:
+        if not told and below:
             raise KeyError("entry")
         return list(told.values())
 
