@@ -90,12 +90,11 @@ class Rollout:
             by_workers = recipe.ray.wanted
             model, changed = self._open(recipe) if ranks.first or not by_workers else (None, None)
         self.console.print(f"iteration {iteration.number}: dataset {iteration.name}", soft_wrap=True)
-        if not by_workers:
-            self._evaluators = evaluators.build(recipe, opened=self._evaluators)
-        self._expect_going_on()  # `draw` listens for signals by itself, and these came before it did
         if by_workers:
             self._have_drawn(recipe, ranks)
         else:
+            self._evaluators = evaluators.build(recipe, opened=self._evaluators)
+            self._expect_going_on()
             draw(recipe, self.console, model, (ranks.rank, ranks.world), clock, measuring=self._evaluators)
         ranks.barrier("drawn")
         folder = dataset_folder(recipe.lake, iteration.name)
@@ -126,6 +125,7 @@ class Rollout:
         ranks.barrier("summary")
 
     def _expect_going_on(self) -> None:
+        """`draw` listens for signals by itself: this is for one that came before it did."""
         if self.stopping():
             raise Interrupted
 
@@ -147,6 +147,7 @@ class Rollout:
                 ranks.broadcast(DRAWING)
 
         try:
+            self._expect_going_on()
             if self._workers is None:
                 self._workers = self._begun.enter_context(kept_workers(recipe, self.console, tick))
             draw(recipe, self.console, workers=self._workers)
