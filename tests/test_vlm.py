@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 import urllib3
 
+from gpo_data import cli
 from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.protocol import png
 from gpo_data.evaluators.questions import Question, filled, questions_of, together
@@ -72,6 +73,15 @@ def test_a_row_whose_questions_are_none_is_told(row: Any, words: str) -> None:
         expect_reward(asks, {"target": pa.string()}, [])
     with pytest.raises(UsageError, match="no 'word'; there are: prompt"):
         filled("Is there a {word}?", {"prompt": "a dog"})
+
+
+def test_prompts_are_shown_without_their_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "few.csv").write_text("Prompts,Category\nA red car.,Colors\nA black dog.,Colors\n")
+    asked = ["prompts", "drawbench-sd35m", "--task.prompts", str(tmp_path / "few.csv")]
+    assert cli.main([*asked, "--vlm.url", "http://127.0.0.1:9/v1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "A black dog." in said and "2 prompts of 2 targets" in said
+    assert "not checked against the evaluators: vlm.url: no answer from http://127.0.0.1:9/v1 in one try" in said
 
 
 def test_what_depends_on_a_thing_that_is_not_there_counts_nothing() -> None:

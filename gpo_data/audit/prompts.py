@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpo_data import evaluators
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe
@@ -40,9 +41,10 @@ def show(recipe: Recipe, limit: int, console: Console) -> None:
         for name in travelling:
             console.print(f"column {name} ({types[name]}): {_examples(prompts, name)}", soft_wrap=True, markup=False)
     expect_declared_reward(recipe, types)
-    try:
-        chosen = evaluators.build(recipe, alone=True)
-    except UsageError as error:  # what it takes to draw is not what it takes to read a file
+    once = {name: dataclasses.replace(getattr(recipe, name), retries=0) for name in ("http", "vlm")}
+    try:  # no server is waited for
+        chosen = evaluators.build(dataclasses.replace(recipe, **once), alone=True)
+    except (RunError, UsageError) as error:  # what it takes to draw is not what it takes to read a file
         console.print(f"not checked against the evaluators: {error}", soft_wrap=True, markup=False)
         return
     evaluators.refuse_same_columns(f"task.prompts: {recipe.task.prompts}", types, chosen)
