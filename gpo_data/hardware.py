@@ -54,6 +54,17 @@ def device_of(setting: str, key: str = "sampler.device") -> str:
     raise UsageError(f"{key}: {setting}: not on this machine; there is {', '.join(present)}, or auto")
 
 
+def torch_device(setting: str) -> Any:
+    """The same as a torch.device, and which card of several: a thread of its own begins at the first, whatever card its
+    process computes on. Raises UsageError."""
+    import torch
+
+    device = torch.device(device_of(setting))
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def bfloat16_units(device: str) -> str:
     """What multiplies bfloat16 in hardware on the device, by name; '' where nothing does."""
     import torch

@@ -20,6 +20,7 @@ from peft.utils import get_peft_model_state_dict
 from gpo_data import models
 from gpo_data.errors import UsageError
 from gpo_data.lake.durable import whole_folder
+from gpo_data.models.folder import variant_of
 from gpo_data.recipe import Sampler
 from gpo_train.policy import Policy
 from gpo_train.run import Run, RunManifest
@@ -95,9 +96,25 @@ def _fill(out: Path, run: Run, manifest: RunManifest) -> None:
         if isinstance(value, list) and value[0] and name != denoiser
     }
     shutil.copy2(base / "model_index.json", out)
+    variant = variant_of(base, denoiser)
     for name in sorted(wanted):
         if (base / name).is_dir():
             shutil.copytree(base / name, out / name)
+            if variant:
+                _under_plain_names(out / name, variant)
+
+
+def _under_plain_names(part: Path, variant: str) -> None:
+    """`model.fp16.safetensors` as `model.safetensors`, as the denoiser beside it is called; where there are both the
+    plain one stays."""
+    for file in sorted(part.glob(f"*.{variant}[.-]*")):
+        plain = file.with_name(file.name.replace(f".{variant}", "", 1))
+        if plain.exists():
+            file.unlink()
+            continue
+        file.rename(plain)
+        if plain.suffix == ".json":  # the index of several
+            plain.write_text(plain.read_text().replace(f".{variant}", ""))
 
 
 def _save_merged(model: Any, policy: Path, out: Path, base: Path) -> None:

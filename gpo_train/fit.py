@@ -280,9 +280,10 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
         "wandb": lambda: logging_to.WandbLogger(name=run.name, save_dir=logs, id=run.name, resume="allow"),
     }
     bar = [progress(console)] if settings.trainer.get("enable_progress_bar", True) else []
+    device = torch.device(hardware.device_of(recipe.sampler.device))
     options: dict[str, Any] = {
-        "accelerator": "cpu" if recipe.sampler.device == "cpu" else "auto",
-        "devices": 1,
+        "accelerator": device.type,  # as what draws: Lightning's own choice takes Apple's GPU, which has no float64
+        "devices": 1 if device.index is None else [device.index],
         "max_epochs": settings.epochs,
         "callbacks": [*bar, *callbacks],
         "plugins": [WholeFiles()],

@@ -61,12 +61,13 @@ class NoiseSamples:
     dropped: Tensor | None = None
 
 
-def distribution(settings: Train) -> Draw:
+def distribution(settings: Train, whole_steps: bool = False) -> Draw:
     """How u is drawn, before `timestep_range` and the scheduler's shift.
 
     uniform        u ~ U(0, 1)
     logit_normal   u = sigmoid(m + s n), n ~ N(0, 1)                Stable Diffusion 3, arXiv 2403.03206
-    discrete       u = (floor(1000 v) + 1) / 1000, v ~ U(0, 1)      diffusers' scripts: indices into the scheduler
+    discrete       u = (floor(1000 v) + 1) / 1000, v ~ U(0, 1)      diffusers' scripts: indices into the scheduler;
+                   of `whole_steps`, a DDPM's, the middle of each, so that rounding makes no other step of it
     stratified     u_j = (j + v_j) / k, v_j ~ U(0, 1), j < k        one in each k-th part, as VDM's, arXiv 2107.00630
     """
 
@@ -74,7 +75,7 @@ def distribution(settings: Train) -> Draw:
         return torch.sigmoid(settings.logit_mean + settings.logit_std * torch.randn(k, generator=generator))
 
     def discrete(k: int, generator: torch.Generator | None = None) -> Tensor:
-        return ((torch.rand(k, generator=generator) * STEPS).floor() + 1) / STEPS
+        return ((torch.rand(k, generator=generator) * STEPS).floor() + (0.5 if whole_steps else 1)) / STEPS
 
     def stratified(k: int, generator: torch.Generator | None = None) -> Tensor:
         return (torch.arange(k) + torch.rand(k, generator=generator)) / k
@@ -169,7 +170,7 @@ def epoch_noise(
         digest,
         settings.shared_noise,
         (low, high),
-        distribution(settings),
+        distribution(settings, model.whole_steps),
         LARGE,
         settings.noise == "antithetic",
     )

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from gpo_data import models
 from gpo_data.errors import RunError, UsageError, few
 from gpo_data.lake.columns import pieces_of_bytes
 from gpo_data.lake.durable import write_stream
@@ -172,3 +173,10 @@ def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
             f"dataset {name} was drawn by another model ({manifest.fields.get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
         )
+    for key in models.told(models.resolve(recipe.model, recipe.revision)):
+        as_drawn, now = manifest.fields.get(f"sampler.{key}"), getattr(recipe.sampler, key)
+        if as_drawn not in (None, now):
+            raise UsageError(
+                f"dataset {name} was drawn with sampler.{key}: {as_drawn}, which this model is told in training too: "
+                f"expected the same, found {now}"
+            )

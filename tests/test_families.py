@@ -36,8 +36,9 @@ from gpo_data.lake.reader import Reader, TrainGroup
 from gpo_data.lake.snapshot import take_snapshot
 from gpo_data.lake.verify import verify
 from gpo_data.recipe import Train
-from gpo_train.noise import sample_noise
+from gpo_train.noise import distribution, sample_noise
 from gpo_train.policy import Policy
+from gpo_train.snapshot import _same_model
 from tests.parts.families import (
     FAMILIES,
     PLAIN,
@@ -207,6 +208,9 @@ def test_time_is_the_schedulers(family: Family) -> None:
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     assert torch.equal(model.time(u), torch.arange(1000))
     assert model.time(torch.tensor([0.0, 1.0])).tolist() == [0, 999]
+    discrete = distribution(Train(timestep_distribution="discrete"), model.whole_steps)
+    counted = torch.bincount(model.time(discrete(200_000, torch.Generator().manual_seed(0))), minlength=1000)
+    assert len(counted) == 1000 and counted.min() > 120 and counted.max() < 280  # 200 each
 
 
 def test_adapters_reach_attention_and_mlp_and_learn(family: Family, tmp_path: Path) -> None:
@@ -260,6 +264,12 @@ def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None
     folder = draw.draw(recipe.load(path), Console(quiet=True))
     report = verify(folder)
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (2, 3, 9, 0, [])
+    for key in models.told(family.folder):  # else the policy would learn at what it was not told when it drew
+        other = recipe.load(path, [f"--sampler.{key}", str(2 * settings[key])])
+        here = {"model_digest": models.digest(family.folder)}
+        _same_model(recipe.load(path), family.name, here)
+        with pytest.raises(UsageError, match=f"was drawn with sampler.{key}: {settings[key]}, .* in training too"):
+            _same_model(other, family.name, here)
 
     if not settings["store_unconditional"]:
         with pytest.raises(UsageError, match=r"sampler.store_unconditional: the model in .* has no unconditional half"):
@@ -326,6 +336,15 @@ def test_what_was_trained_on_another_process_is_refused(
     save(new_sd(scheduler, **config), tmp_path)
     with pytest.raises(UsageError, match=message):
         models.load(tmp_path, SAMPLER)
+
+
+def test_a_dynamic_shift_is_not_trained_at_another(tmp_path: Path) -> None:
+    made = build("sd3", tmp_path)
+    config = made.folder / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dynamic_shifting": True}))
+    models.load(made.folder, dataclasses.replace(SAMPLER, **made.settings))
+    with pytest.raises(UsageError, match="scheduler: use_dynamic_shifting: training asks SD3 at noise levels"):
+        models.load(made.folder, dataclasses.replace(SAMPLER, **made.settings), True)
 
 
 def test_a_flow_with_a_scheduler_of_another_process_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from gpo_data.lake.manifest import drawn_in, settle
 from gpo_data.models import load, resolve
 from gpo_data.recipe import Train
 from gpo_train import cli as train_cli
-from gpo_train.fit import processes_of
+from gpo_train.fit import make_trainer, processes_of
 from gpo_train.run import Run
 from gpo_train.run import settle as settle_run
 from gpo_train.settings import train_settings
@@ -117,6 +117,26 @@ def test_the_fingerprint_holds_a_precision(recipe_file: Path, plain: pytest.Monk
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_a_run_trains_where_it_draws(recipe_file: Path, tmp_path: Path, plain: pytest.MonkeyPatch) -> None:
+    """Lightning's own choice would be Apple's GPU, or the first card."""
+    plain.setattr(torch.backends.mps, "is_available", lambda: True)
+    made = recipe.load(recipe_file)
+    run = Run(tmp_path)
+    trainer = make_trainer(made, train_settings(made), run, [], Console(quiet=True))
+    assert trainer.strategy.root_device.type == hardware.device_of(made.sampler.device) == "cpu"
+    asked: dict[str, object] = {}
+    plain.setattr("lightning.Trainer", lambda **options: asked.update(options))
+    plain.setattr(torch.cuda, "is_available", lambda: True)
+    plain.setattr(torch.cuda, "device_count", lambda: 2)
+    plain.setattr(torch.cuda, "current_device", lambda: 1)
+    settings = train_settings(made)
+    for setting, devices in (("cuda:1", [1]), ("auto", 1)):
+        there = dataclasses.replace(made, sampler=dataclasses.replace(made.sampler, device=setting))
+        make_trainer(there, settings, run, [], Console(quiet=True))
+        assert (asked["accelerator"], asked["devices"]) == ("cuda", devices)
+        assert hardware.torch_device(setting) == torch.device("cuda:1")
+
+
 def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from gpo_data import hardware; "
     code += "print(hardware.threads(), hardware.take_threads(4), os.environ['OMP_NUM_THREADS'])"

@@ -131,6 +131,8 @@ def test_attention_backends(flux: Family, sdxl: Family) -> None:
         )
     with pytest.raises(UsageError, match=r"attention_backend: expected null or any of _flash_3, .*found 'flush'"):
         flux.model(attention_backend="flush")
+    with pytest.raises(UsageError, match="attention_backend: sage: has no backward pass; it draws, and cannot train"):
+        models.load(flux.folder, dataclasses.replace(SAMPLER, attention_backend="sage"), True)
     with pytest.raises(UsageError, match="UNet2DConditionModel takes none in diffusers .* set null"):
         sdxl.model(attention_backend="native")
 

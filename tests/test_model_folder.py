@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpo_data import cli, models
+from gpo_data import cli, models, recipe
+from gpo_data.lake.document import write_document
 from gpo_data.models.folder import variant_of
+from gpo_train.export import export
+from gpo_train.run import Run, RunManifest
 from tests.parts.families import SAMPLER
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -81,14 +86,39 @@ def test_a_single_file_is_refused_with_the_way_to_a_folder(
         assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("parts", [("transformer",), ("transformer", "vae", "text_encoder", "text_encoder_2")])
-def test_a_variant_is_opened(parts: tuple[str, ...], model: Path) -> None:
-    """As hubs have them: all networks in fp16, or one of them."""
+NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+
+
+def in_half(model: Path, parts: tuple[str, ...]) -> None:
+    """As hubs have them."""
     for part in parts:
         (file,) = (model / part).glob("*.safetensors")
         state = {name: value.half() for name, value in load_file(file).items()}
         save_file(state, file.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
         file.unlink()
+
+
+def test_what_a_variant_was_trained_to_is_opened(model: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(model / "transformer", run.policy / "transformer")  # under plain names, as policies are
+    in_half(model, NETWORKS)
+    part, one = model / "text_encoder_2", "model.fp16-00001-of-00001.safetensors"
+    (part / "model.fp16.safetensors").rename(part / one)  # as older ones are called
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(part / one), one)}
+    (part / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    made = dataclasses.asdict(recipe.load("text-tiny", ["--model", str(model)]))
+    manifest = RunManifest(run="run", mode="offline", recipe=made, model_digest="d", created="t", state="finished")
+    write_document(manifest, run.folder / "run.json")
+    out = export(run, tmp_path / "out")
+    assert not list(out.rglob("*.fp16*")) and variant_of(model, "transformer") == "fp16"
+    models.load(models.resolve(str(out)), SAMPLER)
+    assert diffusers.DiffusionPipeline.from_pretrained(out).transformer is not None
+
+
+@pytest.mark.parametrize("parts", [("transformer",), NETWORKS])
+def test_a_variant_is_opened(parts: tuple[str, ...], model: Path) -> None:
+    """All networks in fp16, or one of them."""
+    in_half(model, parts)
     assert variant_of(model, "transformer") == "fp16"
     found = models.load(models.resolve(str(model)), SAMPLER)
     stored = load_file(model / "transformer/diffusion_pytorch_model.fp16.safetensors")

@@ -16,6 +16,7 @@ from gpo_data.models.load import (
     policy_path,
     repeat,
     resolve,
+    told,
     versions,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "policy_path",
     "repeat",
     "resolve",
+    "told",
     "versions",
     "weights_digest",
 ]

@@ -27,6 +27,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 class DDPM(Pipeline):
     denoiser_name = "unet"
+    whole_steps = True
     # Attention and MLP of the UNet's transformer blocks.
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 

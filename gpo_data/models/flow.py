@@ -32,6 +32,11 @@ class Flow(Pipeline):
                 f"model {folder}: scheduler {type(self.pipe.scheduler).__name__}: expected one of rectified flow, "
                 f"FlowMatchEulerDiscreteScheduler or one with use_flow_sigmas"
             )
+        if for_training and config.get("use_dynamic_shifting") and type(self).time is Flow.time:
+            raise UsageError(
+                f"model {folder}: scheduler: use_dynamic_shifting: training asks {type(self).__name__} at noise "
+                f"levels of a shift that is one number; set it to false there, and shift to what it draws with"
+            )
 
     def noise(self, x_0: torch.Tensor, e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t for t [B] in [0, 1]; the interpolation of FlowMatchEulerDiscreteScheduler.scale_noise."""

@@ -38,6 +38,7 @@ def lora_targets(single_layers: int) -> tuple[str, ...]:
 
 class Flux(Flow):
     pipeline_class = FluxPipeline
+    told = ("height", "width", "guidance_scale")
     multiple_of = 16
     large_text_encoder = "text_encoder_2"
     has_unconditional = False

@@ -53,6 +53,7 @@ class Model(Protocol):
     """What generate.py and the trainers need of a family; see the module's docstring for shapes."""
 
     lora_targets: tuple[str, ...]
+    whole_steps: bool
 
     @property
     def denoiser(self) -> torch.nn.Module: ...
@@ -133,6 +134,12 @@ def _family(folder: Path) -> Any:
         raise UsageError(f"model {folder}: pipeline class {name} is not supported; known: {', '.join(FAMILIES)}")
     module, family = FAMILIES[name]
     return getattr(importlib.import_module(module), family)
+
+
+def told(folder: Path) -> tuple[str, ...]:
+    """What of `sampler:` the model in `folder` is told in training as when it drew. Raises UsageError."""
+    found: tuple[str, ...] = _family(folder).told
+    return found
 
 
 def expect_size(folder: Path, sampler: Sampler) -> None:

@@ -56,11 +56,13 @@ def in_8_bit(encoder: str | None, folder: Path) -> dict[str, Any]:
     return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping=mapping)}
 
 
-def set_attention(denoiser: Any, name: str) -> None:
-    """Have the denoiser's attention computed by diffusers' backend of that name."""
+def set_attention(denoiser: Any, name: str, for_training: bool = False) -> None:
+    """Have the denoiser's attention computed by diffusers' backend of that name. Raises UsageError."""
     known = sorted(backend.value for backend in AttentionBackendName)
     if name not in known:
         raise UsageError(f"sampler.attention_backend: expected null or any of {', '.join(known)}, found {name!r}")
+    if for_training and "sage" in name:  # its kernel is outside of autograd: layers behind it would learn nothing
+        raise UsageError(f"sampler.attention_backend: {name}: has no backward pass; it draws, and cannot train")
     processors = [getattr(part, "processor", None) for part in denoiser.modules()]
     if not any(hasattr(processor, "_attention_backend") for processor in processors):
         raise UsageError(  # set_attention_backend would pass over it in silence

@@ -53,7 +53,9 @@ class Pipeline:
         large_text_encoder: the pipeline's own name of the one worth 8 bits.
         multiple_of: pixels a side, whatever the networks could do, that diffusers insists on.
         starting_dtype: of the noise that `__call__` starts from, where it is not the sampler's.
+        whole_steps: whether a time is one of the scheduler's training steps, and no number between two.
         has_unconditional: whether guidance is a second, unconditional call, and there is something to tell it.
+        told: what of `sampler:` the denoiser is told by an embedding of its own, in drawing and in training.
         lora_targets: names of the denoiser's linear layers that get adapters, as PEFT matches them: by suffix.
     """
 
@@ -64,11 +66,13 @@ class Pipeline:
     multiple_of: ClassVar[int] = 8
     starting_dtype: ClassVar[torch.dtype | None] = None
     has_unconditional: ClassVar[bool] = True
+    whole_steps: bool = False
+    told: tuple[str, ...] = ()
     lora_targets: tuple[str, ...]
 
     def __init__(self, folder: Path, sampler: Sampler, for_training: bool = False) -> None:
         self.folder, self.sampler = folder, sampler
-        self.device = torch.device(hardware.device_of(sampler.device))
+        self.device = hardware.torch_device(sampler.device)
         self.dtype: torch.dtype = getattr(torch, hardware.dtype_for(sampler.dtype, str(self.device)))
         how = dict(self.open_with)
         if variant := variant_of(folder, self.denoiser_name):
@@ -82,7 +86,7 @@ class Pipeline:
         self._negative: Conditioning | None = None
         cpu.quicken(self.denoiser)
         if sampler.attention_backend is not None:
-            memory.set_attention(self.denoiser, sampler.attention_backend)
+            memory.set_attention(self.denoiser, sampler.attention_backend, for_training)
         if for_training:
             self.pipe.vae = None
             return

@@ -23,6 +23,7 @@ from gpo_data.recipe import Sampler
 
 class SDXL(DDPM):
     pipeline_class = StableDiffusionXLPipeline
+    told = ("height", "width")
     # A watermark would be drawn or not by whether another package is installed.
     open_with: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 

@@ -86,8 +86,8 @@ class Sampler:
         vae_tiling: decode large pictures in overlapping tiles; seams are blended.
         store_unconditional: keep the embedding of `negative_prompt` in the first group of each shard, for
             `train.caption_dropout` and `train.guidance_scale`; not with FLUX, which has none.
-        attention_backend: of diffusers (`_native_flash`, `_native_cudnn`, `flash`, `sage`, ...), in drawing and in
-            training; null leaves the choice to torch.
+        attention_backend: of diffusers (`_native_flash`, `_native_cudnn`, `flash`, ...), in drawing and in training;
+            null leaves the choice to torch. `sage` draws and cannot train: it has no backward pass.
     """
 
     num_inference_steps: Count = 28
