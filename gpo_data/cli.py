@@ -63,7 +63,7 @@ def audit(recipe: Recipe, options: Options) -> None:
 
 @command.verb(
     argument("query", nargs="?", help="SQL; without it, an interactive prompt"),
-    argument("--format", choices=("table", "csv", "json", "parquet"), default="table"),
+    argument("--format", choices=("table", "csv", "json", "parquet"), help="default: as --out ends, else table"),
     argument("--out", type=Path, help="write there instead of printing"),
     argument(
         "--dataset", action="append", metavar="NAME", help="the views show this alone, a name or pattern; default: all"

@@ -21,6 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from gpo_data import hardware
@@ -142,8 +143,12 @@ class Command:
             print("stopped; the same command goes on from here", file=sys.stderr)
             return 130
         except BrokenPipeError:  # `gpo-data sql ... | head`
-            sys.stderr.close()
-            return 0
+            with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if runs is never:
+                return 0
+            print("nobody reads the output any more; the same command goes on from here", file=sys.stderr)
+            return 1
         except OSError as error:
             if error.errno not in (*DISK, *WRONG_PLACE):
                 raise

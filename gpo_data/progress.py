@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,8 +15,26 @@ EVERY = 10.0  # seconds between two lines of a log
 
 def plain_console() -> Console:
     """For people: no markup, since what users name may have brackets; in a file or a pipe tables have room."""
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    return Console(highlight=False, markup=False, width=wide)
+    _usable_streams()
+    said = os.environ.get("COLUMNS", "")
+    asked = int(said) if said.isdecimal() and int(said) else None
+    return _Piped(highlight=False, markup=False, width=asked or (None if sys.stdout.isatty() else 160))
+
+
+class _Piped(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever runs the work decides what it means that nobody reads on; rich would end the process in silence."""
+        raise BrokenPipeError
+
+
+def _usable_streams() -> None:
+    """Streams that were closed before the command began lead nowhere, and a letter that one has not is a `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as the process lives
+        elif mode == "w" and getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 class Bar:

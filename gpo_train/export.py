@@ -62,7 +62,8 @@ def save_policy(policy: Policy, folder: Path, write: bool = True) -> None:
 
 
 def export(run: Run, out: Path, merge: bool = False) -> Path:
-    """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all. Raises UsageError.
+    """The run's policy as a plain diffusers folder or LoRA file in `out`, whole or not at all; in a folder that is
+    there already model_index.json comes last. Raises UsageError.
 
     Args:
         merge: a LoRA into the base model's weights, in float32, as full policies have them: a model to go on from.
@@ -72,12 +73,17 @@ def export(run: Run, out: Path, merge: bool = False) -> Path:
     out = out.resolve()
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
+    there = out.exists()  # it may be a mount, or where somebody is: its own files come and go, and it stays
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(out) as made:
+    with whole_folder(out / "made" if there else out) as made:
         if models.lora_of(run.policy) and not merge:
             shutil.copytree(run.policy, made)
         else:
             _fill(made, run, manifest)
+    if there:
+        for path in sorted((out / "made").iterdir(), key=lambda path: path.name == "model_index.json"):
+            path.rename(out / path.name)
+        (out / "made").rmdir()
     return out
 
 

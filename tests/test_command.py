@@ -149,6 +149,22 @@ def test_an_export_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.Mon
     assert gpo_train.cli.main(export) == 0 and Path("new/plain/model_index.json").is_file()
 
 
+def test_whoever_reads_may_go(here: Path) -> None:
+    """`sql | head` is answered; work that nobody reads on about says that it is not done."""
+    members = ["sql", str(here), "SELECT * FROM range(100000)"]
+    drawing = ["shards", str(here), "--name", "more", "--task.num_prompts", "2"]
+    for arguments, code, told in (
+        (members, 0, ""),
+        ([*members, "--format", "csv"], 0, ""),
+        (drawing, 1, "nobody reads the output any more; the same command goes on from here\n"),
+    ):
+        command = [sys.executable, "-P", "-m", "gpo_data.cli", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+            assert started.stdout and started.stderr
+            started.stdout.close()
+            assert (started.stderr.read(), started.wait()) == (told, code), arguments
+
+
 def test_a_file_where_a_folder_is_wanted_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("afile").touch()
     assert gpo_train.cli.main(["fit", str(here), "--runs", "afile"]) == 2

@@ -109,7 +109,10 @@ def test_what_a_variant_was_trained_to_is_opened(model: Path, tmp_path: Path) ->
     made = dataclasses.asdict(recipe.load("text-tiny", ["--model", str(model)]))
     manifest = RunManifest(run="run", mode="offline", recipe=made, model_digest="d", created="t", state="finished")
     write_document(manifest, run.folder / "run.json")
+    (tmp_path / "out").mkdir()
+    node = (tmp_path / "out").stat().st_ino
     out = export(run, tmp_path / "out")
+    assert out.stat().st_ino == node and not (out / "made").exists(), "where somebody is, or a mount, stays"
     assert not list(out.rglob("*.fp16*")) and variant_of(model, "transformer") == "fp16"
     models.load(models.resolve(str(out)), SAMPLER)
     assert diffusers.DiffusionPipeline.from_pretrained(out).transformer is not None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from rich.console import Console
 
 from gpo_data.errors import UsageError
+from gpo_data.lake import locked
 from gpo_data.lake import shell as query
 from tests.parts.lake import drawn as drawn
 from tests.parts.lake import lake as lake
@@ -37,6 +40,35 @@ def test_a_query_in_every_format(lake, capsys, tmp_path):
     assert capsys.readouterr().out == "m\n0.5\n"
     query.run(str(lake), "SELECT * FROM range(500)")
     assert "300 more not shown" in capsys.readouterr().out
+
+
+def test_a_file_is_of_the_kind_that_its_name_says(lake, tmp_path):
+    for name, head in (
+        ("a.csv", b"m\n0.5"),
+        ("a.JSON", b"[\n {\n"),
+        ("a.parquet", b"PAR1"),
+        ("a.txt", "\u250f".encode()),
+    ):
+        query.run(str(lake), "SELECT max(mean) AS m FROM groups", out=tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(head), name
+    query.run(str(lake), "SELECT max(mean) AS m FROM groups", "csv", tmp_path / "b.parquet")
+    assert (tmp_path / "b.parquet").read_bytes().startswith(b"m\n0.5")
+
+
+def test_ctrl_c_stops_a_question_and_not_the_prompt(lake, capsys, monkeypatch):
+    """DuckDB's Python package makes a RuntimeError of it."""
+    for told, kind in (("Query interrupted", KeyboardInterrupt), ("another", RuntimeError)):
+        with pytest.raises(kind), locked.stopped_by_ctrl_c():
+            raise RuntimeError(told)
+        with pytest.raises(kind), locked.time_limit(duckdb.connect(), "query"):
+            raise RuntimeError(told)
+
+    def stopped(*asked, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(query.catalog, "ask", stopped)
+    query.answer(str(lake), "SELECT 1", "table", None, Console())
+    assert "stopped" in capsys.readouterr().out
 
 
 def test_query_mistakes_are_one_line(lake, tmp_path):

@@ -25,6 +25,7 @@ from pathlib import Path
 import duckdb
 
 from gpo_data.lake.files import SHARDS, Files
+from gpo_data.lake.locked import is_interrupt
 from gpo_data.lake.remote import scratch
 from gpo_data.lake.sql import listed, quote, read_parquet
 
@@ -80,9 +81,11 @@ def gather(con: duckdb.DuckDBPyConnection, files: Files) -> Gathered | None:
         if made:
             _remove_unused(folder.parent)
         return Gathered(folder, tuple(parts))
-    except duckdb.InterruptException:
-        raise KeyboardInterrupt from None
-    except (OSError, duckdb.Error):
+    except (OSError, RuntimeError, duckdb.Error) as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from None
+        if isinstance(error, RuntimeError):
+            raise
         return None  # no room, a sidecar that was taken away meanwhile, or a damaged one, which views.py names
 
 

@@ -174,6 +174,24 @@ def _pieces(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         raise kind(str(error)) from None
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether DuckDB says that it was stopped; of Ctrl-C its Python package makes a RuntimeError."""
+    return isinstance(error, duckdb.InterruptException) or (
+        isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    )
+
+
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """A question that is stopped inside is a KeyboardInterrupt."""
+    try:
+        yield
+    except (duckdb.InterruptException, RuntimeError) as error:
+        if not is_interrupt(error):
+            raise
+        raise KeyboardInterrupt from None
+
+
 @contextmanager
 def time_limit(con: duckdb.DuckDBPyConnection, told: str) -> Iterator[None]:
     """Inside, a question to `con` that takes longer than SECONDS raises UsageError, which begins with `told`."""
@@ -188,9 +206,11 @@ def time_limit(con: duckdb.DuckDBPyConnection, told: str) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except duckdb.InterruptException:
+    except (duckdb.InterruptException, RuntimeError) as error:
+        if not is_interrupt(error):
+            raise
         if not late.is_set():
-            raise KeyboardInterrupt from None  # DuckDB's own answer to Ctrl-C
+            raise KeyboardInterrupt from None
         raise UsageError(f"{told}: expected an answer within {SECONDS:g} s, found none; make it do less") from None
     finally:
         timer.cancel()

@@ -44,7 +44,7 @@ Anything else is SQL on one line; Alt-Enter begins a new line."""
 def run(
     lake: str,
     query: str | None = None,
-    format: str = "table",
+    format: str | None = None,
     out: str | Path | None = None,
     reward: str | None = None,
     unsafe: bool = False,
@@ -53,11 +53,13 @@ def run(
     """Print the answer to `query`, or write it to the file `out`. Without a query: a prompt, or all of a piped stdin.
 
     Args:
-        format: one of FORMATS.
+        format: one of FORMATS; None is what the name of `out` ends in, else a table.
         reward: expression in the place of the stored reward.
         dataset: the views show these alone, names or patterns such as text-tiny-online-it*; None shows all.
         unsafe: any SQL, which may read and write other files.
     """
+    ending = Path(out or "").suffix.removeprefix(".").lower()
+    format = format or (ending if ending in FORMATS else "table")
     if format not in FORMATS:
         raise UsageError(f"--format: expected one of {', '.join(FORMATS)}, found {format!r}")
     if dataset is not None:
@@ -93,6 +95,8 @@ def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
         if format == "table":
             show(table, plain_console())
         else:
+            if hasattr(stream, "reconfigure"):  # what a program reads, whatever the terminal's letters are
+                stream.reconfigure(encoding="utf-8")
             stream.write(text_of(table, format))
         return
     try:
@@ -168,14 +172,19 @@ def prompt(
     """Read queries until Ctrl-D or `.quit`; the history is kept between sessions."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
     console = plain_console()
-    history = history_file()
-    history.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path = history_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        history: History = FileHistory(str(path))
+    except (OSError, RuntimeError):  # no home, or none that can be written: it is kept as long as the prompt
+        history = InMemoryHistory()
     words = sorted({*catalog.VIEWS, *rewards.named(), *columns_of(lake, dataset)})
     session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(history)), completer=WordCompleter(words), complete_while_typing=False
+        history=history, completer=WordCompleter(words), complete_while_typing=False
     )
     console.print("SQL over the views " + ", ".join(catalog.VIEWS) + "; .help for help")
     while True:
@@ -221,6 +230,8 @@ def answer(
             console.out(text_of(ask(lake, line, reward, unsafe, dataset), format), end="", highlight=False)
     except UsageError as error:
         console.print(Text(str(error)))
+    except KeyboardInterrupt:  # of the question, not of the prompt
+        console.print("stopped")
 
 
 def columns_of(lake: str, dataset: list[str] | None = None) -> list[str]:
