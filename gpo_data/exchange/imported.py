@@ -73,13 +73,14 @@ def bring_in(recipe: Recipe, source: str, console: Console) -> AnyPath:
     fields = identity(recipe, model_folder, shards) | {"imported": _digest(members)}
     watched, versions = {one.name: list(one.columns) for one in watching}, evaluators.versions_of(measuring)
     folder = open_dataset(recipe, fields, watched, versions=versions)
-    fingerprint = read_manifest(folder).fingerprint
+    manifest = read_manifest(folder)
+    fingerprint = manifest.fingerprint
     todo = [shard for shard in shards if not sidecar_path(folder, shard.shard_id).is_file()]
     if not todo:
         console.print(f"nothing to import: all {len(shards)} shards of {folder} are committed", soft_wrap=True)
         _expect_few_failed(recipe, folder)
         return folder
-    refuse_other_versions(folder, versions)
+    refuse_other_versions(folder, manifest, versions)
     hardware.take_threads()
     model = models.load(model_folder, recipe.sampler)
     with Bar("importing", sum(len(shard.groups) for shard in todo), "groups", console) as bar:

@@ -115,7 +115,7 @@ def _draw(
         if changed := found.seen_otherwise(versions):
             console.print(f"its pictures were measured by other versions: {changed}; `gpo-data measure` measures again")
         return folder
-    refuse_other_versions(folder, versions)
+    refuse_other_versions(folder, found, versions)
     if not new:
         workers = begin()
         first = todo.shards[0].groups[0].prompt

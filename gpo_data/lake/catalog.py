@@ -14,6 +14,7 @@ value (NULL), the older one stands. A question changes nothing: another reward i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import duckdb
@@ -78,11 +79,12 @@ def ask(
     for whole in (False, True):
         con = connect(lake, dataset, unsafe, whole, copies=True)
         try:
-            own = scored(con, reward)
-            with locked.stopped_by_ctrl_c() if unsafe else locked.time_limit(own, "query"):
-                relation = own.sql(query, params=list(parameters))
-                # A statement such as CREATE VIEW has no answer.
-                return relation.to_arrow_table() if relation is not None else pa.table({})
+            with locked.stopped_by_ctrl_c():
+                own = scored(con, reward)
+                with nullcontext() if unsafe else locked.time_limit(own, "query"):
+                    relation = own.sql(query, params=list(parameters))
+                    # A statement such as CREATE VIEW has no answer.
+                    return relation.to_arrow_table() if relation is not None else pa.table({})
         except duckdb.Error as error:
             of_question = isinstance(error, OF_THE_QUESTION)
             if isinstance(error, duckdb.ConversionException):  # of the question, unless two datasets differ in a column

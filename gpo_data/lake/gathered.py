@@ -25,7 +25,7 @@ from pathlib import Path
 import duckdb
 
 from gpo_data.lake.files import SHARDS, Files
-from gpo_data.lake.locked import is_interrupt
+from gpo_data.lake.locked import stopped_by_ctrl_c
 from gpo_data.lake.remote import scratch
 from gpo_data.lake.sql import listed, quote, read_parquet
 
@@ -76,16 +76,13 @@ def gather(con: duckdb.DuckDBPyConnection, files: Files) -> Gathered | None:
         if size > MOST or (not there and shutil.disk_usage(folder).free < ROOM * size):
             return None
         made = False
-        for name, part in parts.items():
-            made |= _make(con, files, folder, name, part)
+        with stopped_by_ctrl_c():
+            for name, part in parts.items():
+                made |= _make(con, files, folder, name, part)
         if made:
             _remove_unused(folder.parent)
         return Gathered(folder, tuple(parts))
-    except (OSError, RuntimeError, duckdb.Error) as error:
-        if is_interrupt(error):
-            raise KeyboardInterrupt from None
-        if isinstance(error, RuntimeError):
-            raise
+    except (OSError, duckdb.Error):
         return None  # no room, a sidecar that was taken away meanwhile, or a damaged one, which views.py names
 
 

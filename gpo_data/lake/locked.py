@@ -174,20 +174,15 @@ def _pieces(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         raise kind(str(error)) from None
 
 
-def is_interrupt(error: BaseException) -> bool:
-    """Whether DuckDB says that it was stopped; of Ctrl-C its Python package makes a RuntimeError."""
-    return isinstance(error, duckdb.InterruptException) or (
-        isinstance(error, RuntimeError) and str(error) == "Query interrupted"
-    )
-
-
 @contextmanager
 def stopped_by_ctrl_c() -> Iterator[None]:
     """A question that is stopped inside is a KeyboardInterrupt."""
     try:
         yield
-    except (duckdb.InterruptException, RuntimeError) as error:
-        if not is_interrupt(error):
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except RuntimeError as error:  # what DuckDB's Python package makes of Ctrl-C
+        if str(error) != "Query interrupted":
             raise
         raise KeyboardInterrupt from None
 
@@ -205,12 +200,11 @@ def time_limit(con: duckdb.DuckDBPyConnection, told: str) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
-    except (duckdb.InterruptException, RuntimeError) as error:
-        if not is_interrupt(error):
-            raise
+        with stopped_by_ctrl_c():
+            yield
+    except KeyboardInterrupt:
         if not late.is_set():
-            raise KeyboardInterrupt from None
+            raise
         raise UsageError(f"{told}: expected an answer within {SECONDS:g} s, found none; make it do less") from None
     finally:
         timer.cancel()

@@ -67,8 +67,10 @@ class Manifest:
 
     def seen_otherwise(self, versions: dict[str, str]) -> str:
         """Which evaluators are of other versions than these now, for people; '' where none is, or that is not known."""
-        changed = {name: now for name, now in versions.items() if (self.evaluators or {}).get(name, now) != now}
-        return ", ".join(f"{name}: {(self.evaluators or {})[name]} there, {now} now" for name, now in changed.items())
+        before = self.evaluators or {}
+        return ", ".join(
+            f"{name}: {before[name]} there, {now} now" for name, now in versions.items() if before.get(name, now) != now
+        )
 
 
 def settle(recipe: Recipe) -> Recipe:
@@ -241,9 +243,9 @@ def read_manifest(folder: AnyPath) -> Manifest:
         raise UsageError(f"{folder}: no dataset here (no dataset.json); `gpo-data shards RECIPE` draws one") from None
 
 
-def refuse_other_versions(folder: AnyPath, versions: dict[str, str]) -> None:
+def refuse_other_versions(folder: AnyPath, manifest: Manifest, versions: dict[str, str]) -> None:
     """Raise UsageError where what is drawn now would be measured otherwise than what the dataset has."""
-    if changed := read_manifest(folder).seen_otherwise(versions):
+    if changed := manifest.seen_otherwise(versions):
         raise UsageError(
             f"{folder}: its pictures were measured by other versions of the evaluators, and nothing is drawn beside "
             f"them: {changed}; bring those back, draw under another --name, or remove the folder"

@@ -69,13 +69,14 @@ def verify(folder: AnyPath, console: Console | None = None) -> Report:
                 _note(report, sidecar, str(error), stamp)
             bar.step(line=f"problems {len(report.problems)}" if report.problems else "")
     there = {sidecar.stem for sidecar in committed}
-    for path in [*files_in(folder, "shard-*.*"), *files_in(folder, "measures/*@*/shard-*.*")]:
-        if not is_shard(path) and path.name.endswith((".tar", ".parquet")):
+    tars, measures = files_in(folder, "shard-*.tar"), files_in(folder, "measures/*@*/shard-*.parquet")
+    for path in [*tars, *files_in(folder, "shard-*.parquet"), *measures]:
+        if not is_shard(path):
             _note(report, path, NO_SHARD)
-    for tar in filter(is_shard, files_in(folder, "shard-*.tar")):
+    for tar in filter(is_shard, tars):
         if tar.stem not in there and not tar.with_suffix(".parquet").exists():
             _note(report, tar, "orphan: a tar without a sidecar (a run was killed); it is not data")
-    for path in filter(is_shard, files_in(folder, "measures/*@*/shard-*.parquet")):
+    for path in filter(is_shard, measures):
         try:
             wrong = problem_of_measures(path, folder / path.name)
         except StoreError:

@@ -111,7 +111,6 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
         rows = list(_rows(sweep, base, list(overrides), trust))
-        _expect_one_run_each(rows)
         _expect_rewards(sweep, rows)
         rows = [*rows, *_means(sweep, rows)]
         _expect_one_run_each(rows)
