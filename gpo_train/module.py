@@ -32,6 +32,8 @@ from gpo_train.policy import Policy
 from gpo_train.reference import StoredErrors
 from gpo_train.rows import Compared
 
+Errors = Callable[[TrainGroup, NoiseSamples, int], Tensor]  # of a group, in passes as of one of so many members
+
 
 class GPOModule(L.LightningModule):
     """Group Preference Optimization of `policy` (or, with `objective: sft`, plain denoising of chosen members)."""
@@ -101,8 +103,8 @@ class GPOModule(L.LightningModule):
             assert self.base is not None
             return self.base().to(self.device).eval()
 
-        def errors(group: TrainGroup, noise: NoiseSamples) -> Tensor:
-            return self.policy.present_errors(group, noise, base())
+        def errors(group: TrainGroup, noise: NoiseSamples, most: int) -> Tensor:
+            return self.policy.present_errors(group, noise, most, base())
 
         lora = self.settings.tuning == "lora"
         self._store(
@@ -123,7 +125,9 @@ class GPOModule(L.LightningModule):
         if self.old is not None:
             self._store(self.old, together, self.policy.present_errors)
 
-    def _store(self, store: StoredErrors, epochs: range, errors: Callable[[TrainGroup, NoiseSamples], Tensor]) -> None:
+    def _store(
+        self, store: StoredErrors, epochs: range, errors: Callable[[TrainGroup, NoiseSamples, int], Tensor]
+    ) -> None:
         """Ask for what the files of some epochs lack."""
         self.policy.denoiser.eval()
         for asked in epochs:
@@ -132,7 +136,9 @@ class GPOModule(L.LightningModule):
             store.compute(
                 asked,
                 reader,
-                lambda group, asked=asked: errors(group, self.noise_of(asked, group)),  # type: ignore[misc]
+                lambda group, asked=asked: errors(  # type: ignore[misc]
+                    group, self.noise_of(asked, group), self.most(len(group.members))
+                ),
                 self.global_rank,
                 self.trainer.world_size,
                 self.stopping,
@@ -150,11 +156,15 @@ class GPOModule(L.LightningModule):
     def _follows(self) -> bool:
         return self.settings.reference_update == "iteration"
 
-    def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
+    def most(self, members: int) -> int:
+        """Of the groups that the ranks are at, where each has to make as many passes as the others (sharded.py)."""
+        return members
+
+    def reference_errors(self, group: TrainGroup, noise: NoiseSamples, most: int = 0) -> Tensor:
         """[k, n]: looked up, or asked now."""
         if self.stored is not None:
             return self.stored.look_up(self.current_epoch, self.data.position.digest, group)
-        return self.policy.reference_errors(group, noise)
+        return self.policy.reference_errors(group, noise, most)
 
     def training_step(self, batch: list[TrainGroup], batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
@@ -194,11 +204,11 @@ class GPOModule(L.LightningModule):
 
     def group_backward(self, group: TrainGroup, scale: float = 1.0, last: bool = True) -> dict[str, float]:
         """Add scale * dL/dtheta of one group to the gradients; what is worth logging."""
-        noise = self.noise_of(self.current_epoch, group)
+        noise, most = self.noise_of(self.current_epoch, group), self.most(len(group.members))
         if self.settings.objective == "sft":
-            return self._sft_backward(group, noise, scale, last)
+            return self._sft_backward(group, noise, scale, last, most)
         s, (k, n) = self.settings, noise.u.shape
-        known = self._known(group, noise)
+        known = self._known(group, noise, most)
         before: Tensor | None = None
         if self.old is not None:
             before = self.old.look_up(self.current_epoch, self.data.position.digest, group).flatten().to(self.device)
@@ -227,15 +237,16 @@ class GPOModule(L.LightningModule):
             n,
             s.micro_batch_size,
             lambda loss, ends: self._backward(loss * scale, last and ends),
+            most,
         )
         samples = [terms(found.each(lambda x, j=j: x[j])) for j in range(k)]  # type: ignore[misc]
         return self._watched(losses, found, advantages, samples)
 
-    def _known(self, group: TrainGroup, noise: NoiseSamples) -> Tensor | None:
+    def _known(self, group: TrainGroup, noise: NoiseSamples, most: int) -> Tensor | None:
         """The reference's errors [k * n], where those alone are needed: asked for the whole group, or looked up."""
         if self.settings.kl or self.objective.predictions or not self.objective.reference:
             return None
-        return self.reference_errors(group, noise).flatten().to(self.device)
+        return self.reference_errors(group, noise, most).flatten().to(self.device)
 
     def _compared(self, group: TrainGroup, noise: NoiseSamples, rows: slice, known: Tensor | None) -> Compared:
         """The numbers of `rows`; `known`: see `_known`."""
@@ -248,13 +259,15 @@ class GPOModule(L.LightningModule):
         s = self.policy.errors(group, noise, rows)
         return Compared(s, torch.zeros_like(s))
 
-    def _sft_backward(self, group: TrainGroup, noise: NoiseSamples, scale: float, last: bool) -> dict[str, float]:
-        rows, size = noise.u.numel(), self.settings.micro_batch_size
-        total = 0.0
-        for first in range(0, rows, size):
-            errors = self.policy.errors(group, noise, slice(first, min(rows, first + size)))
-            self._backward(errors.sum() * scale / rows, last and first + size >= rows)
-            total += errors.sum().item() / rows
+    def _sft_backward(
+        self, group: TrainGroup, noise: NoiseSamples, scale: float, last: bool, most: int
+    ) -> dict[str, float]:
+        count, total = noise.u.numel(), 0.0
+        its = list(gradcache.parts(slice(0, count), self.settings.micro_batch_size, len(noise.u) * most))
+        for position, part in enumerate(its, 1):
+            errors = self.policy.errors(group, noise, gradcache.filled(part))[: part.stop - part.start]
+            self._backward(errors.sum() * scale / count, last and position == len(its))
+            total += errors.sum().item() / count
         return {"loss": total}
 
     def _backward(self, loss: Tensor, last: bool) -> None:

@@ -38,6 +38,7 @@ from gpo_data.errors import UsageError
 from gpo_data.lake.reader import TrainGroup
 from gpo_data.models import Model
 from gpo_data.recipe import Sampler, Train
+from gpo_train import gradcache
 from gpo_train.noise import NoiseSamples
 from gpo_train.rows import Asked, Compared, conditioning_of
 
@@ -198,19 +199,22 @@ class Policy(nn.Module):
         return without + self.settings.guidance_scale * (prompted - without)
 
     @torch.no_grad()
-    def reference_errors(self, group: TrainGroup, noise: NoiseSamples) -> Tensor:
+    def reference_errors(self, group: TrainGroup, noise: NoiseSamples, most: int = 0) -> Tensor:
         """The reference's errors, [k, n], on the CPU."""
         with self.as_reference() as reference:
-            return self.present_errors(group, noise, reference)
+            return self.present_errors(group, noise, most, reference)
 
     @torch.no_grad()
-    def present_errors(self, group: TrainGroup, noise: NoiseSamples, denoiser: nn.Module | None = None) -> Tensor:
-        """The errors of the policy as it is now, or of another denoiser, [k, n], on the CPU."""
+    def present_errors(
+        self, group: TrainGroup, noise: NoiseSamples, most: int = 0, denoiser: nn.Module | None = None
+    ) -> Tensor:
+        """[k, n] on the CPU, of the policy as it is now or of another denoiser; `most`: see gradcache.py."""
         size, (k, members) = self.settings.micro_batch_size, noise.u.shape
-        parts = [
-            self.errors(group, noise, slice(start, start + size), denoiser) for start in range(0, k * members, size)
+        found = [
+            self.errors(group, noise, gradcache.filled(part), denoiser)[: part.stop - part.start]
+            for part in gradcache.parts(slice(0, k * members), size, k * most)
         ]
-        return torch.cat(parts).view(k, members).cpu()
+        return torch.cat(found).view(k, members).cpu()
 
     @contextmanager
     def as_reference(self) -> Iterator[nn.Module]:

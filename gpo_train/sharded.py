@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -45,6 +46,10 @@ class ShardedGPOModule(GPOModule):
         for denoiser in (self.policy.denoiser, self.policy.frozen):
             if denoiser is not None and not isinstance(denoiser, FSDPModule):
                 shard(denoiser, mesh["data_parallel"])
+
+    def most(self, members: int) -> int:
+        found: Any = self.trainer.strategy.reduce(torch.tensor(members, device=self.device), reduce_op="max")
+        return int(found)
 
 
 def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
