@@ -203,12 +203,9 @@ class Run:
     def expect_base(self, recipe: Recipe) -> None:
         """Raise UsageError unless the recipe's model is the one that the run began with, by its files."""
         manifest, folder = self.manifest(), models.resolve(recipe.model, recipe.revision)
-        here = {"model_digest": models.digest(folder), "weights_digest": models.weights_digest(folder)}
-        begun = {
-            "model_digest": manifest.model_digest,
-            "weights_digest": manifest.weights_digest or here["weights_digest"],
-        }
-        if here != begun:
+        begun = {"model_digest": manifest.model_digest, "weights_digest": manifest.weights_digest}
+        here = models.digests(folder, begun)
+        if any(begun[name] not in (None, value) for name, value in here.items()):
             raise UsageError(
                 f"run {self.folder}: expected its base {manifest.recipe['model']!r} as when it began, found "
                 f"other files in {recipe.model!r}; say --model, or bring that model back"
@@ -274,17 +271,19 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
 def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: Path = RUNS) -> Run:
     """The run's folder, made if new. Raises UsageError if another recipe or model trained there."""
     run = Run(folder / name)
+    there = dataclasses.asdict(run.manifest()) if (run.folder / "run.json").is_file() else None
+    digests = models.digests(model_folder, there)
     made = RunManifest(
         run=name,
         mode=mode,
         recipe=dataclasses.asdict(recipe),
-        model_digest=models.digest(model_folder),
-        weights_digest=models.weights_digest(model_folder),
+        model_digest=digests["model_digest"],
+        weights_digest=digests["weights_digest"],
         versions=models.versions() | {"gpo": gpo_data.__version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         state="training",
     )
-    if (run.folder / "run.json").is_file():
+    if there:
         refuse_older(run)
         _refuse_difference(run, run.manifest(), made)
         return run

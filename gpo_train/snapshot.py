@@ -43,11 +43,7 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        begun = run.manifest()
-        here = {"model_digest": begun.model_digest}
-        if begun.weights_digest is not None:  # not in older runs
-            here["weights_digest"] = begun.weights_digest
-        found = {name: _frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)}
+        found = {name: _frozen(recipe, settings, name, console) for name in dataset_names(recipe, settings)}
         table = _sealed(merge(_learnable(recipe, settings, found)))
         if noted and facts_of(table)["digest"] != noted["digest"]:
             raise RunError(
@@ -100,9 +96,9 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
     return matching(recipe.lake, settings.datasets, "train.datasets")
 
 
-def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
-    """One dataset's snapshot; `here`: digest of the model that trains."""
-    _same_model(recipe, name, here)
+def _frozen(recipe: Recipe, settings: Train, name: str, console: Console) -> pa.Table:
+    """One dataset's snapshot."""
+    _same_model(recipe, name)
     _has_noise(recipe, settings, name)
     expect_unconditional(recipe.lake, name, settings.unconditional)
     table = snapshot_of(recipe, name)
@@ -164,16 +160,18 @@ def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
         )
 
 
-def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
+def _same_model(recipe: Recipe, name: str) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
+    folder = models.resolve(recipe.model, recipe.revision)
+    here = models.digests(folder, manifest.fields)
     drawn = {k: manifest.fields[k] for k in here if k in manifest.fields}  # an older one has the first alone
     if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(
             f"dataset {name} was drawn by another model ({manifest.fields.get('model')}, digest {drawn}) than "
             f"model: {recipe.model} (digest {here}); draw with `gpo-data shards`, or set model: to that one"
         )
-    for key in models.told(models.resolve(recipe.model, recipe.revision)):
+    for key in models.told(folder):
         as_drawn, now = manifest.fields.get(f"sampler.{key}"), getattr(recipe.sampler, key)
         if as_drawn not in (None, now):
             raise UsageError(

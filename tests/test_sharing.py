@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,7 @@ from gpo_data.sharing.card import card
 from gpo_data.sharing.pictures import files_of, write_pictures
 from gpo_data.sharing.tag import differences, make_tag, read_tag
 from tests.parts.disk import needs_mount, small_disk
-from tests.parts.hub import Hub
+from tests.parts.hub import Hub, python
 
 
 @pytest.fixture
@@ -109,18 +106,6 @@ from gpo_train.cli import main as train
 steps = json.load(sys.stdin)
 print(json.dumps([train(step[1:]) if step[0] == "train" else data(step) for step in steps]))
 """
-
-
-def python(hub: Hub, folder: Path, code: str, given: str = "", **more: str) -> str:
-    """Code in a process of its own, for huggingface_hub reads HF_ENDPOINT when it is imported; its output."""
-    env = os.environ | more | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
-    env |= {"PYTHONPATH": str(Path(__file__).parents[1])}
-    env |= {"HF_HUB_DISABLE_XET": "1", "GPO_SCRATCH": str(folder / "scratch"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], input=given, text=True, capture_output=True, env=env, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr + ended.stdout
 
 
 def run(hub: Hub, folder: Path, *steps: list[str], **more: str) -> tuple[list[int], str]:

@@ -108,12 +108,16 @@ def keeps_unconditional(manifest: Manifest) -> bool:
 
 def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> dict[str, Any]:
     """`fields` of dataset.json."""
-    fields = recipe.fingerprint_fields() | {
-        "model_digest": models.digest(model_folder),
-        "weights_digest": models.weights_digest(model_folder),
-        "prompts_digest": prompts_digest(shards, recipe.task.kind),
-        "arithmetic": models.ARITHMETIC,
-    }
+    folder = dataset_folder(recipe.lake, str(recipe.name))
+    there = read_manifest(folder).fields if (folder / "dataset.json").is_file() else None
+    fields = (
+        recipe.fingerprint_fields()
+        | models.digests(model_folder, there)
+        | {
+            "prompts_digest": prompts_digest(shards, recipe.task.kind),
+            "arithmetic": models.ARITHMETIC,
+        }
+    )
     if recipe.policy is not None:
         policy = Path(recipe.policy).expanduser()
         fields["policy_digest"] = (models.weights_digest if policy.is_dir() else models.files_digest)(policy)

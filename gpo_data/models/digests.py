@@ -1,31 +1,46 @@
-"""What a model is, by the bytes of its files.
+"""What a model is, by the bytes of the files that its pipeline opens (files.py).
 
 `weights_digest` covers all of them: weights that were changed in place are another model. Hashing gigabytes takes a
 while, so the digest of a large file is remembered (in the user's cache folder, one a path) with its size, time and
 inode.
-`digest`, of names, sizes and the first and last MiB, is what datasets and runs before it have.
+`digest`, of names, sizes and the first and last MiB, is what datasets and runs before it have. Still older ones have
+both of all that lies in the folder, which `digests` goes on to know them by.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gpo_data.errors import RunError
 from gpo_data.home import user_cache
 from gpo_data.lake.durable import write_atomic
+from gpo_data.models.files import INDEX, PICKLED, PLAIN, TENSORS, needed
+from gpo_data.models.folder import read_json
 
 LARGE = 1 << 24  # bytes
-WEIGHTS = (".safetensors", ".bin")
-PARTS = (*WEIGHTS, ".json", ".txt", ".model")  # configurations, tokenizers
 
 
-def digest(folder: Path) -> str:
+def digests(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """`model_digest` and `weights_digest` of a model, by which `known`, a dataset's or a run's, may know it."""
+    found = [
+        {"model_digest": digest(folder, files), "weights_digest": weights_digest(folder, files)}
+        for files in [_opened(folder), *([_all(folder)] if known else [])]
+    ]
+    same = (one for one in found if all((known or one).get(name) in (None, value) for name, value in one.items()))
+    return next(same, found[0])
+
+
+def digest(folder: Path, files: Sequence[Path] | None = None) -> str:
     """16 hex digits over the weights' names, sizes and their first and last MiB: another checkpoint, another digest."""
     state = hashlib.blake2b(digest_size=8)
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+    for file in _opened(folder) if files is None else files:
+        if file.suffix not in (TENSORS, ".json"):
+            continue
         size = file.stat().st_size
         state.update(f"{file.relative_to(folder)} {size}\n".encode())
         with file.open("rb") as stream:
@@ -35,12 +50,25 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, files: Sequence[Path] | None = None) -> str:
     """16 hex digits over all bytes of the files that a pipeline is made from, and their names."""
     state = hashlib.blake2b(digest_size=8)
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in PARTS and p.is_file()):
+    for file in _opened(folder) if files is None else files:
         state.update(f"{file.relative_to(folder)} {_of_file(file)}\n".encode())
     return state.hexdigest()
+
+
+def _opened(folder: Path) -> list[Path]:
+    """Of a policy's folder, which has no index, all."""
+    files = _all(folder)
+    if not (folder / INDEX).is_file():
+        return files
+    names = set(needed((file.relative_to(folder).as_posix() for file in files), read_json(folder / INDEX)))
+    return [file for file in files if file.relative_to(folder).as_posix() in names]
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in (TENSORS, PICKLED, *PLAIN) and p.is_file())
 
 
 def files_digest(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpo_data.errors import UsageError
+from gpo_data.models.files import only_variant
 
 NETWORKS = ("transformer", "unet", "vae", "text_encoder")  # and text_encoder_2, ...
 OTHERS = ("scheduler", "tokenizer")
@@ -57,10 +58,7 @@ def _expect_weights(folder: Path) -> None:
 
 def variant_of(folder: Path, part: str) -> str | None:
     """`fp16` where the part's weights are there under that name alone; None where they have plain names."""
-    names = [file.name.removesuffix(".safetensors").split(".") for file in (folder / part).glob("*.safetensors")]
-    # model-00001-of-00002.fp16.safetensors, and diffusion_pytorch_model.fp16-00001-of-00002.safetensors of old
-    variants = sorted({name[1].split("-")[0] for name in names if len(name) == 2})
-    return variants[0] if variants and all(len(name) == 2 for name in names) else None
+    return only_variant([file.name for file in (folder / part).glob("*.safetensors")]) or None
 
 
 def expect_tensors(file: Path) -> None:

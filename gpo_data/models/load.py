@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError
 
 from gpo_data.errors import UsageError, words
-from gpo_data.fetch import expect_there
 from gpo_data.models.folder import expect_tensors, expect_whole, read_json
+from gpo_data.models.hub import fetched
 from gpo_data.models.lora import load_lora
 from gpo_data.models.rounding import drawn_weights
 from gpo_data.recipe import Sampler
@@ -83,11 +83,8 @@ def resolve(model: str, revision: str | None = None) -> Path:
         )
     if Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         return _folder(Path(model).expanduser(), "give a diffusers folder, a hub id such as owner/name, or `tiny`")
-    from huggingface_hub import snapshot_download
-
     try:
-        expect_there(model, "model_index.json", revision)
-        found = Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.ckpt", "*.onnx*"]))
+        found = fetched(model, revision)
     except Exception as error:  # the hub's client raises many kinds, and httpx's and OS errors besides
         raise UsageError(
             f"model {model!r}: not in the local hub cache, and the hub did not give it "

@@ -9,9 +9,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -204,3 +208,15 @@ class Hub(Served):
             sha256 = hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
         return entry
+
+
+def python(hub: Hub, folder: Path, code: str, given: str = "", **more: str) -> str:
+    """Code in a process of its own, for huggingface_hub reads HF_ENDPOINT when it is imported; its output."""
+    env = os.environ | more | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(folder / "hf")}
+    env |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    env |= {"HF_HUB_DISABLE_XET": "1", "GPO_SCRATCH": str(folder / "scratch"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], input=given, text=True, capture_output=True, env=env, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr + ended.stdout
