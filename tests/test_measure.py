@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_of_several_settings_those_count_that_were_asked_for_last(drawn, capsys)
     assert asked("7") == (0, 7.0) and "3 of them count again" in capsys.readouterr().out
     assert asked("7") == (0, 7.0) and "count again" not in capsys.readouterr().out
     assert verify(Path(drawn.lake) / "dataset=text-x").problems == []
+
+
+def test_what_is_measured_last_counts_also_where_the_clock_was_set_back(drawn, monkeypatch):
+    judge, ahead = Brightness(), datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
+
+    class Ahead(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return ahead
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpo_data.generation.measured.datetime.datetime", Ahead)
+        measure(drawn, [judge])
+    judge.version, judge.measure = "later", lambda images, targets: [{"brightness": 2.0}] * len(images)
+    assert len(measure(drawn, [judge])) == 3
+    found = catalog.connect(drawn.lake).execute("SELECT DISTINCT brightness FROM members WHERE brightness IS NOT NULL")
+    assert found.fetchall() == [(2.0,)]
 
 
 def test_shards_that_were_drawn_with_the_evaluator_are_skipped_until_its_settings_change(drawn, monkeypatch):

@@ -136,6 +136,23 @@ def test_several_rewards_count_by_their_weights_and_not_by_their_units() -> None
     np.testing.assert_allclose(standardise(group, same, 1)[0], A, rtol=1e-9)
 
 
+def test_rewards_that_contradict_each_other_teach_nothing() -> None:
+    """A and -A cancel but for rounding, which would be standardised to advantages of 1."""
+    for size in range(3, 33):
+        for right in range(1, size):
+            group, one = np.zeros(size, int), (np.arange(size) < right).astype(float)
+            for rewards, shares in (([one, 1 - one], [1.0, 1.0]), ([one, one, 1 - one], [0.1, 0.2, 0.3])):
+                advantages, alive = standardise(group, together(group, rewards, shares, 1), 1)
+                assert not alive[0] and not advantages.any()
+
+
+def test_tiny_rewards_keep_their_advantages() -> None:
+    for size in (1e-150, 1e-170, 1e-300):
+        group, rewards = np.array([0] * 12 + [1] * 12), np.concatenate([R * size, R])
+        np.testing.assert_allclose(standardise(group, rewards, 2)[0], np.concatenate([A, A]), rtol=1e-9)
+    assert np.abs(standardise(np.zeros(12, int), R * 1e-170, 1, Scale(epsilon=1e-4))[0]).max() < 1e-150
+
+
 def test_huge_rewards_keep_their_advantages() -> None:
     for size in (1e150, 1e300, 1.7e308):
         for std in ("group", "global"):

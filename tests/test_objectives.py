@@ -272,6 +272,26 @@ def test_gdro_and_pnapo_are_their_papers_equations() -> None:
     assert annealed(1000, None) == 1
 
 
+def test_no_pair_of_pnapo_is_trained_the_wrong_way_round() -> None:
+    """Several rewards: A counts each by its spread, r by its unit; here they agree on two pairs of three."""
+    s = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    terms = Terms(s, torch.tensor([1.0, 0.2, -1.2]), torch.tensor([1.0, 5.0, 0.5]))
+    (gradient,) = torch.autograd.grad(
+        sample_loss(objective_of("pnapo"), terms, Train(loss="pnapo", weighting="all", noise="own")), s
+    )
+    assert gradient[0] > 0 and gradient[2] < 0 and gradient[1] > 0
+
+
+def test_of_kto_rounding_makes_nobody_better() -> None:
+    rewards = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    advantages = (rewards - rewards.mean()) / rewards.std(unbiased=False)
+    losses = [
+        sample_loss(objective_of("kto"), Terms(torch.tensor([0.3, 0.1, -0.2]), advantages + one), Train(loss="kto"))
+        for one in (-1e-15, 1e-15)
+    ]
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_what_a_loss_needs_is_checked_with_the_recipe() -> None:
     with pytest.raises(UsageError, match=r"train.reference: expected frozen or adapters with train.loss: nft"):
         Train(loss="nft")
@@ -279,6 +299,8 @@ def test_what_a_loss_needs_is_checked_with_the_recipe() -> None:
         Train(loss="kto", weighting="max")
     with pytest.raises(UsageError, match=r"train.noise: expected own with train.loss: pnapo, found 'random'"):
         Train(loss="pnapo", weighting="max")
+    with pytest.raises(UsageError, match=r"train.diversity_bonus: expected null with train.loss: gdro, which reads"):
+        Train(loss="gdro", diversity_bonus="[edge_density]")
     with pytest.raises(UsageError, match=r"train.mean_shift_penalty: expected 0 with train.loss: rwr"):
         Train(loss="rwr", mean_shift_penalty=0.1)
 

@@ -118,6 +118,8 @@ def test_all_verbs_have_workers(bright: Path, one: dict[str, bytes]) -> None:
         for path in measured.rglob("*.parquet"):
             path.unlink()
     assert len(tables[0]) == 3 and tables[0] == tables[1]
+    both = run(bright, *few, "--evaluator", "image_stats", "--evaluator", "color", verb="measure")
+    assert both.returncode == 0 and "measured 6 of 6 shards" in both.stdout and "another process" not in both.stdout
 
 
 @pytest.mark.slow

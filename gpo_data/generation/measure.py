@@ -14,33 +14,28 @@ read with their crc32 checked. The pictures are the stored previews: lossless be
 
 from __future__ import annotations
 
-import datetime
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError
 from gpo_data.evaluators import asked, build, chosen, close, expect_questions
+from gpo_data.generation.measured import MEASURES, folder_name, is_of, lacks, measured_at, of_other_versions, write
 from gpo_data.group import Group
-from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import Manifest, measured, read_manifest
-from gpo_data.lake.measures import MEASURED_AT, values_digest
 from gpo_data.lake.mirror import files_at_once
 from gpo_data.lake.record import PLACE, Record
 from gpo_data.lake.remote import AnyPath
-from gpo_data.lake.shard import dataset_folder, number_of, parquet_bytes
+from gpo_data.lake.shard import dataset_folder, number_of
 from gpo_data.lake.sidecar import footer_of, measured_columns, parquet_of, read_rows
 from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
-
-MEASURES = "measures"
 
 
 def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Console | None = None) -> list[AnyPath]:
@@ -63,17 +58,17 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
         expect_questions(recipe.vlm, measured_columns(next(iter(committed.values()))))
     work: list[tuple[Any, AnyPath]] = []
     total = again = 0
+    newest: dict[str, str] = {}  # when the last of other settings was measured, by evaluator
     for evaluator in measuring:
         measures = files_at_once(folder, f"{MEASURES}/{folder_name(evaluator)}/shard-*.parquet")
-        others = _of_other_versions(folder, evaluator)
-        behind = bool(others) and max(map(_measured_at, others)) >= max(
-            map(_measured_at, measures.values()), default=""
-        )
+        others = of_other_versions(folder, evaluator)
+        newest[evaluator.name] = max(map(measured_at, others), default="")
+        behind = bool(others) and newest[evaluator.name] >= max(map(measured_at, measures.values()), default="")
         for name, sidecar in sorted(committed.items()):
-            if (there := measures.get(name)) is not None and _is_of(there, sidecar):
+            if (there := measures.get(name)) is not None and is_of(there, sidecar):
                 if behind:
                     rows = pq.ParquetFile(parquet_of(there)).read().to_pylist()
-                    _write(folder, evaluator, folder / name, rows, 0)
+                    write(folder, evaluator, folder / name, rows, 0, newest[evaluator.name])
                     again += 1
             elif evaluators is not None or others or not _drawn_with(evaluator, sidecar, manifest, recipe):
                 work.append((evaluator, folder / name))
@@ -101,7 +96,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
             else:
                 found = _here(folder, work, advance)
             for evaluator, sidecar, rows, reasons in found:
-                written.append(_write(folder, evaluator, sidecar, rows, len(reasons)))
+                written.append(write(folder, evaluator, sidecar, rows, len(reasons), newest[evaluator.name]))
                 failures += reasons
                 succeeded |= not reasons or any(row[name] is not None for row in rows for name in evaluator.columns)
     except KeyboardInterrupt:
@@ -133,19 +128,11 @@ Measured = tuple[Any, AnyPath, list[dict[str, Any]], list[str]]  # evaluator, si
 Advance = Callable[[Any, AnyPath, int], None]
 
 
-@contextmanager
-def _to_measure(folder: AnyPath, evaluator: Any, sidecar: AnyPath) -> Iterator[bool]:
-    """Hold the shard's lock: nobody else measures it, and `shards` does not draw its failed members again."""
-    with claim(folder, number_of(sidecar)) as mine:
-        there = folder / MEASURES / folder_name(evaluator) / sidecar.name
-        yield mine and sidecar.is_file() and not _is_of(there if there.is_file() else None, sidecar)
-
-
 def _here(folder: AnyPath, work: list[tuple[Any, AnyPath]], advance: Advance) -> Iterator[Measured]:
     """In this process; what is yielded is written before the next shard."""
     for evaluator, sidecar in work:
-        with _to_measure(folder, evaluator, sidecar) as mine:
-            if not mine:
+        with claim(folder, number_of(sidecar)) as mine:
+            if not mine or not lacks(folder, evaluator, sidecar):
                 continue
             rows, reasons = [], []
             for group_rows, group_reasons in measure_shard(evaluator, sidecar):
@@ -173,20 +160,30 @@ def _by_workers(
         open_in(workers, recipe, actors.measuring, names)
 
         def samples(evaluator: Any, sidecar: AnyPath) -> tuple[int, list[bytes]] | None:
-            key = (id(evaluator), sidecar)
-            if key not in held:
-                held[key] = locks.enter_context(ExitStack())
-                if not held[key].enter_context(_to_measure(folder, evaluator, sidecar)):
-                    held[key].close()
+            if sidecar not in held:
+                held[sidecar] = locks.enter_context(ExitStack())
+                if not held[sidecar].enter_context(claim(folder, number_of(sidecar))):
+                    held.pop(sidecar).close()
                     return None
+            if not lacks(folder, evaluator, sidecar):
+                free(sidecar)
+                return None
+            out[sidecar].add(evaluator.name)
             return chosen.index(evaluator), [record.blocks() for record in _records(sidecar)]
 
-        held: dict[Any, ExitStack] = {}
+        def free(sidecar: AnyPath) -> None:
+            if not out[sidecar]:
+                held.pop(sidecar).close()
+
+        # A shard's lock is held from when its first evaluator is handed out until the last of those has come back.
+        held: dict[AnyPath, ExitStack] = {}
+        out: dict[AnyPath, set[str]] = defaultdict(set)
         jobs = [Job(f"{pair[0].name} of {pair[1]}", partial(samples, *pair), of=pair) for pair in work]
         for job, (rows, reasons) in workers.run(jobs):
             evaluator, sidecar = job.of
             yield evaluator, sidecar, rows, reasons
-            held[id(evaluator), sidecar].close()
+            out[sidecar].discard(evaluator.name)
+            free(sidecar)
             advance(evaluator, sidecar, len({row["group_key"] for row in rows}))
 
 
@@ -216,33 +213,6 @@ def _records(sidecar: AnyPath) -> Iterator[Record]:
         yield Record.of(place | {"tar": sidecar.with_suffix(".tar").name}, sidecar.parent)
 
 
-def folder_name(evaluator: Any) -> str:
-    """`<evaluator>@<version>`, fit for a file system."""
-    return f"{evaluator.name}@{re.sub(r'[^A-Za-z0-9._+-]+', '-', str(evaluator.version))}"
-
-
-def _of_other_versions(folder: AnyPath, evaluator: Any) -> list[AnyPath]:
-    """Measures by other settings of the evaluator, of which the last measured would count."""
-    found = folder.glob(f"{MEASURES}/{evaluator.name}@*/shard-*.parquet")
-    return [path for path in found if path.parent.name != folder_name(evaluator)]
-
-
-def _measured_at(measures: AnyPath) -> str:
-    try:
-        return footer_of(measures).get(MEASURED_AT, "")
-    except RunError:
-        return ""  # damaged: it does not count
-
-
-def _is_of(measures: AnyPath | None, sidecar: AnyPath) -> bool:
-    """Whether measures are those of the shard as it is, and nothing failed; None: there are none."""
-    try:
-        footer = footer_of(measures) if measures is not None else {}
-    except RunError:
-        return False  # damaged: measured again and replaced
-    return footer.get("tar_sha256") == footer_of(sidecar)["tar_sha256"] and footer.get("failed") == "0"
-
-
 def _drawn_with(evaluator: Any, sidecar: AnyPath, manifest: Manifest, recipe: Recipe) -> bool:
     """The shard has the columns, and they were measured with the recipe's present settings of the evaluator."""
 
@@ -261,22 +231,3 @@ def evaluators_of(recipe: Recipe, evaluators: Sequence[Any] | None) -> list[Any]
     if evaluators is None:
         return list(build(recipe, alone=True))
     return list(chosen(recipe, [name for name in evaluators if isinstance(name, str)]))
-
-
-def _write(folder: AnyPath, evaluator: Any, sidecar: AnyPath, rows: list[dict[str, Any]], failed: int) -> AnyPath:
-    path = folder / MEASURES / folder_name(evaluator) / sidecar.name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
-    schema = pa.schema(list(({"group_key": pa.string(), "member": pa.int32()} | evaluator.columns).items()))
-    footer = {
-        "tar_sha256": footer_of(sidecar)["tar_sha256"],
-        "evaluator": evaluator.name,
-        "version": evaluator.version,
-        MEASURED_AT: datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        "failed": failed,
-        "values": values_digest(pa.Table.from_pylist(rows, schema=schema)),
-    }
-    write_atomic(path, parquet_bytes(rows, schema, footer))
-    return path

@@ -59,12 +59,13 @@ def standardise(
     rewards, doublings = _within_reach(rewards)
     size = np.maximum(np.bincount(group, minlength=groups), 1)
     mean = np.bincount(group, rewards, groups) / size
-    centred = rewards - mean[group]
+    centred, epsilon = rewards - mean[group], np.full(groups, scale.epsilon * 0.5**doublings)
     if scale.std == "group":
+        centred, epsilon = _in_sight(group, centred, epsilon)
         std = np.sqrt(np.bincount(group, centred**2, groups) / size)
     else:
         std = np.full(groups, rewards.std() if scale.std == "global" and len(rewards) else 0.5**doublings)
-    divisor = np.where(alive, std + scale.epsilon * 0.5**doublings, 1.0)
+    divisor = np.where(alive, std + epsilon, 1.0)
     advantages = np.where(alive[group], centred / divisor[group], 0.0)
     return advantages if scale.clip is None else advantages.clip(-scale.clip, scale.clip), alive
 
@@ -79,7 +80,8 @@ def together(
     of_each = dataclasses.replace(scale or Scale(), clip=None)
     parts = [standardise(group, one, groups, of_each)[0] * w for one, w in zip(rewards, weights, strict=True)]
     total: np.ndarray = np.sum(parts, axis=0)
-    return total
+    # What rounding leaves of rewards that contradict each other is no difference between members.
+    return np.where(np.abs(total) <= TOLERANCE * np.sum(np.abs(parts), axis=0), 0.0, total)
 
 
 def _within_reach(rewards: np.ndarray) -> tuple[np.ndarray, int]:
@@ -89,6 +91,16 @@ def _within_reach(rewards: np.ndarray) -> tuple[np.ndarray, int]:
         return rewards, 0
     halvings = math.frexp(largest)[1]
     return np.ldexp(rewards, -halvings), halvings
+
+
+def _in_sight(group: np.ndarray, centred: np.ndarray, epsilon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(centred, epsilon) of groups whose squares would be 0 doubled as often as it takes; no digit changes."""
+    largest = np.zeros(len(epsilon))
+    np.maximum.at(largest, group, np.abs(centred))
+    small = (largest > 0) & (largest < 1 / LARGE)
+    doublings = np.where(small, -np.frexp(largest)[1], 0)
+    with np.errstate(over="ignore"):
+        return np.ldexp(centred, doublings[group]), np.ldexp(epsilon, doublings)
 
 
 def extremes(group: np.ndarray, advantages: np.ndarray, count: int) -> np.ndarray:

@@ -330,6 +330,12 @@ class Train:
             "null with pairs and best_of_n: members that are clipped would be equals",
             self.advantage_clip,
         )
+        expect(
+            self.diversity_bonus is None or self.loss not in ("gdro", "pnapo", "rwr"),
+            "train.diversity_bonus",
+            f"null with train.loss: {self.loss}, which reads rewards and not advantages",
+            self.diversity_bonus,
+        )
         decay = self.beta_decay
         within = decay is None or (len(decay) == 2 and 0 <= decay[0] <= decay[1])
         expect(within, "train.beta_decay", "[first, last] step with 0 <= first <= last", decay)

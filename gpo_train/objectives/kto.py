@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gpo_data.recipe import Train
+from gpo_train.objectives.pairs import ROUNDING
 from gpo_train.objectives.terms import Objective, Terms
 
 
 def loss(terms: Terms, settings: Train) -> Tensor:
     gain = -terms.s
-    liked = torch.where(terms.advantages > 0, 1.0, -1.0)
+    liked = torch.where(terms.advantages > ROUNDING, 1.0, -1.0)
     zero = gain.mean().clamp(min=0).detach()
     return (1 - torch.sigmoid(liked * settings.beta * (gain - zero))).mean()
 
