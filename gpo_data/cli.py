@@ -182,13 +182,14 @@ def show(recipe: Recipe, options: Options) -> None:
     """write a picture grid of groups, with rewards and what was read; a green frame: exactly as asked"""
     from gpo_data.audit.show import grid, judged, load_groups, png
     from gpo_data.lake.durable import write_atomic
+    from gpo_data.out_folder import make_folder
 
     groups = load_groups(_folder(recipe), options.group, options.limit)
     groups, right = judged(groups, recipe.lake, str(recipe.name), recipe.reward if options.reward else None)
     if options.out and options.out.suffix.lower() != ".png":
         raise UsageError(f"--out: expected a name that ends in .png, found {options.out}")
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(options.out.parent)
     out = options.out or _folder(recipe) / "show.png"
     write_atomic(out, png(grid(groups, right)))
     console.print(f"{len(groups)} groups: {out}", soft_wrap=True)

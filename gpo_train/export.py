@@ -18,9 +18,9 @@ from huggingface_hub import save_torch_state_dict
 from peft.utils import get_peft_model_state_dict
 
 from gpo_data import models
-from gpo_data.errors import UsageError
 from gpo_data.lake.durable import whole_folder
 from gpo_data.models.folder import variant_of
+from gpo_data.out_folder import expect_empty, make_folder
 from gpo_data.recipe import Sampler
 from gpo_train.policy import Policy
 from gpo_train.run import Run, RunManifest
@@ -71,10 +71,11 @@ def export(run: Run, out: Path, merge: bool = False) -> Path:
     manifest = run.manifest()
     run.expect_policy()
     out = out.resolve()
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
+    expect_empty(out)
     there = out.exists()  # it may be a mount, or where somebody is: its own files come and go, and it stays
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out)  # what cannot be made fails now
+    if not there:
+        out.rmdir()
     with whole_folder(out / "made" if there else out) as made:
         if models.lora_of(run.policy) and not merge:
             shutil.copytree(run.policy, made)

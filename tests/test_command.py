@@ -16,6 +16,8 @@ from gpo_data import recipe
 from gpo_data.errors import Interrupted
 from gpo_data.recipe import Recipe
 
+NO_FOLDERS = ("afile", "afile/there", "/proc/x/y", "/proc/x", "a" * 300)
+
 
 def killed(*rest: object) -> None:
     raise ValueError("killed")
@@ -139,13 +141,20 @@ def test_what_was_stopped_says_so_whatever_verb_it_was(
     assert gpo_train.cli.main(["fit", str(here)]) == 130 and capsys.readouterr().err == said
 
 
-def test_an_export_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert gpo_train.cli.main(["fit", str(here), "--train.epochs", "1"]) == 0
     export = ["export", str(here), "--out", "new/plain"]
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="killed"):
         patch.setattr("gpo_train.export.shutil.copy2", killed)
         gpo_train.cli.main(export)
     assert not Path("new/plain").exists() and not list(Path("new").iterdir())
+    Path("afile").touch()
+    for out in NO_FOLDERS:
+        assert gpo_train.cli.main([*export[:-1], out]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --out /") and error.count("\n") == 1
     assert gpo_train.cli.main(export) == 0 and Path("new/plain/model_index.json").is_file()
 
 
@@ -168,8 +177,16 @@ def test_whoever_reads_may_go(here: Path) -> None:
 def test_a_file_where_a_folder_is_wanted_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("afile").touch()
     assert gpo_train.cli.main(["fit", str(here), "--runs", "afile"]) == 2
-    assert gpo_data.cli.main(["export-pairs", str(here), "--out", "afile/there"]) == 2
-    assert capsys.readouterr().err.count("error: afile") == 2
+    assert capsys.readouterr().err.startswith("error: afile")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("afile").touch()
+    for out in NO_FOLDERS:
+        for verb, asked in (("export-pairs", out), ("show", f"{out}/x.png")):
+            assert gpo_data.cli.main([verb, str(here), "--out", asked]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: --out {out}: ") and error.count("\n") == 1
 
 
 def test_nothing_is_drawn_where_nothing_would_say_what_is_right(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

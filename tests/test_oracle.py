@@ -59,6 +59,12 @@ def test_prompts_that_have_a_letter_or_a_number_of_all_parts(tmp_path: Path) -> 
         dict.fromkeys(row["prompt"] for row in rows(tmp_path / "q"))
     )
     assert {part_of(row["target"]) for row in rows(tmp_path / "q", "prompts")} == {"train", "validation", "heldout"}
+    own = ["--task.prompts", str(tmp_path / "q" / "prompts.jsonl"), "--having", "Q"]
+    assert main(["text-tiny", "--out", str(tmp_path / "own"), "--right", "1", *own, *SMALL]) == 0
+    assert rows(tmp_path / "own") == rows(tmp_path / "q")
+    (tmp_path / "one.csv").write_text("prompt,target,color\na sign,KITE,red\n")
+    own = ["--task.prompts", str(tmp_path / "one.csv"), "--task.num_prompts", "1", "--task.split", "all"]
+    assert main(["text-tiny", "--out", str(tmp_path / "one"), *own]) == 0
     assert main(["count-tiny", "--out", str(tmp_path / "six"), "--having", "6", *SMALL]) == 0
     assert {row["target"] for row in rows(tmp_path / "six", "prompts")} == {6}
 
@@ -68,14 +74,44 @@ def test_prompts_that_have_a_letter_or_a_number_of_all_parts(tmp_path: Path) -> 
     [
         (["text-sdxl"], "expected task.kind text or count with task.grammar signs"),
         (["text-tiny", "--right", "0"], "--right: expected a share above 0"),
-        (["text-tiny", "--having", "q"], "--having: expected a letter A-Z or a number 1-6, found 'q'"),
+        (["text-tiny", "--right", "0.01", *SMALL], "found 0 right ones of 4 for 0.01; give 0.25 to 0.75, or 1"),
+        (["text-tiny", "--right", "0.99"], "found 32 right ones of 32 for 0.99"),
+        (["text-tiny", "--having", "q"], "--having: expected a letter A-Z, which prompts of task.kind text have"),
+        (["text-tiny", "--having", "6"], "--having: expected a letter A-Z, which prompts of task.kind text have"),
+        (["count-tiny", "--having", "A"], "--having: expected a number 1-6, which prompts of task.kind count have"),
         (["count-tiny", "--having", "6"], "task.num_prompts: expected at most"),
         (["text-tiny", "--task.num_promts", "3"], "did you mean"),
+        (["text-tiny", "--out", "/proc/x/y"], "--out /proc/x/y: cannot make this folder: No such file or directory"),
+        (["text-tiny", "--out", "/dev/null"], "--out /dev/null: expected a new or empty folder, found a file"),
     ],
 )
 def test_what_it_refuses(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert said in capsys.readouterr().err
+    assert main(["--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe, table, said",
+    [
+        ("text-tiny", "prompt,target\na sign,KITE\n", "a sign: expected a column color with one of red, green, "),
+        ("text-tiny", "prompt,target,color\na sign,Kite,red\n", "a sign: word 'Kite': expected 2 to 5 letters A-Z"),
+        ("text-tiny", "prompt,target,color\na sign,KITE,mauve\n", "a sign: color 'mauve': expected one of red"),
+        ("count-tiny", "prompt,target,class,color\nnine,9,circle,red\n", "nine: count 9: expected 1 to 6"),
+        ("count-tiny", "prompt,target,class,color\ndogs,2,dog,red\n", "dogs: shape 'dog': expected one of circle"),
+    ],
+)
+def test_prompts_that_the_renderer_does_not_draw_are_named(
+    recipe: str, table: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.csv").write_text(table)
+    own = ["--task.prompts", str(tmp_path / "p.csv"), "--task.num_prompts", "null", "--task.split", "all"]
+    assert main([recipe, "--out", str(tmp_path / "out"), *own]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: task.prompts: {said}") and error.count("\n") == 1
+    assert main([recipe, "--out", str(tmp_path / "out"), "--having", "5" if "count" in recipe else "X", *own]) == 2
+    assert "expected prompts that have it, found none in task.split all" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_imported_its_groups_have_better_and_worse_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from gpo_data.errors import UsageError
 from gpo_data.exchange.pairs import Pair, choose
 from gpo_data.group import from_sample
 from gpo_data.lake.durable import write_atomic
+from gpo_data.out_folder import expect_empty, make_folder
 from gpo_data.parts import pictures_of
 from gpo_data.progress import Bar
 from gpo_data.recipe import Recipe
@@ -47,13 +48,12 @@ def export(recipe: Recipe, out: Path, kind: str, margin: float | None, console: 
         kind: one of KINDS.
         margin: smallest difference of rewards; None: a group's best and worst.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: expected a new or empty folder, found what is there")
+    expect_empty(out)
     pairs = choose(recipe, margin)
     if not pairs:
         how = "two members of different reward" if margin is None else f"members whose rewards differ by {margin:g}"
         raise UsageError(f"dataset {recipe.name}: no group has {how}; try another reward: or --margin")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     groups = len({pair.key for pair in pairs})
     with Bar("exporting", groups, "groups", console) as bar:
 

@@ -6,7 +6,7 @@ Autoencoder in stages, its decoder once more, detector, transformer in stages, i
 `sd3/`, `yolo.pt`, and for every part and stage a checkpoint and a sample grid (PNG). A killed run continues when the
 same command is given again. Copy `sd3/` and `yolo.pt` to gpo_data/tiny/weights/ to make them the package's own.
 
-Exit code 0: done; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C.
+Exit code 0: done; 1: the disk failed; 2: the recipe or the command line is wrong; 130: stopped by Ctrl-C.
 """
 
 import argparse
@@ -17,8 +17,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from gpo_data import hardware, models
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.evaluators.build import installed
+from gpo_data.out_folder import make_folder
 from gpo_data.tiny.recipe import TinyRecipe, load
 from gpo_data.tiny.train_autoencoder import polish_decoder, train_autoencoder
 from gpo_data.tiny.train_transformer import train_transformer
@@ -51,12 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load(arguments.recipe)
         if recipe.yolo is not None and not installed("ultralytics"):  # hours before it is used
             raise UsageError("yolo: its training needs ultralytics, not installed here: pip install 'gpo[yolo]'")
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {arguments.out}: cannot make this folder: {error.strerror}") from None
+        make_folder(arguments.out)
         train(recipe, arguments.out)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -7,10 +7,11 @@
 A group of perfect pictures alone would be dead: no member is better than another. So the first `--right` of its members
 are exactly what the prompt asks for, and the others are as well drawn and wrong by one: another letter in one place of
 the word, or one thing more or less. 1 makes groups for `train.objective: sft`. With `--having Q` (or 6) the prompts are
-those whose word has that letter, or that ask for that number.
+those whose word has that letter, or that ask for that number. Prompts of the user's own (`task.prompts`) ask for what
+the renderer draws, and have a column `color`.
 
 What always holds: a picture is a function of the recipe's seed, its prompt and its member, and of nothing else.
-Exit code 0: done; 2: the recipe or the command line is wrong.
+Exit code 0: done; 1: the disk failed; 2: the recipe or the command line is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
+from gpo_data.out_folder import expect_empty, make_folder
 from gpo_data.prompt import Prompt
 from gpo_data.recipe import Recipe, load
 from gpo_data.tasks import TASKS
@@ -37,36 +39,44 @@ from gpo_data.tiny.render import render_count, render_text
 PARTS = 15  # a part of the split is at least one in so many prompts
 LEAST = 20  # prompts of a part, about
 MOST = 200_000  # words looked through for a letter
+HAVING = {"text": ("[A-Z]", "a letter A-Z"), "count": ("[1-6]", "a number 1-6")}
 
 
 def render(recipe: Recipe, out: Path, right: float = 0.5, having: str | None = None) -> int:
-    """Write the folder; how many pictures. Raises UsageError."""
+    """Write the folder; how many pictures. Raises UsageError, RunError."""
     task = recipe.task
-    if task.kind not in ("text", "count") or task.grammar != "signs":
+    if task.kind not in HAVING or task.grammar != "signs":
         raise UsageError(
             f"recipe {recipe.name}: expected task.kind text or count with task.grammar signs, which is what the "
             f"renderer draws, found {task.kind} with {task.grammar}"
         )
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"--out {out}: expected a new or empty folder, found files in it")
+    pattern, wanted = HAVING[task.kind]
+    if having is not None and not re.fullmatch(pattern, having):
+        raise UsageError(f"--having: expected {wanted}, which prompts of task.kind {task.kind} have, found {having!r}")
+    rights = _rights(right, recipe.group_size)
+    expect_empty(out)
     kind, everywhere = TASKS[task.kind], _prompts(recipe, having)
     if having is None:
         chosen = kind.prompts(task, recipe.seed)
     else:
         chosen = [one for one in everywhere if on_side(kind.key(one), task)]
+    if not chosen:
+        raise UsageError(f"--having {having}: expected prompts that have it, found none in task.split {task.split}")
     if task.num_prompts is not None and len(chosen) < task.num_prompts:
         raise UsageError(
             f"task.num_prompts: expected at most {len(chosen)}, which is how many have {having}, found "
             f"{task.num_prompts}"
         )
     chosen = chosen[: task.num_prompts]
-    out.mkdir(parents=True, exist_ok=True)
+    for prompt in chosen:
+        _expect_drawable(prompt)
+    make_folder(out)
     rows = []
     for index, prompt in enumerate(chosen):
         for member in range(recipe.group_size):
             rng = np.random.default_rng([recipe.seed, index, member])
             name = f"{index:05d}-{member:03d}.png"
-            picture = _picture(prompt, member < round(right * recipe.group_size), rng)
+            picture = _picture(prompt, member < rights, rng)
             Image.fromarray(picture).save(out / name)
             rows.append({"file_name": name} | _row(recipe, prompt))
     for name, lines in (("prompts", [_row(recipe, one) for one in everywhere]), ("metadata", rows)):
@@ -74,10 +84,37 @@ def render(recipe: Recipe, out: Path, right: float = 0.5, having: str | None = N
     return len(rows)
 
 
+def _rights(share: float, size: int) -> int:
+    """Of a group's members. Raises UsageError."""
+    if not 0 < share <= 1:
+        raise UsageError(f"--right: expected a share above 0, at most 1, found {share:g}")
+    rights = round(share * size)
+    if share < 1 and not 0 < rights < size:
+        raise UsageError(
+            f"--right: expected a right and a wrong member in every group, found {rights} right ones of {size} for "
+            f"{share:g}; give {1 / size:g} to {1 - 1 / size:g}, or 1, or raise group_size"
+        )
+    return rights
+
+
+def _expect_drawable(prompt: Prompt) -> None:
+    """Raises UsageError for what the renderer does not draw; a prompt of the user's own may be anything."""
+    target: dict[str, Any] = dict(prompt.target)
+    try:
+        if "color" not in target:
+            raise ValueError(f"expected a column color with one of {', '.join(words.COLORS)}, found none")
+        if "target" in target:
+            words.text_caption(target["color"], target["target"])
+        else:
+            words.count_caption(target["target_count"], target["color"], target["target_class"])
+    except ValueError as error:
+        raise UsageError(f"task.prompts: {prompt.text:.200}: {error}") from None
+
+
 def _prompts(recipe: Recipe, having: str | None) -> list[Prompt]:
     """Of all parts of the split; as many as leave each part enough."""
     kind, count = TASKS[recipe.task.kind], PARTS * max(LEAST, recipe.task.num_prompts or 0)
-    if recipe.task.kind == "count":
+    if recipe.task.kind == "count" or recipe.task.prompts is not None:
         task = dataclasses.replace(recipe.task, split="all", num_prompts=None)
         return [one for one in kind.prompts(task, recipe.seed) if _has(one, having)]
     size = count
@@ -130,12 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--having", metavar="LETTER|NUMBER", help="a letter A-Z, or a number 1-6")
     arguments, overrides = parser.parse_known_args(argv)
     try:
-        if not 0 < arguments.right <= 1:
-            raise UsageError(f"--right: expected a share above 0, at most 1, found {arguments.right:g}")
-        if arguments.having is not None and not re.fullmatch("[A-Z1-6]", arguments.having):
-            raise UsageError(f"--having: expected a letter A-Z or a number 1-6, found {arguments.having!r}")
         written = render(load(arguments.recipe, overrides), arguments.out, arguments.right, arguments.having)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     name = arguments.out.name

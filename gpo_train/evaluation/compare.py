@@ -21,6 +21,7 @@ from rich.text import Text
 from gpo_data.errors import UsageError
 from gpo_data.generation.remote import Begin, kept_workers
 from gpo_data.lake.durable import write_atomic
+from gpo_data.out_folder import make_folder
 from gpo_data.recipe import Recipe
 from gpo_train.evaluation import report
 from gpo_train.evaluation.prompts import EvalPrompts, choose
@@ -39,6 +40,7 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
     for run in runs:
         run.expect_online("`eval` compares others")
         run.expect_base(recipe)
+    make_folder(out)  # before minutes of drawing
     chosen = choose(recipe, {key for run in runs for key in trained_keys(recipe, run)}, out)
     with kept_workers(recipe, console) as workers:
         found = {
@@ -51,7 +53,6 @@ def compare(recipe: Recipe, runs: list[Run], out: Path, every: int, console: Con
         }
     if none := [name for name, one in found.items() if not one.points]:
         raise UsageError(f"compare: {', '.join(none)}: no iteration's policy is there yet; train on, or leave it out")
-    out.mkdir(parents=True, exist_ok=True)
     write_atomic(
         out / "compare.json",
         json.dumps({name: dataclasses.asdict(one) for name, one in found.items()}, indent=2).encode(),

@@ -22,6 +22,7 @@ from rich.text import Text
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document
 from gpo_data.lake.durable import write_atomic
+from gpo_data.out_folder import make_folder
 from gpo_train.evaluation.interval import Interval
 from gpo_train.evaluation.report import markdown_row, part_of, points_text
 from gpo_train.evaluation.result import Alone, Evaluation, Figures, Level, Prompts
@@ -60,7 +61,7 @@ def side_by_side(names: list[str], runs: Path, out: Path, console: Console) -> l
         console.print(table)
         for note in one.notes:
             console.print(note, soft_wrap=True, markup=False)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_atomic(out / "report.md", markdown(made).encode())
     write_atomic(out / "report.html", PAGE.render(sections=made).encode())
     console.print(f"page: {out / 'report.html'}; Markdown: {out / 'report.md'}", soft_wrap=True)

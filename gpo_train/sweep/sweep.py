@@ -18,6 +18,7 @@ from gpo_data import hardware
 from gpo_data.errors import UsageError
 from gpo_data.generation.remote import expect_ray
 from gpo_data.lake.durable import write_atomic
+from gpo_data.out_folder import make_folder
 from gpo_train.evaluation.report import points_text
 from gpo_train.sweep import page
 from gpo_train.sweep.line import lines_of
@@ -46,7 +47,7 @@ def sweep(plan: Plan, folder: Path, console: Console, jobs: int | None = None) -
 def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_all, at_once: int | None = None) -> int:
     """As `sweep`, by `runner`, so many rows at once in the place of the sweep's `jobs`."""
     at_once = at_once or plan.sweep.jobs
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     found = {row.name: result for row in plan.rows if (result := result_of(folder, row)) is not None}
     todo = [row for row in plan.asked if row.name not in found]
     left_out = len(plan.left_out - found.keys())
