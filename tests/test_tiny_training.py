@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, train_transformer, training
+from gpo_data.errors import UsageError
+from gpo_data.tiny import PIPELINE_DIR, YOLO_WEIGHTS, train_autoencoder, train_transformer, train_yolo, training
 from gpo_data.tiny.__main__ import main
 from gpo_data.tiny.muon import BatchedMuon
 from gpo_data.tiny.pipeline import ZeroRows, new_transformer
@@ -94,10 +96,15 @@ def test_the_curriculum_runs_from_nothing_to_a_pipeline_folder(tiny_recipe, tmp_
     stages = ["autoencoder-1", "autoencoder-2", "decoder", "transformer-1", "transformer-2", "transformer-3"]
     assert sorted(path.name for path in out.glob("*.checkpoint.pt")) == [f"{s}.checkpoint.pt" for s in stages]
     assert sorted(path.stem for path in out.glob("*.png")) == stages
-    assert "transformer-2: stage 2 of 3, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "transformer-2: stage 2 of 3, " in printed and f"yolo: {out / 'yolo.pt'} is taken as it is" in printed
     pipe = StableDiffusion3Pipeline.from_pretrained(out / "sd3")
     pipe.set_progress_bar_config(disable=True)
     assert pipe('a red sign that says "KITE"', num_inference_steps=1).images[0].size == (64, 64)
+    tiny_recipe.write_text(TINY.replace("text_share: 0.7, letter: Q, stages", "text_share: 0.7, letter: K, stages"))
+    assert main([str(tiny_recipe), "--out", str(out)]) == 2
+    said = "autoencoder-2: letter: .* was trained with Q, the recipe says K; give another --out, or put letter back"
+    assert re.search(said, capsys.readouterr().err)
     # Its decoder goes on with no other's latents.
     tiny_recipe.write_text(re.sub(r"autoencoder:.*(?=decoder:)", "autoencoder: tiny\n", TINY, flags=re.DOTALL))
     assert main([str(tiny_recipe), "--out", str(out)]) == 2
@@ -119,6 +126,9 @@ def test_a_transformer_of_another_size_on_the_packages_autoencoder(tiny_recipe, 
     tiny_recipe.write_text(alone(TINY.replace("heads: 2", "heads: 3")))
     assert main(arguments) == 2
     assert "was trained with 2, the recipe says 3; give another --out" in capsys.readouterr().err
+    tiny_recipe.write_text(alone(TINY.replace("dropout: 0.1", "dropout: 0.2")))
+    assert main(arguments) == 2
+    assert "transformer-3: dropout: " in capsys.readouterr().err
     # The same autoencoder from another folder goes on; another one does not, in whatever folder.
     other = tmp_path / "other"
     shutil.copytree(PIPELINE_DIR, other)
@@ -137,6 +147,62 @@ def test_a_transformer_of_another_size_on_the_packages_autoencoder(tiny_recipe, 
 
 class Killed(BaseException):
     pass
+
+
+def test_a_checkpoint_goes_on_under_the_settings_of_all_its_stages(tiny_recipe, tmp_path):
+    settings = load(tiny_recipe).transformer
+    first, second, third = settings.stages
+
+    def train(settings):
+        for name, stage, others in training.stages_left(tmp_path, "transformer", settings):
+            parts = {"model": torch.nn.Linear(1, 1)}
+            run = training.Run(tmp_path, name, stage, parts, np.random.default_rng(0), **others)
+            run.seconds = run.budget
+            assert run.done()
+
+    train(replace(settings, stages=[first, second]))
+    for changed, key in (
+        ({"seed": 2}, "seed"),
+        ({"batch": 2}, "batch"),
+        ({"text_share": 0.4}, "text_share"),
+        ({"dropout": 0.2}, "dropout"),
+        ({"ema": 0.9}, "ema"),
+        ({"stages": [replace(first, lr=1.0), second]}, "stage 1, lr"),
+        ({"stages": [replace(first, world=World()), second]}, "stage 1, world"),
+        ({"stages": [replace(first, minutes=1.0), second]}, "stage 1, minutes"),
+        ({"stages": [first, replace(second, lr=1.0), third]}, "lr"),
+    ):
+        with pytest.raises(UsageError, match=f"transformer-2: {key}: .* was trained with .*; give another --out"):
+            train(replace(settings, **changed))
+    train(replace(settings, stages=[first, replace(second, minutes=1.0), third]))
+
+
+def test_a_detector_goes_on_under_the_settings_it_was_begun_with(tiny_recipe, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise Killed
+
+    settings, weights = load(tiny_recipe).yolo, tmp_path / "yolo.pt"
+    monkeypatch.setattr(train_yolo, "write_pictures", killed)
+    with pytest.raises(Killed):
+        train_yolo.train_yolo(settings, tmp_path, weights)
+    for _ in ("begun", "finished"):
+        with pytest.raises(UsageError, match="yolo: pictures: .*yolo.pt was trained with 8, the recipe says 9"):
+            train_yolo.train_yolo(replace(settings, pictures=9), tmp_path, weights)
+        shutil.copyfile(YOLO_WEIGHTS, weights)
+    train_yolo.train_yolo(settings, tmp_path, weights)
+
+
+def test_half_of_the_words_get_the_letter_and_none_what_the_world_is_without(monkeypatch):
+    drawn = []
+
+    def recorded(word, **options):
+        drawn.append(word)
+        return np.zeros((64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(train_autoencoder, "render_text", recorded)
+    train_autoencoder.scenes_with(np.random.default_rng(0), 200, 1.0, "Q", World(without="AEIOX"))
+    assert 80 < len(drawn) <= 100 and all("Q" in word for word in drawn)  # without those held out
+    assert {*"AEIOX"}.isdisjoint("".join(drawn))
 
 
 @pytest.mark.slow
@@ -169,7 +235,7 @@ def test_killed_in_stage_2_it_goes_on_there_and_repeats_nothing(tiny_recipe, tmp
     assert second["_run"]["step"] == 5 and second["average"]["steps"] == 8 + 5
     # Another world under the same name would be another training.
     tiny_recipe.write_text(TINY.replace("jitter: 2", "jitter: 3"))
-    with pytest.raises(training.UsageError, match="transformer-2: world: .* was trained with .*'jitter': 2"):
+    with pytest.raises(UsageError, match="transformer-2: world: .* was trained with .*'jitter': 2"):
         train_transformer.train_transformer(load(tiny_recipe).transformer, vae, out, out / "sd3")
 
 
@@ -198,6 +264,11 @@ def test_a_stage_starts_from_the_weights_and_the_average_of_the_last(tiny_recipe
     ("old", "new", "line"),
     [
         ("minutes: 1.0e-4", "minuets: 1.0e-4", "autoencoder, stage 1: unknown key 'minuets'; did you mean 'minutes'?"),
+        (
+            'jitter: 0, without: ""',
+            "jitter: 0, without: Q",
+            "letter: expected one that the world of every stage",
+        ),
         ("ema: 0.998, ", "", "transformer: missing key 'ema'; wanted: seed, layers, heads, batch, "),
         ("jitter: 2", "jitter: 99", "transformer, stage 2, world: jitter: expected 0 to 8, found 99"),
         ("fonts: 1, ", "", "autoencoder, stage 1, world: missing key 'fonts'"),

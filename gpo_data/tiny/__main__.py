@@ -28,7 +28,7 @@ from gpo_data.tiny.training import device
 
 
 def train(recipe: TinyRecipe, out: Path) -> None:
-    """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError."""
+    """All parts; what is finished in `out` is loaded, not trained again. Raises UsageError, RunError."""
     torch.set_num_threads(min(recipe.threads, hardware.threads()))
     if isinstance(recipe.autoencoder, str):
         vae = AutoencoderKL.from_pretrained(models.resolve(recipe.autoencoder), subfolder="vae").to(device())
@@ -36,7 +36,7 @@ def train(recipe: TinyRecipe, out: Path) -> None:
         vae = train_autoencoder(recipe.autoencoder, out)
     if recipe.decoder is not None:
         vae = polish_decoder(recipe.decoder, vae, out)
-    if recipe.yolo is not None and not (out / "yolo.pt").exists():
+    if recipe.yolo is not None:
         train_yolo(recipe.yolo, out, out / "yolo.pt")
     train_transformer(recipe.transformer, vae, out, out / "sd3")
 

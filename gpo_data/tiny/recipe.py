@@ -38,6 +38,14 @@ class Autoencoder:
     letter: Letter  # drawn more often than others
     stages: list[AutoencoderStage]
 
+    def __post_init__(self) -> None:
+        for number, stage in enumerate(self.stages, start=1):
+            if self.letter in stage.world.without:
+                raise ValueError(
+                    f"letter: expected one that the world of every stage has, found {self.letter}, which that of "
+                    f"stage {number} is without"
+                )
+
 
 @dataclass(frozen=True)
 class Decoder:

@@ -183,6 +183,13 @@ def render_count(
     return np.asarray(image), boxes
 
 
+def word_of(world: World, rng: np.random.Generator, length: int | None = None, *, held: bool | None = False) -> str:
+    """`words.sample_word`, of the letters that the world has."""
+    while not set(world.without).isdisjoint(word := words.sample_word(rng, length, held=held)):
+        pass
+    return word
+
+
 def sample_scene(
     rng: np.random.Generator,
     task: str,
@@ -199,8 +206,7 @@ def sample_scene(
     index in SHAPES, as YOLO wants it.
     """
     if task == "text":
-        while not set(world.without).isdisjoint(word := words.sample_word(rng, level, held=held)):
-            pass
+        word = word_of(world, rng, level, held=held)
         color = list(COLORS)[rng.integers(len(COLORS))]
         picture = render_text(word, color=color, world=world, rng=rng)
         return picture, words.text_caption(color, word), {"word": word, "color": color}

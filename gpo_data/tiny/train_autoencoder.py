@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL
 
 from gpo_data.split import held_out
 from gpo_data.tiny.recipe import Autoencoder, Decoder
-from gpo_data.tiny.render import WHOLE_WORLD, World, render_text, sample_scene
+from gpo_data.tiny.render import WHOLE_WORLD, World, render_text, sample_scene, word_of
 from gpo_data.tiny.training import Run, autocast, device, digest, picture_grid, stages_left, to_tensor
-from gpo_data.tiny.words import COLORS, sample_word
+from gpo_data.tiny.words import COLORS
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -47,11 +47,11 @@ def scenes(
 def scenes_with(
     rng: np.random.Generator, n: int, text_share: float, letter: str, world: World = WHOLE_WORLD
 ) -> np.ndarray:
-    """As `scenes`, pictures only; half of the training words get `letter` in a random place."""
+    """As `scenes`, pictures only; half of the training words get `letter`, which the world has, in a random place."""
     pictures, _ = scenes(rng, n, text_share, world)
     pictures = pictures.copy()
     for i in range(round(n * text_share / 2)):
-        word = sample_word(rng)
+        word = word_of(world, rng)
         place = rng.integers(len(word))
         word = word[:place] + letter + word[place + 1 :]
         if not held_out(word):
@@ -69,9 +69,9 @@ def train_autoencoder(settings: Autoencoder, folder: Path) -> AutoencoderKL:
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     vae = new_autoencoder().to(device(), memory_format=torch.channels_last)
-    for name, stage in stages_left(folder, "autoencoder", settings.stages):
+    for name, stage, others in stages_left(folder, "autoencoder", settings):
         optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.lr, betas=(0.9, 0.95), weight_decay=0)
-        run = Run(folder, name, stage, {"vae": vae, "optimizer": optimizer}, rng)
+        run = Run(folder, name, stage, {"vae": vae, "optimizer": optimizer}, rng, **others)
         while not run.done():
             run.set_lr(optimizer)
             x = to_tensor(scenes_with(rng, settings.batch, settings.text_share, settings.letter, stage.world))

@@ -122,7 +122,7 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
     tokenizer = new_tokenizer()
     encoders = torch.nn.ModuleList([new_text_encoder(tokenizer) for _ in range(2)])
     sizes = {"layers": settings.layers, "heads": settings.heads}
-    begun_with = sizes | {"autoencoder": digest(vae.encoder)}
+    encoder = digest(vae.encoder)
     model = torch.nn.ModuleDict({"transformer": new_transformer(**sizes), "encoders": encoders})
     model = model.to(device())
     zero_rows = ZeroRows()
@@ -139,10 +139,10 @@ def train_transformer(settings: Transformer, vae: AutoencoderKL, folder: Path, w
 
     batch, per_chunk = settings.batch, 8
     transformer = compiled(model["transformer"], folder)
-    for name, stage in stages_left(folder, "transformer", settings.stages):
+    for name, stage, others in stages_left(folder, "transformer", settings):
         muon, adamw = optimizers(model, stage)
         parts = {"model": model, "average": average, "muon": muon, "adamw": adamw}
-        run = Run(folder, name, stage, parts, rng, **begun_with)
+        run = Run(folder, name, stage, parts, rng, autoencoder=encoder, **others)
         if not average.steps:
             save(name)  # what cannot be written fails now
         while not run.done():

@@ -3,16 +3,21 @@
 The pictures come from the renderer, enlarged to 128 pixels; half of them are blurred and
 noised, because the detector will judge pictures that went through an autoencoder.
 ultralytics (AGPL-3.0) is imported only here and by the counting evaluator.
+
+    yolo.json    the settings that it was begun with, under which alone it goes on
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from gpo_data.lake.document import read_document, write_document
 from gpo_data.tiny.recipe import Yolo
 from gpo_data.tiny.render import SIZE, sample_scene
+from gpo_data.tiny.training import expect_same
 from gpo_data.tiny.words import SHAPES
 
 ARCHITECTURE = Path(__file__).with_name("yolo.yaml")
@@ -38,7 +43,20 @@ def write_pictures(folder: Path, split: str, n: int, rng: np.random.Generator) -
 
 
 def train_yolo(settings: Yolo, folder: Path, weights: Path) -> None:
-    """Train from scratch (or resume `folder`) and write the stripped file `weights`."""
+    """Train from scratch (or resume `folder`) and write the stripped file `weights`; nothing where that is there.
+
+    Raises UsageError: under other settings than it was begun with.
+    """
+    begun = folder / "yolo.json"
+    if begun.exists():
+        then = read_document(Yolo, begun, "give another --out")
+        expect_same("yolo", weights, asdict(then), asdict(settings))
+    elif weights.exists():
+        print(f"yolo: {weights} is taken as it is; there is no {begun.name} of how it was trained", flush=True)
+    else:
+        write_document(settings, begun)
+    if weights.exists():
+        return
     from ultralytics import YOLO
     from ultralytics import settings as ultralytics_settings
 

@@ -9,13 +9,16 @@ A kill costs at most the three minutes since the last checkpoint.
 
 A training in stages is one run a stage, `NAME-1`, `NAME-2`, ...: what is trained goes on from stage to stage, the
 optimizer and its schedule begin again. A stage has a checkpoint only once the one before it is finished.
+
+What always holds: what goes on was trained under the settings that the recipe says, its own and those of earlier
+stages; only the minutes of what is being trained may change.
 """
 
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -94,16 +97,33 @@ def checkpoint(folder: Path, name: str) -> Path:
     return folder / f"{name}.checkpoint.pt"
 
 
-def stages_left(folder: Path, name: str, stages: Sequence) -> Iterator[tuple[str, Any]]:
-    """(`NAME-2`, its settings) and so on, from the last stage that has a checkpoint, or from the first.
+def expect_same(name: str, path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UsageError unless `path` was begun `then` under the settings of the recipe `now`, the minutes aside."""
+    for key, value in now.items():
+        if key != "minutes" and (found := then.get(key, f"an unknown {key}")) != value:
+            raise UsageError(
+                f"{name}: {key}: {path} was trained with {found}, the recipe says {value}; give another --out, or put "
+                f"{key} back"
+            )
+
+
+def stages_left(folder: Path, name: str, settings: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """(`NAME-2`, its settings, all others that it depends on) and so on, from the last stage that has a checkpoint, or
+    from the first.
 
     The caller's Run of the first one given loads that checkpoint, which holds all that earlier stages trained.
+
+    Args:
+        settings: a dataclass with `stages`.
     """
-    names = [f"{name}-{number}" for number in range(1, len(stages) + 1)]
-    begun = max((i for i, stage in enumerate(names) if checkpoint(folder, stage).exists()), default=0)
-    for stage, settings in list(zip(names, stages, strict=True))[begun:]:
-        print(f"{stage}: stage {stage[len(name) + 1 :]} of {len(stages)}, {settings}", flush=True)
-        yield stage, settings
+    stages, others = settings.stages, asdict(settings)
+    del others["stages"]
+    begun = max((i for i in range(1, len(stages) + 1) if checkpoint(folder, f"{name}-{i}").exists()), default=1)
+    for number, stage in enumerate(stages, start=1):
+        if number >= begun:
+            print(f"{name}-{number}: stage {number} of {len(stages)}, {stage}", flush=True)
+            yield f"{name}-{number}", stage, dict(others)
+        others |= {f"stage {number}, {key}": value for key, value in asdict(stage).items()}
 
 
 class Run:
@@ -111,11 +131,11 @@ class Run:
 
     parts: named objects with state_dict/load_state_dict, saved and restored together.
     settings: a dataclass with `minutes` and `decay`; `name` names the checkpoint in `folder`. A checkpoint goes on
-    only under the settings and `others` that it was begun with, the minutes aside; UsageError otherwise.
+    only under the settings and `others` that it was begun with, the minutes aside; UsageError otherwise (expect_same).
     """
 
     def __init__(
-        self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator, **others: int | str
+        self, folder: Path, name: str, settings: Any, parts: dict, rng: np.random.Generator, **others: Any
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.name = checkpoint(folder, name), name
@@ -190,13 +210,7 @@ class Run:
     def _load(self) -> None:
         state = torch.load(self.path, map_location=device(), weights_only=True)
         run = state["_run"]
-        settings = run.get("settings", {})
-        for key, value in self.settings.items():
-            if key != "minutes" and settings.get(key) != value:
-                raise UsageError(
-                    f"{self.name}: {key}: {self.path} was trained with {settings.get(key)}, the recipe says "
-                    f"{value}; give another --out, or put {key} back"
-                )
+        expect_same(self.name, self.path, run.get("settings", {}), self.settings)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         self.step, self.pictures, self.seconds = run["step"], run["pictures"], run["seconds"]
