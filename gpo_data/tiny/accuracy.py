@@ -5,9 +5,12 @@ Tables, all on held-out words and counts:
 2. the same after the autoencoder
 3. the base model by word length and by count; groups with right and wrong members
 4. images/s drawn, by precision, batch size and compilation (--speed)
+
+DIR is what `python -m gpo_data.tiny` writes. Exit code 0: done; 2: the command line is wrong.
 """
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -16,8 +19,10 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from gpo_data import hardware
-from gpo_data.tiny import WEIGHTS
+from gpo_data import hardware, models
+from gpo_data.errors import UsageError
+from gpo_data.evaluators.build import installed
+from gpo_data.tiny import WEIGHTS, YOLO_WEIGHTS
 from gpo_data.tiny.reading import count_shapes, read_words
 from gpo_data.tiny.render import sample_scene
 from gpo_data.tiny.training import to_pictures, to_tensor
@@ -108,7 +113,17 @@ def speed_table(pipe, args) -> None:
     pipe.transformer.forward = original
 
 
-def main() -> None:
+def detector(weights: Path) -> Path:
+    """The folder's own, or where it has none the package's. Raises UsageError."""
+    if not installed("ultralytics"):
+        raise UsageError("counting needs ultralytics, not installed here: pip install 'gpo[yolo]'")
+    if (own := weights / "yolo.pt").is_file():
+        return own
+    print(f"no {own}: the package's detector counts", flush=True)
+    return YOLO_WEIGHTS
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpo_data.tiny.accuracy")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=8)
@@ -119,13 +134,25 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=300, help="prompts a task, table 3")
     parser.add_argument("--groups", type=int, default=0, help="groups of 32 a task")
     parser.add_argument("--speed", action="store_true", help="table 4")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    try:
+        measure(args)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print the tables. Raises UsageError."""
+    model = models.resolve(str(args.weights.absolute() / "sd3"))
+    yolo_weights = detector(args.weights)
     hardware.take_threads()
     dtype = getattr(torch, hardware.dtype_for("auto", hardware.device_of("auto")))
     from ultralytics import YOLO
 
-    yolo = YOLO(str(args.weights / "yolo.pt"))
-    pipe = StableDiffusion3Pipeline.from_pretrained(args.weights / "sd3", dtype=dtype)
+    yolo = YOLO(str(yolo_weights))
+    pipe = StableDiffusion3Pipeline.from_pretrained(model, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     for task in LEVELS:
         levels, pictures, captions, targets = scenes_of(task, args.rendered, seed=123)
@@ -163,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
