@@ -12,10 +12,12 @@ import pytest
 
 import gpo_data.cli
 from gpo_data import recipe
+from gpo_data.errors import UsageError
 from gpo_data.lake import catalog
 from gpo_data.split import part_of
 from gpo_data.tiny.words import ENGLISH, text_caption
 from gpo_train import cli
+from gpo_train.evaluation.prompts import choose
 from gpo_train.evaluation.trained import trained_keys
 from gpo_train.run import Run
 from tests.parts.lake import COLUMNS, MANIFEST, rows_of, write_shard
@@ -209,3 +211,10 @@ def test_a_run_is_compared_on_a_benchmark_with_the_base_that_was_drawn(here: Pat
     assert found["datasets"]["base"] == base["dataset"] and found["base"]["exact"] == base["all"]["exact"]
     assert {value: one["n"] for value, one in found["by_tag"]["length"].items()} == {"short": 6, "long": 6}
     assert "exact of length short (n=6)" in Path("runs/run/eval-bench.html").read_text()
+
+
+def test_what_is_wrong_with_a_benchmark_names_its_own_key(here: Path) -> None:
+    (here.parent / "bench.csv").write_text('prompt\n"nothing in quotes"\n')
+    for file, told in (("bench.csv", "bench.csv:2: "), ("gone.csv", "gone.csv: no such file")):
+        with pytest.raises(UsageError, match=f"^eval.prompts: {told}"):
+            choose(recipe.load(here, ["--eval.prompts", file]), set(), here.parent)

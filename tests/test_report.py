@@ -96,6 +96,14 @@ def test_runs_and_benchmarks_side_by_side(there: Path, capsys: pytest.CaptureFix
     assert "held-out prompts" in said and "out/report.html" in said
 
 
+def test_files_of_one_name_have_titles_of_their_own(there: Path) -> None:
+    for file in ("bench/ocr/test.txt", "bench/long/test.txt", "words.csv"):
+        alone(there / "tiny-base", file)
+    assert cli.main(["report", "tiny-base", "--out", "out"]) == 0
+    titles = re.findall(r"^## (.*)", Path("out/report.md").read_text(), flags=re.M)
+    assert [one for one in titles if "exact by" not in one] == ["long/test.txt", "ocr/test.txt", "words.csv"]
+
+
 def test_what_cannot_be_reported_is_told(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluation(there / "one", None)
     (there / "tiny-base").mkdir()

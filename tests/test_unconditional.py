@@ -80,6 +80,7 @@ def test_it_is_in_the_first_group_of_each_shard_and_nothing_else_changes(
     assert group.unconditional is not None and equal(group.unconditional, expected)
     assert group.to("cpu").unconditional is not None
     assert Lake(str(stored_lake))["small"].groups()[3].unconditional is None
+    assert [one.key for one in reader[4:9]] == [reader[4].key, reader[5].key] and reader[-1].key == reader[5].key
 
 
 def test_a_shard_that_lost_it_is_damaged_and_drawn_again(there: Path, drawn_lake: Path) -> None:

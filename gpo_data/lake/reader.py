@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +109,13 @@ class Reader(torch.utils.data.Dataset[TrainGroup]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> TrainGroup:
+    @overload
+    def __getitem__(self, index: int) -> TrainGroup: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TrainGroup]: ...
+    def __getitem__(self, index: int | slice) -> TrainGroup | list[TrainGroup]:
+        if isinstance(index, slice):
+            return list(self.ahead(range(*index.indices(len(self)))))
         place, large = self.places[index], self.large
         opened = [open_group(part.record, part.members, self.cache, large) for part in place.parts]
         groups = [group for group, _ in opened]

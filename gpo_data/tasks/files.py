@@ -264,5 +264,5 @@ def _opened(spec: Task, path: Path) -> Any:
         raise UsageError(
             f"task.prompts: {spec.prompts}: neither a local file ({', '.join(SUFFIXES)}) or folder, nor a data set "
             f"that opens here (split {spec.dataset_split!r}): {reason}. Without a network, save it where there is one "
-            f"with `datasets.load_dataset(id, split=...).save_to_disk(folder)` and set task.prompts to the folder"
+            f"with `datasets.load_dataset(id, split=...).save_to_disk(folder)` and give the folder"
         ) from None

@@ -95,7 +95,10 @@ def _whole(recipe: Recipe, path: str, trained: set[str]) -> EvalPrompts:
     """Every prompt of a file: a benchmark is not a benchmark without some of them. Raises UsageError."""
     kind = TASKS[recipe.task.kind]
     task = dataclasses.replace(recipe.task, prompts=path, split="all", num_prompts=None)
-    found = kind.prompts(task, recipe.eval.seed)
+    try:
+        found = kind.prompts(task, recipe.eval.seed)
+    except UsageError as error:
+        raise UsageError(f"eval.prompts: {str(error).removeprefix('task.prompts: ')}") from None
     keys = [kind.key(prompt) for prompt in found]
     known = sum(key in trained for key in keys)
     return EvalPrompts(task, keys, 0, FILE, tags_of(found, list(kind.columns)), known)

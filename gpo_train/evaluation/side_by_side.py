@@ -121,15 +121,35 @@ def _read(path: Path) -> Found:
 
 def sections(found: dict[str, dict[str, Found]]) -> list[Section]:
     made = []
-    for entries in found.values():
-        title = part_of(next(iter(entries.values())))
-        if all(one.file is None for one in entries.values()):
-            task = next(iter(entries.values())).task
-            title = f"{title} prompts" + (f" of task {task}" if task else "")
+    titles = _titles([next(iter(entries.values())) for entries in found.values()])
+    for title, entries in zip(titles, found.values(), strict=True):
         made.append(Section(title, HEAD, [_row(name, one) for name, one in entries.items()], _notes(entries)))
         columns = dict.fromkeys(column for one in entries.values() for column in one.by_tag)
         made += [_tags(f"{title}, exact by {column}", column, entries) for column in columns]
     return made
+
+
+def _titles(benchmarks: list[Found]) -> list[str]:
+    """Of two files of one name the folders are told too, and of one file with two tasks the tasks."""
+    ways = [[way(one) for one in benchmarks] for way in (_title, _in_folder, _of_task)]
+    return [
+        next((title for title, way in zip(titles, ways, strict=True) if way.count(title) == 1), titles[-1])
+        for titles in zip(*ways, strict=True)
+    ]
+
+
+def _title(one: Found) -> str:
+    if one.file is not None:
+        return part_of(one)
+    return f"{part_of(one)} prompts" + (f" of task {one.task}" if one.task else "")
+
+
+def _in_folder(one: Found) -> str:
+    return _title(one) if one.file is None else "/".join(Path(one.file).parts[-2:])
+
+
+def _of_task(one: Found) -> str:
+    return f"{_in_folder(one)} of task {one.task}"
 
 
 def _row(name: str, found: Found) -> list[str]:
