@@ -22,11 +22,12 @@ from rich.console import Console
 
 from gpo_data import models
 from gpo_data.errors import RunError, UsageError, few
+from gpo_data.generation.plan import plan, prompts_digest
 from gpo_data.lake.columns import pieces_of_bytes
 from gpo_data.lake.durable import write_stream
 from gpo_data.lake.files import matching
 from gpo_data.lake.latents import LARGE
-from gpo_data.lake.manifest import imported, read_manifest
+from gpo_data.lake.manifest import EXTENT, Manifest, imported, read_manifest
 from gpo_data.lake.reader import Reader, expect_unconditional, merge
 from gpo_data.lake.shard import dataset_folder
 from gpo_data.lake.snapshot import digest
@@ -44,6 +45,8 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
         found = {name: _frozen(recipe, settings, name, console) for name in dataset_names(recipe, settings)}
+        if settings.datasets is None and (said := drawn_otherwise(recipe)):
+            console.print(said, soft_wrap=True)
         table = _sealed(merge(_learnable(recipe, settings, found)))
         if noted and facts_of(table)["digest"] != noted["digest"]:
             raise RunError(
@@ -158,6 +161,38 @@ def _has_noise(recipe: Recipe, settings: Train, name: str) -> None:
         raise UsageError(
             f"train.noise: own: the pictures of dataset {name} were imported, not drawn from noise of their own"
         )
+
+
+# What training reads too, whoever drew; which weights they are is in their digest.
+TRAINED_WITH = ("model", "revision", "seed")
+
+
+def drawn_otherwise(recipe: Recipe) -> str | None:
+    """A warning where the recipe's dataset was drawn in another way than the recipe says."""
+    manifest, asked = read_manifest(dataset_folder(recipe.lake, str(recipe.name))), recipe.fingerprint_fields()
+    if "imported" in manifest.fields:
+        return None
+    task = manifest.recipe["task"] if manifest.grown else {}  # `fields` stay those of its beginning
+    there = manifest.fields | {f"task.{key}": value for key, value in task.items()}
+    differing = [k for k in asked if k in there and k not in TRAINED_WITH and asked[k] != there[k]]
+    if {*EXTENT} & {*differing} and _same_prompts(recipe, manifest):
+        differing = [k for k in differing if k not in EXTENT]
+    if not differing:
+        return None
+    listed = "; ".join(f"{k}: {there[k]!r} there, {asked[k]!r} in the recipe" for k in differing)
+    return (
+        f"warning: dataset {recipe.name} was drawn otherwise than the recipe says, and is trained on as it is: "
+        f"{listed}; `gpo-data shards` with another --name draws as the recipe says"
+    )
+
+
+def _same_prompts(recipe: Recipe, manifest: Manifest) -> bool:
+    """Also where another file, or another number, gives them."""
+    last = manifest.grown.prompts_digest if manifest.grown else manifest.fields.get("prompts_digest")
+    try:
+        return prompts_digest(plan(recipe), recipe.task.kind) == last
+    except UsageError:  # training reads no prompts: their file may be gone
+        return False
 
 
 def _same_model(recipe: Recipe, name: str) -> None:

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+from gpo_data import recipe
 from gpo_data.errors import RunError, UsageError
+from gpo_data.generation.plan import plan
 from gpo_train import cli
 from gpo_train.module import GPOModule
+from gpo_train.online.iterations import write_prompts
 from gpo_train.policy import Policy
 from gpo_train.run import Run
+from gpo_train.snapshot import drawn_otherwise
 from tests.conftest import killed_at
 from tests.parts.training import equal, newest_of, reader_of, steps_of, train, weights_of
 
@@ -165,3 +169,21 @@ def test_what_is_missing_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(GPOModule, "training_step", and_lose_a_shard)
     with pytest.raises(RunError, match=r"no such file, though its rows are committed: .* draw it again"):
         train(here, name="lost")
+
+
+def test_what_a_frozen_dataset_was_not_drawn_with_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--group_size", "6", "--task.num_prompts", "9", "--seed", "1", "--train.epochs", "1"]
+    assert cli.main(["fit", str(here), *asked]) == 0
+    told = "group_size: 4 there, 6 in the recipe; task.num_prompts: 6 there, 9 in the recipe; `gpo-data shards`"
+    assert f"warning: dataset small was drawn otherwise than the recipe says, and is trained on as it is: {told}" in (
+        capsys.readouterr().out
+    )
+    assert cli.main(["fit", str(here), *asked, "--run", "named", "--train.datasets", "small"]) == 0
+    assert "drawn otherwise" not in capsys.readouterr().out
+    made = recipe.load(here)
+    write_prompts([group.prompt for shard in plan(made) for group in shard.groups], Path("same.jsonl"))
+    same = ["--task.prompts", "same.jsonl", "--task.num_prompts", "null", "--model", str(Path(made.model) / ".")]
+    for overrides in ([], same):
+        assert drawn_otherwise(recipe.load(here, overrides)) is None
+    Path("same.jsonl").unlink()
+    assert "task.prompts: None there, 'same.jsonl' in" in str(drawn_otherwise(recipe.load(here, same)))

@@ -10,6 +10,7 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.lake.manifest import read_manifest
 from gpo_data.lake.sidecar import read_rows
+from gpo_train.snapshot import drawn_otherwise
 
 
 def drawn(path: Path, lake: Path, *overrides: str) -> Path:
@@ -78,4 +79,8 @@ def test_more_prompts_of_a_grammar(tmp_path: Path) -> None:
     ]
     folder = draw(made[0], Console(quiet=True))
     assert draw(made[1], Console(quiet=True)) == folder and len(rows_of(folder)) == 6
+    assert drawn_otherwise(made[1]) is None
+    assert "recipe says, and is trained on as it is: task.num_prompts: 3 there, 1 in the recipe;" in str(
+        drawn_otherwise(made[0])
+    )
     assert draw(made[0], Console(quiet=True)) == folder and len(rows_of(folder)) == 6
