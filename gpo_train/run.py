@@ -67,7 +67,8 @@ READ = {
     "train": dict,
     "online": dict,
 }
-NAME = re.compile(r"[a-z0-9_-]{1,80}")  # it is part of the names of datasets: <run>-it0003, <run>-eval-<hash>
+LONGEST = 80
+NAME = re.compile(rf"[a-z0-9_-]{{1,{LONGEST}}}")  # it is part of the names of datasets: <run>-it0003, <run>-eval-<hash>
 
 
 @dataclass(frozen=True, kw_only=True)

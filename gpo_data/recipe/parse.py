@@ -7,7 +7,7 @@ is a `UsageError` that names file and key.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: bool = False) -
     path = find(path)
     content = read(path)
     try:
-        _override(content, list(overrides))
+        _override(content, overrides)
         if isinstance(content.get("yolo"), str):
             content["yolo"] = {"weights": content["yolo"]}
         _check_keys(content, Recipe)
@@ -110,8 +110,8 @@ def _unknown(key: str, known: list[str]) -> UsageError:
     return UsageError(f"unknown key {key!r}{nearest(key, known)}")
 
 
-def _override(content: dict[str, Any], arguments: list[str]) -> None:
-    """Put `--sampler.height 64`, `--seed=1` and `--train.trainer.devices 2` into `content`."""
+def values_of(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(key, value) of `--sampler.height 64`, `--seed=1` and `--train.trainer.devices 2`. Raises UsageError."""
     known, waiting = key_names(Recipe), iter(arguments)
     for argument in waiting:
         key, equals, text = argument.removeprefix("--").partition("=")
@@ -122,12 +122,17 @@ def _override(content: dict[str, Any], arguments: list[str]) -> None:
             raise _unknown(key, known)
         if not equals and (text := next(waiting, "--")) == "--":
             raise UsageError(f"--{key}: expected a value after it, found nothing")
+        yield key, _value(key, text)
+
+
+def _override(content: dict[str, Any], arguments: Sequence[str]) -> None:
+    for key, value in values_of(arguments):
         inner, (*sections, last) = content, key.split(".")
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
                 raise UsageError(f"{section}: expected keys and values, found {inner!r}")
-        value, old = _value(key, text), inner.get(last)
+        old = inner.get(last)
         inner[last] = old | value if key in SECTIONS and isinstance(old, dict) and isinstance(value, dict) else value
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from gpo_data.errors import UsageError
-from gpo_data.recipe import nearest
+from gpo_data.recipe import SECTIONS, nearest
 from gpo_data.recipe.checks import Count, PathText, Positive, Seed, adapters, check, expect, expect_valid
 from gpo_data.recipe.files import PACKAGE
 
@@ -112,3 +113,17 @@ def check_keys(content: dict[str, Any], kind: type, prefix: str) -> None:
     for key, one in known.items():
         if key not in content and one.default is one.default_factory is dataclasses.MISSING:
             raise UsageError(f"{prefix}{key}: expected {MEANT[key]}, found nothing")
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`train: {loss: awm}` as `train.loss: awm`: what says the same has one key."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        whole = key in SECTIONS and isinstance(value, dict)
+        found |= {f"{key}.{own}": one for own, one in value.items()} if whole else {key: value}
+    return found
+
+
+def overlap(key: str, other: str) -> bool:
+    """Whether a value of one is, or is part of, a value of the other: `yolo` and `yolo.weights`."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")

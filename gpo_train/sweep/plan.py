@@ -25,8 +25,10 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.reward import expect_declared_reward
 from gpo_data.recipe import SECTIONS, Ray, Recipe, fingerprint_of, load, nearest, section_of
 from gpo_data.recipe.files import read
+from gpo_data.recipe.parse import SHORT, values_of
 from gpo_data.tasks import TASKS
-from gpo_train.sweep.file import Means, Sweep, Variant, check_keys, file_of
+from gpo_train.run import LONGEST
+from gpo_train.sweep.file import Means, Sweep, Variant, check_keys, file_of, flat, overlap
 
 MOST_ROWS = 10_000
 # Keys younger than the first sweeps, whose rows are named without them: they count where they are set.
@@ -110,7 +112,7 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), trust: bool = Fal
         check_keys(content, Sweep, "")
         sweep = Sweep(**({"name": path.stem[:24]} | content))
         base = load(sweep.recipe, [*_arguments(_settled(sweep)), *overrides], trust)
-        rows = list(_rows(sweep, base, list(overrides), trust))
+        rows = list(_rows(sweep, base, overrides, trust))
         _expect_rewards(sweep, rows)
         rows = [*rows, *_means(sweep, rows)]
         _expect_one_run_each(rows)
@@ -141,25 +143,30 @@ def _expect_rewards(sweep: Sweep, rows: list[Row]) -> None:
 
 
 def _settled(sweep: Sweep) -> dict[str, JsonValue]:
-    return {"eval.split": "validation"} | sweep.set
+    return {"eval.split": "validation"} | flat(sweep.set)
 
 
-def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iterator[Row]:
+def _rows(sweep: Sweep, base: Recipe, overrides: Sequence[str], trust: bool) -> Iterator[Row]:
     settled, plain = _settled(sweep), load(sweep.recipe, trust=trust)
     variants = []
     for number, one in enumerate(sweep.rows):
         check_keys(one, Variant, f"rows.{number}.")
         variants.append(Variant(**one))  # type: ignore[arg-type]
     planned = [
-        (f"{variant.name} {_label(point)}".strip() or "as the recipe", variant.set | point)
+        (f"{variant.name} {_label(point)}".strip() or "as the recipe", flat(variant.set) | flat(point))
         for variant in variants or [Variant()]
         for point in _points(sweep.grid | variant.grid)
     ]
     key = "train.seed" if sweep.mode == "offline" else "seed"
-    asked = {argument.removeprefix("--").split("=")[0] for argument in overrides if argument.startswith("--")}
-    if over := asked & {key, *(own for _, values in planned for own in values)}:
+    owned = {own for _, values in planned for own in values}
+    if key in owned | settled.keys():
+        raise UsageError(
+            f"{key}: expected none in set, grid and rows, since each seed of `seeds:` is one; use `seeds:`"
+        )
+    asked = flat(dict(values_of(overrides)))
+    if over := [one for one in asked for own in (key, *owned) if overlap(one, own)]:
         raise UsageError(f"--{min(over)}: the sweep sets it row by row, so it cannot be one for all; change the file")
-    if any(own.split(".")[0] == "ray" for _, values in planned for own in values):
+    if any(own.split(".")[0] in ("ray", *SHORT) for own in owned):
         raise UsageError("ray: rows are run alike; --workers N and --ray ADDRESS say where, or `set` of the sweep")
     if len(planned) * len(sweep.seeds) > MOST_ROWS:
         raise UsageError(f"expected at most {MOST_ROWS} rows, found {len(planned) * len(sweep.seeds)}")
@@ -170,8 +177,8 @@ def _rows(sweep: Sweep, base: Recipe, overrides: list[str], trust: bool) -> Iter
         recipe = dataclasses.replace(recipe, ray=Ray())  # the sweep's own: it runs the rows
         if sweep.mode == "offline":
             recipe = dataclasses.replace(recipe, name=_dataset(recipe, base))
-        digest = _digest(recipe, sweep)
-        yield Row(f"{sweep.name}-{_slug(label)}-{digest}-s{seed}", label, seed, recipe, _drawing(recipe, plain))
+        name = _name(sweep, label, f"{_digest(recipe, sweep)}-s{seed}")
+        yield Row(name, label, seed, recipe, _drawing(recipe, plain))
 
 
 def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
@@ -195,7 +202,7 @@ def _means(sweep: Sweep, rows: list[Row]) -> Iterator[Row]:
             if not changed:
                 continue  # the run itself
             digest = _hash(f"{names} {scale:g}" + (f" {last}" if last else ""))
-            name = f"{sweep.name}-{_slug(one.label)}-{digest}-m{one.seed}"
+            name = _name(sweep, one.label, f"{digest}-m{one.seed}")
             label = ", ".join([one.label, *changed])
             yield dataclasses.replace(one, name=name, label=label, of=names, scale=scale, last=last)
 
@@ -248,8 +255,11 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:30].strip("-")
+def _name(sweep: Sweep, label: str, rest: str) -> str:
+    """Of a run: `rest` sets it apart, so that the label is cut where all would be longer than a run's name is."""
+    room = min(30, LONGEST - len(f"{sweep.name}--{rest}"))
+    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:room].strip("-")
+    return f"{sweep.name}-{slug}-{rest}"
 
 
 def _digest(recipe: Recipe, sweep: Sweep) -> str:
