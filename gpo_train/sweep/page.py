@@ -67,6 +67,12 @@ def note(missing: list[str], rows: int) -> str:
     return f"\n{len(missing)} of {rows} rows are missing: {'; '.join(missing)}\n" if missing else ""
 
 
+def unreached(plan: Plan, lines: list[Line]) -> str:
+    """Which of the sweep's points no line has, for people; '' where there is none, or no line."""
+    without = sorted({*plan.sweep.points} - {step for line in lines for step in line.points}) if lines else []
+    return f"points: {', '.join(map(str, without))}: no row trained so many steps with every seed" if without else ""
+
+
 def html(plan: Plan, lines: list[Line], missing: list[str], failed: int) -> str:
     pictures = []
     if lines:
@@ -93,6 +99,7 @@ def html(plan: Plan, lines: list[Line], missing: list[str], failed: int) -> str:
         missing=missing,
         asked=len(plan.rows),
         failed=failed,
+        unreached=unreached(plan, lines),
         split=plan.rows[0].recipe.eval.split if plan.rows else "",
     )
 
@@ -174,6 +181,7 @@ row, the best first; its interval is over targets. pictures: drawn to train on. 
 held at most while training. step: difference after so many steps.</p>
 {% if missing %}<p><b>{{ missing|length }} of {{ asked }} rows are missing{% if failed %}, {{ failed }} of them failed
 {% endif %}</b>: {{ missing|join("; ") }}</p>{% endif %}
+{% if unreached %}<p>{{ unreached }}</p>{% endif %}
 <table><tr>{% for cell in head %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>

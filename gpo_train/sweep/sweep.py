@@ -68,13 +68,25 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
         if code == STOPPED:
             raise KeyboardInterrupt
         if code:
-            failed.append(job.name)
             console.print(
                 f"{job.name}: failed with exit code {code}: {_last_line(job.log)} ({job.log})", soft_wrap=True
             )
 
+    def drawn(job: Job, code: int) -> None:
+        ended(job, code)
+        if code:
+            without = [row.name for row in todo if not row.of and _dataset(row) == job.name]
+            failed.extend(without)
+            console.print(
+                f"dataset {job.name} was not drawn: the rows that train on it ({len(without)}) fail; with "
+                f"`train.datasets: {job.name}` they train on what is there of it",
+                soft_wrap=True,
+            )
+
     def row_ended(job: Job, code: int) -> None:
         ended(job, code)
+        if code:
+            failed.append(job.name)
         left = (time.monotonic() - started) / done * (len(todo) - done)
         row = next(row for row in todo if row.name == job.name)
         if (result := result_of(folder, row)) is not None:
@@ -85,7 +97,8 @@ def run_rows(plan: Plan, folder: Path, console: Console, runner: Runner = run_al
 
     try:
         if todo:
-            runner(_drawings(plan, todo, found, folder), 1, ended)
+            runner(_drawings(plan, todo, found, folder), 1, drawn)
+            todo = [row for row in todo if row.name not in failed]
             started, done = time.monotonic(), 0
             runner([_job(row, plan, folder) for row in todo if not row.of], at_once, row_ended)
             means = [row for row in todo if found.keys() >= {*row.of} and row.of]
@@ -109,7 +122,9 @@ def show(plan: Plan, folder: Path, found: dict[str, Result], failed: int) -> str
     lines = lines_of(plan, found)
     table = page.markdown(lines)
     missing = [f"{row.label}, seed {row.seed}" for row in plan.rows if row.name not in found]
-    write_atomic(folder / "table.md", (table + page.note(missing, len(plan.rows))).encode())
+    unreached = page.unreached(plan, lines)
+    notes = page.note(missing, len(plan.rows)) + (f"\n{unreached}\n" if unreached else "")
+    write_atomic(folder / "table.md", (table + notes).encode())
     write_atomic(folder / "index.html", page.html(plan, lines, missing, failed).encode())
     return table
 
@@ -119,9 +134,14 @@ def _drawings(plan: Plan, rows: list[Row], found: dict[str, Result], folder: Pat
     if plan.sweep.mode == "online":
         return []
     there = {row.recipe.name for row in plan.rows if row.name in found}
-    wanted = [row.drawing for row in rows if row.drawing.train.datasets is None and row.drawing.name not in there]
+    wanted = [row.drawing for row in rows if _dataset(row) not in (None, *there)]
     recipes = {str(recipe.name): recipe for recipe in wanted}
     return [Job(name, draw_dataset, (recipe,), folder / "logs" / f"{name}.log") for name, recipe in recipes.items()]
+
+
+def _dataset(row: Row) -> str | None:
+    """What an offline row reads and a sweep draws; None where `train.datasets` says what is there."""
+    return None if row.drawing.train.datasets is not None else row.drawing.name
 
 
 def _job(row: Row, plan: Plan, folder: Path) -> Job:
