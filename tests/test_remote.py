@@ -32,9 +32,13 @@ def test_places(tmp_path, monkeypatch):
         ("file://srv/lake", "three slashes"),
         ("https://host/lake", "does not list"),
         ("http://h/l", "list"),
+        ("s3:/b/lake", r"did you mean s3://b/lake\? A folder of that name is \./s3:/b/lake"),
+        ("hf:datasets/org/name", "did you mean hf://datasets/org/name"),
+        ("file:/srv/lake", "did you mean file:///srv/lake"),
     ):
         with pytest.raises(UsageError, match=told):
             place(lake)
+    assert place("./s3:/b/lake") == Path("s3:/b/lake") and place("a:/lake") == Path("a:/lake")
     with pytest.raises(UsageError, match="nosuch://"):
         RemotePath("nosuch://b/lake").is_file()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import duckdb
 import pyarrow.parquet as pq
@@ -12,9 +14,10 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from gpo_data.errors import UsageError
+from gpo_data.errors import RunError, UsageError
 from gpo_data.lake import locked
 from gpo_data.lake import shell as query
+from tests.parts.disk import needs_mount, small_disk
 from tests.parts.lake import drawn as drawn
 from tests.parts.lake import lake as lake
 
@@ -85,8 +88,32 @@ def test_query_mistakes_are_one_line(lake, tmp_path):
         query.run(str(lake), "SELECT 1", "xml")
     with pytest.raises(UsageError, match="--out .*nowhere"):
         query.run(str(lake), "SELECT 1", "csv", tmp_path / "nowhere" / "x.csv")
+    with pytest.raises(UsageError, match="--out .*: expected a file's name, found a folder"):
+        query.run(str(lake), "SELECT 1", "csv", tmp_path)
     with pytest.raises(UsageError, match="found nothing"):
         query.run(str(lake), " ; ")
+
+
+@needs_mount
+def test_a_full_disk_keeps_the_answer_that_was_there(lake, tmp_path):
+    with small_disk(disk := tmp_path / "disk", "160k"):
+        out = disk / "x.csv"
+        query.run(str(lake), "SELECT 1 AS n", out=out)
+        with pytest.raises(RunError, match=r"x\.csv: cannot write: No space left on device") as error:
+            query.run(str(lake), "SELECT * FROM range(100000)", out=out)
+        assert error.value.exit_code == 1
+        assert [path.name for path in disk.iterdir()] == ["x.csv"] and out.read_text() == "n\n1\n"
+
+
+def test_the_answer_goes_through_a_link_and_into_a_pipe(lake, tmp_path):
+    link, pipe = tmp_path / "link.csv", tmp_path / "pipe.csv"
+    link.symlink_to(tmp_path / "file.csv")
+    os.mkfifo(pipe)
+    query.run(str(lake), "SELECT 1 AS n", out=link)
+    assert link.is_symlink() and (tmp_path / "file.csv").read_text() == "n\n1\n"
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        query.run(str(lake), "SELECT 2 AS n", out=pipe)
+        assert reader.communicate(timeout=60)[0] == "n\n2\n" and pipe.is_fifo()
 
 
 def test_datasets_go_by_pattern_and_other_files_are_unsafe(lake, capsys):

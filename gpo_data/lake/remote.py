@@ -35,6 +35,7 @@ from gpo_data.lake.store_errors import explaining, is_taken, is_wordless
 
 # The extra of this package that brings a scheme's client.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+SCHEMES = (*EXTRAS, "hf", "memory", "file", "local", "http", "https")
 
 
 class Stat(NamedTuple):
@@ -220,6 +221,10 @@ def place(lake: str | Path) -> AnyPath:
     """The folder that `lake:` says, as a path. Raises UsageError."""
     text = str(lake)
     scheme = text.partition("://")[0] if "://" in text else ""
+    known, colon, rest = text.partition(":")
+    if colon and not scheme and known in SCHEMES:
+        meant = rest if known in ("file", "local") else rest.lstrip("/")
+        raise UsageError(f"lake: {text}: did you mean {known}://{meant}? A folder of that name is ./{text}")
     if not scheme:
         return Path(text).expanduser()
     if scheme in ("file", "local"):

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from gpo_data.errors import UsageError
 from gpo_data.lake import catalog, rewards
+from gpo_data.lake.durable import write_atomic
 from gpo_data.lake.files import matching
 from gpo_data.progress import plain_console
 
@@ -90,6 +91,7 @@ def ask(
 
 
 def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
+    """To the terminal, or to a file, whole or not at all. Raises UsageError, RunError, OSError."""
     if out is None:
         stream = sys.stdout
         if format == "table":
@@ -99,17 +101,24 @@ def write(table: pa.Table, format: str, out: str | Path | None = None) -> None:
                 stream.reconfigure(encoding="utf-8")
             stream.write(text_of(table, format))
         return
+    target = Path(out)
+    if target.is_dir() or not target.parent.is_dir():
+        found = "a folder" if target.is_dir() else f"no folder {target.parent}"
+        raise UsageError(f"--out {out}: expected a file's name, found {found}")
+    content = _parquet(table) if format == "parquet" else text_of(table, format).encode()
+    if target.exists() and not target.is_file():  # /dev/stdout, which nothing may take the place of
+        target.write_bytes(content)
+    else:
+        write_atomic(target.resolve(), content)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
     try:
-        if format == "parquet":
-            stream = io.BytesIO()  # whole, or not at all
-            pq.write_table(table, stream)
-            Path(out).write_bytes(stream.getbuffer())
-        else:
-            Path(out).write_text(text_of(table, format), encoding="utf-8", newline="")
+        pq.write_table(table, stream)
     except pa.ArrowNotImplementedError as error:
         raise UsageError(f"--format parquet: {error}; CAST the column in the query, such as to VARCHAR") from None
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot write: {error.strerror or error}") from None
+    return stream.getvalue()
 
 
 def _distinct(table: pa.Table) -> pa.Table:
