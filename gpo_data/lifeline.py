@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,8 +15,10 @@ from contextlib import contextmanager, suppress
 def end_with_parent(*worker: object) -> None:
     """Called in a worker: as a pool's initializer, or a DataLoader's `worker_init_fn`.
 
-    A parent that was killed cannot end its processes, which would keep their models in memory for ever.
+    A parent that was killed cannot end its processes, which would keep their models in memory for ever. SIGUSR1, which
+    SLURM sends to all of a job at once, is for the parent to answer.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_wait, daemon=True).start()
 
 

@@ -1,4 +1,5 @@
-"""What asks long work to stop, so that it keeps what is finished: Ctrl-C, SIGTERM, and the terminal's end."""
+"""What asks long work to stop, so that it keeps what is finished: Ctrl-C, SIGTERM, the terminal's end, and SIGUSR1,
+which SLURM sends before a job's time is over (`#SBATCH --signal=SIGUSR1@90`)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def answer(handler: Callable[[int, FrameType | None], None]) -> None:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from gpo_data.errors import Interrupted
+from gpo_data.errors import Interrupted, RunError
 from gpo_data.lake.durable import TEMPORARY
 from gpo_data.signals import answer
 from gpo_train.data import GroupDataModule
 from gpo_train.lightning_fixes import DIGEST, begin_at
+from gpo_train.run import Run
 
 KEPT = 2
 
@@ -75,6 +78,32 @@ class Checkpoints(Callback):
         before = [path for path in others if _step(path) < _step(newest)]
         for path in {*others, *self.folder.glob(f"*{TEMPORARY}")} - {*before[: KEPT - 1]}:
             path.unlink(missing_ok=True)
+
+
+class SamePlace(Callback):
+    """Ends all ranks, as soon as they have met, unless they see one run and go on from one checkpoint of it.
+
+    Their steps would be different ones, and each would wait for ever for what the others do not do.
+    """
+
+    def __init__(self, run: Run, resume: Path | None) -> None:
+        self.run, self.resume = run, resume
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.world_size == 1:
+            return
+        name = self.resume.name if self.resume else "no checkpoint"
+        place = f"{name} of a run begun at {self.run.manifest().created}"
+        seen: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(seen, (place, socket.gethostname()))
+        first, host = seen[0]
+        for rank, (found, there) in enumerate(seen):
+            if found != first:
+                raise RunError(
+                    f"rank {rank} ({there}) sees other checkpoints than rank 0 ({host}): expected "
+                    f"{self.run.folder.parent}/ to be one folder for all nodes, found {first} on rank 0 and {found} on "
+                    f"rank {rank}; put it on a file system that they share (--runs FOLDER)"
+                )
 
 
 def newest(folder: Path, console: Console) -> Path | None:

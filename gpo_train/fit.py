@@ -21,7 +21,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers as logging_to
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from gpo_data import hardware, models
@@ -32,11 +31,12 @@ from gpo_data.lifeline import end_with_launcher
 from gpo_data.recipe import Recipe, Train
 from gpo_data.signals import same_signals
 from gpo_train import dead_zone
-from gpo_train.checkpoint import Checkpoints, newest
+from gpo_train.checkpoint import Checkpoints, SamePlace, newest
 from gpo_train.data import GroupDataModule, Prepare
 from gpo_train.evaluation import rollback
 from gpo_train.export import save_policy
 from gpo_train.heartbeat import Heartbeat
+from gpo_train.launcher import devices_of, environment, rank, take_rank
 from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
@@ -68,10 +68,11 @@ def fit(
     `points`: steps whose policies are kept (points.py).
     """
     name = name or f"{recipe.name}-{mode}"
+    take_rank(recipe.train.trainer)
     if trial := trial_options(recipe):
         name = f"{name}-trial"
         console.print(f"a trial ({', '.join(trial)}): run {name}, begun anew, and no policy", soft_wrap=True)
-        if _rank() == 0:
+        if rank() == 0:
             forget(recipe, named(runs, name))
     folder = named(runs, name).folder
     before = {*folder.iterdir()} if folder.is_dir() else None
@@ -81,7 +82,7 @@ def fit(
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_unconditional(model_folder, settings.unconditional)
     run = open_run(name, recipe, mode, model_folder, runs)
-    with run.claim(_rank() == 0):
+    with run.claim(rank() == 0):
         iterations = recipe.online.iterations if mode == "online" else 0
         if len(history(run.folder)) < iterations and run.manifest().stopped_by is None:
             # Also where it had finished with fewer.
@@ -130,7 +131,7 @@ def _fit(
         online = OnlineRegeneration(recipe, folder=run.folder, console=console, stopping=lambda: checkpoints.stopped)
     prepare: Prepare = online.prepare if online else frozen_groups(recipe, settings, run, console)
     if online and recipe.online.rollback:
-        rollback.check(recipe, run, console if _rank() == 0 else Console(quiet=True))
+        rollback.check(recipe, run, console if rank() == 0 else Console(quiet=True))
     policy = Policy(load_for_training(recipe, settings, model_folder), settings)
     data = GroupDataModule(prepare, settings, seed)
     checkpoints = Checkpoints(run.folder / "checkpoints", settings.checkpoint_steps, data)
@@ -138,7 +139,9 @@ def _fit(
     kept = KeptPoints(run, points, lambda: average.policy if average else policy)
     alive = Heartbeat(checkpoints.folder, console)
     # Each sees what the one before it did; a checkpoint is written when all have seen a step.
-    callbacks: list[Callback] = [c for c in (average, online, kept, checkpoints, alive) if c is not None]
+    resume = newest(checkpoints.folder, console)
+    found = (SamePlace(run, resume), average, online, kept, checkpoints, alive)
+    callbacks: list[Callback] = [c for c in found if c is not None]
     kind = ShardedGPOModule if settings.trainer.get("strategy") == "fsdp2" else GPOModule
     interval = recipe.online.epochs_per_iteration if online else 1
     module = kind(
@@ -151,9 +154,8 @@ def _fit(
         stopping=lambda: checkpoints.stopped,
         base=lambda: load_for_training(recipe, settings, model_folder).denoiser,
     )
-    hardware.take_threads(processes_of(settings))
+    hardware.take_threads(devices_of(settings.trainer))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
-    resume = newest(checkpoints.folder, console)
     if trainer.is_global_zero:
         _say_what_begins(recipe, settings, run, policy, trainer.strategy.root_device.type, bool(resume), console)
     with _told(settings, trainer, checkpoints.folder), same_signals():
@@ -252,17 +254,6 @@ def forget(recipe: Recipe, run: Run) -> None:
         shutil.rmtree(run.folder)
 
 
-def _rank() -> int:
-    """Of this process among all, before there is a trainer."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
-def processes_of(settings: Train) -> int:
-    """Ranks on this machine that compute on its CPU at once."""
-    devices: Any = settings.trainer.get("devices", 1)
-    return len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
-
-
 def load_for_training(recipe: Recipe, settings: Train, model_folder: Path) -> models.Model:
     """The model in the precision that trains, with the recipe's policy in it."""
     model = open_for_training(model_folder, recipe.sampler, settings)
@@ -281,23 +272,27 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
     }
     bar = [progress(console)] if settings.trainer.get("enable_progress_bar", True) else []
     device = torch.device(hardware.device_of(recipe.sampler.device))
+    launched = environment(settings.trainer)
     options: dict[str, Any] = {
         "accelerator": device.type,  # as what draws: Lightning's own choice takes Apple's GPU, which has no float64
         "devices": 1 if device.index is None else [device.index],
         "max_epochs": settings.epochs,
         "callbacks": [*bar, *callbacks],
-        "plugins": [WholeFiles()],
+        "plugins": [WholeFiles(), *([launched] if launched else [])],
         "enable_checkpointing": False,  # Checkpoints writes them
         "logger": [_logger(name, makers[name]) for name in settings.loggers] or False,
         "log_every_n_steps": 1,
         "use_distributed_sampler": False,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "default_root_dir": run.folder,
+        "default_root_dir": run.folder / "checkpoints",  # under SLURM Lightning reads an `hpc_ckpt` of gpo 0.2 there
         "reload_dataloaders_every_n_epochs": 1,  # a resumed epoch is what is left of it
     }
     try:
-        return L.Trainer(**(options | settings.trainer))
+        trainer = L.Trainer(**(options | settings.trainer))
+        if launched:
+            launched.validate_settings(trainer.num_devices, trainer.num_nodes)
+        return trainer
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UsageError(f"train.trainer: lightning.Trainer refuses: {' '.join(str(error).split())}") from None
 
@@ -305,7 +300,7 @@ def make_trainer(recipe: Recipe, settings: Train, run: Run, callbacks: list[Call
 def _csv_logger(logs: Path) -> logging_to.CSVLogger:
     """metrics.csv; that of a run that was stopped and goes on becomes metrics-1.csv, -2 and so on."""
     before = logs / "csv" / "metrics.csv"
-    if before.is_file() and _rank() == 0:  # Lightning would delete it
+    if before.is_file() and rank() == 0:  # Lightning would delete it
         before.rename(before.with_name(f"metrics-{len(list(before.parent.glob('*.csv')))}.csv"))
     return logging_to.CSVLogger(logs, name="csv", version="", flush_logs_every_n_steps=10)
 

@@ -35,7 +35,7 @@ from gpo_data import hardware, models
 from gpo_data.errors import UsageError
 from gpo_data.lake.document import read_document, write_document
 from gpo_data.lake.durable import TEMPORARY, is_stale
-from gpo_data.lake.manifest import drawn_in, with_dtype
+from gpo_data.lake.manifest import drawing_device, drawn_in, with_dtype
 from gpo_data.recipe import RENAMED, Recipe
 from gpo_train.evaluation.result import Rollback
 
@@ -256,7 +256,7 @@ def settle(recipe: Recipe, folder: Path, datasets: list[str]) -> Recipe:
     As the run in `folder` was begun, else as the first of `datasets` was drawn, else by the hardware.
     """
     begun = Run(folder).manifest().recipe if (folder / "run.json").is_file() else None
-    device = hardware.device_of(recipe.sampler.device)
+    device = drawing_device(recipe) if begun else hardware.device_of(recipe.sampler.device)
     dtype: str = recipe.sampler.dtype
     precision: str = recipe.train.precision
     if dtype == "auto":

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from gpo_data import recipe
 from gpo_data.errors import RunError, UsageError
@@ -97,7 +98,15 @@ def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.
             train(here, name="nan")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def under_slurm(patch: pytest.MonkeyPatch, rank: int = 0, ranks: int = 1) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        patch.delenv(name, raising=False)
+    told = {"JOB_ID": 1, "JOB_NAME": "x", "NODELIST": "localhost", "NODEID": 0, "LOCALID": rank, "PROCID": rank}
+    for name, value in (told | {"NTASKS": ranks}).items():
+        patch.setenv(f"SLURM_{name}", str(value))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
@@ -108,15 +117,41 @@ def test_a_signal_ends_the_step_in_flight_and_nothing_is_lost(
             signal.raise_signal(number)
         step(self, batch, index)
 
+    under_slurm(monkeypatch)
     command = ["fit", str(here), "--run", "signal", "--train.reference", "frozen"]
     with monkeypatch.context() as patch:
         patch.setattr(GPOModule, "training_step", signalled)
         assert cli.main(command) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     run = Run(Path("runs/signal"))
-    assert steps_of(run) == 4
+    assert steps_of(run) == 4 and not [*run.folder.rglob("hpc_ckpt*")]
     assert cli.main(command) == 0
     assert equal(weights_of(run), weights_of(train(here, "--train.reference", "frozen", name="whole")))
+
+
+def test_what_slurm_had_lightning_save_hinders_no_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hpc_ckpt_1.ckpt.<digest>.ckpt` of gpo 0.2, of a run without a checkpoint of its own."""
+    under_slurm(monkeypatch)
+    with killed_at(0):
+        train(here)
+    Path("runs/a/hpc_ckpt_1.ckpt.0123456789abcdef.ckpt").write_bytes(b"x")
+    assert train(here).manifest().state == "finished"
+
+
+@pytest.mark.parametrize("launcher", ["SLURM", "env://"])
+def test_a_run_of_one_device_is_its_own_first_rank(here: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    """srun -n 4 bash -c 'gpo-train fit ... --run r$SLURM_PROCID'"""
+    if launcher == "SLURM":
+        under_slurm(monkeypatch, rank=3, ranks=4)
+    else:
+        for name, value in {"RANK": 3, "LOCAL_RANK": 3, "WORLD_SIZE": 4, "MASTER_ADDR": "nowhere"}.items():
+            monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", 3)  # read from the environment when it was imported
+    run = train(here, "--train.trainer.strategy", "ddp" if launcher == "SLURM" else "auto")
+    assert run.manifest().ranks == 1 and (run.folder / "logs/csv/metrics.csv").is_file()
+    rank_zero_only.rank = 3
+    with run.claim(), pytest.raises(UsageError, match="another process trains it"):
+        train(here)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

@@ -21,6 +21,7 @@ from gpo_data.audit import show
 from gpo_data.errors import Interrupted, RunError, UsageError
 from gpo_data.evaluators import image_stats
 from gpo_data.generation.generate import draw
+from gpo_data.generation.measure import measure
 from gpo_data.generation.plan import PlannedGroup, PlannedShard, plan
 from gpo_data.generation.redraw import redraw
 from gpo_data.generation.worker import Generator
@@ -298,6 +299,23 @@ def test_show_writes_a_grid(drawn: tuple[recipe.Recipe, Path], recipe_file: Path
     assert cli.main(["show", str(recipe_file), "--limit", "2"]) == 0
     assert (drawn[1] / "show.png").stat().st_size > 1000
     assert cli.main(["show", str(recipe_file), "--group", "text-99999999"]) == 2
+
+
+def test_devices_of_a_cluster_need_not_be_here(drawn: tuple[recipe.Recipe, Path], recipe_file: Path) -> None:
+    """All is drawn and measured, so that no cluster has to be there either."""
+    devices = ["--sampler.device", "cuda:77", "--ocr.device", "gpu:77"]
+    cluster = recipe.load(recipe_file, [*devices, "--ray.address", "127.0.0.1:1"])
+    assert draw(cluster, quiet()) == drawn[1] and measure(cluster) == []
+    for here in ([], ["--ray.address", "127.0.0.1:1", "--ray.workers", "0"], ["--ray.workers", "1"]):
+        with pytest.raises(UsageError, match="cuda:77: not on this machine"):
+            draw(recipe.load(recipe_file, [*devices, *here]), quiet())
+    count = ["--task.kind", "count", "--evaluators", "[yolo]", "--reward", "n_detected"]
+    count += ["--yolo.weights", "tiny", "--yolo.device", "cuda:77"]
+    made = recipe.load(recipe_file, [*count, "--ray.address", "127.0.0.1:1"])
+    found = evaluators.build(evaluators.on_driver(made))
+    assert evaluators.versions_of(found) == evaluators.versions_of(
+        evaluators.build(recipe.load(recipe_file, [*count, "--yolo.device", "cpu"]))
+    )
 
 
 @needs_mount

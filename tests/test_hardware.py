@@ -20,9 +20,9 @@ from gpo_data.errors import UsageError
 from gpo_data.generation.generate import draw
 from gpo_data.lake.manifest import drawn_in, settle
 from gpo_data.models import load, resolve
-from gpo_data.recipe import Train
 from gpo_train import cli as train_cli
-from gpo_train.fit import make_trainer, processes_of
+from gpo_train.fit import make_trainer
+from gpo_train.launcher import devices_of
 from gpo_train.run import Run
 from gpo_train.run import settle as settle_run
 from gpo_train.settings import train_settings
@@ -125,7 +125,7 @@ def test_a_run_trains_where_it_draws(recipe_file: Path, tmp_path: Path, plain: p
     trainer = make_trainer(made, train_settings(made), run, [], Console(quiet=True))
     assert trainer.strategy.root_device.type == hardware.device_of(made.sampler.device) == "cpu"
     asked: dict[str, object] = {}
-    plain.setattr("lightning.Trainer", lambda **options: asked.update(options))
+    plain.setattr("lightning.Trainer", lambda **options: asked.update(options) or trainer)
     plain.setattr(torch.cuda, "is_available", lambda: True)
     plain.setattr(torch.cuda, "device_count", lambda: 2)
     plain.setattr(torch.cuda, "current_device", lambda: 1)
@@ -147,7 +147,7 @@ def test_threads_are_the_cores_that_the_process_may_use(monkeypatch: pytest.Monk
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(hardware, "cores", lambda: 8)
     assert [hardware.threads(n) for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    assert [processes_of(Train(trainer=t)) for t in ({}, {"devices": 2}, {"devices": [0, 1, 2]})] == [1, 2, 3]
+    assert [devices_of(t) for t in ({}, {"devices": 2}, {"devices": [0, 1, 2]})] == [1, 2, 3]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,9 +20,10 @@ from rich.console import Console
 from gpo_data import recipe
 from gpo_train.fit import fit
 from gpo_train.run import Run
+from tests.conftest import killed_at
 from tests.parts.serving import free_port
 from tests.parts.session import kill, session_of
-from tests.parts.training import newest_of, train, weights_of
+from tests.parts.training import newest_of, steps_of, train, weights_of
 
 pytestmark = pytest.mark.slow
 FAILED_WITHIN = 60  # seconds after a rank has died until all have ended
@@ -42,6 +45,39 @@ def two_nodes(path: Path, *options: str) -> Iterator[list[subprocess.Popen[str]]
             found.append(
                 stack.enter_context(session_of([sys.executable, *launcher, *command], environment, path.parent))
             )
+        yield found
+
+
+@contextmanager
+def two_ranks(path: Path, launcher: str, *options: str, apart: bool = False) -> Iterator[list[subprocess.Popen[str]]]:
+    """Without torchrun, as another launcher starts them; `apart`: each node has a runs/ of its own."""
+    port = str(free_port())
+    command = [
+        sys.executable,
+        "-m",
+        "gpo_train.cli",
+        "fit",
+        str(path),
+        "--run",
+        "two",
+        "--train.trainer.num_nodes",
+        "2",
+    ]
+    command += ["--train.trainer.accelerator", "cpu", "--train.trainer.strategy", "ddp"]
+    names = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | {"OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with ExitStack() as stack:
+        found = []
+        for rank in map(str, range(2)):
+            told = {"RANK": rank, "WORLD_SIZE": "2"}
+            if launcher == "SLURM":
+                told = {"JOB_ID": "1", "JOB_NAME": "x", "NODELIST": "localhost", "NNODES": "2", "NTASKS": "2"}
+                told |= {"NTASKS_PER_NODE": "1", "PROCID": rank, "NODEID": rank, "LOCALID": "0"}
+                told = {f"SLURM_{name}": value for name, value in told.items()}
+            folder = path.parent / rank if apart and rank == "1" else path.parent
+            folder.mkdir(exist_ok=True)
+            found.append(stack.enter_context(session_of(command, environment | told, folder)))
         yield found
 
 
@@ -147,3 +183,45 @@ def test_reference_errors_that_one_rank_has_lost_are_computed_again(here: Path, 
     two = weights_of(run)
     for name in alone:
         torch.testing.assert_close(alone[name], two[name], rtol=1e-3, atol=3e-4)
+
+
+@pytest.mark.parametrize("launcher", ["env://", "SLURM"])
+def test_ranks_of_any_launcher_train_together_and_stop_before_their_time_is_over(here: Path, launcher: str) -> None:
+    """SLURM sends SIGUSR1 to all processes of a job; those that read ahead are some."""
+    run, options = Run(here.parent / "runs" / "two"), ["--train.epochs", "20", "--train.workers", "1"]
+    with two_ranks(here, launcher, *options) as ranks:
+        until_first_checkpoint(run, ranks)
+        for one in ranks:
+            os.killpg(one.pid, signal.SIGUSR1)
+        said = [one.communicate(timeout=120)[0] for one in ranks]
+        assert [one.returncode for one in ranks] == [130, 130], "\n".join(said)
+    assert run.manifest().state == "training" and 0 < steps_of(run) < 60
+    with two_ranks(here, launcher, *options) as ranks:
+        said = [one.communicate(timeout=300)[0] for one in ranks]
+        assert [one.returncode for one in ranks] == [0, 0], "\n".join(said)
+    assert run.manifest().ranks == 2 and run.manifest().steps == 60
+    assert len(list((run.folder / "logs/csv").glob("metrics*.csv"))) == 2
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_ranks_that_see_other_runs_say_so(here: Path, begun: bool) -> None:
+    if begun:
+        with killed_at(2):
+            train(here, name="two")
+    with two_ranks(here, "env://", apart=True) as ranks:
+        said = [one.communicate(timeout=200)[0] for one in ranks]
+        assert [one.returncode for one in ranks] == [1, 1], "\n".join(said)
+    first = "step-00000002" if begun else "no checkpoint"
+    for one in said:
+        assert re.search(
+            r"rank 1 \(.*\) sees other checkpoints than rank 0 .*: expected runs/ to be one folder", one
+        ), one
+        assert re.search(rf"found {first}\S* of a run .* on rank 0 and no checkpoint of a run .* on rank 1", one), one
+        assert "Traceback" not in one
+
+
+def test_a_step_that_does_not_divide_among_ranks_is_refused_at_once(here: Path) -> None:
+    with two_ranks(here, "env://", "--train.groups_per_step", "1") as ranks:
+        said = [one.communicate(timeout=200)[0] for one in ranks]
+    assert [one.returncode for one in ranks] == [2, 2], "\n".join(said)
+    assert all("train.groups_per_step: 1 groups a step do not divide among 2 ranks" in one for one in said)

@@ -30,7 +30,7 @@ from gpo_data import hardware
 from gpo_data.errors import RunError, UsageError, few, words
 from gpo_data.lake.sidecar import RESERVED
 from gpo_data.prompt import Prompt
-from gpo_data.recipe import BEHIND_HTTP, EVALUATORS, Recipe, Sampler
+from gpo_data.recipe import BEHIND_HTTP, EVALUATORS, SECTIONS, Recipe, Sampler
 from gpo_data.tasks import TASKS
 from gpo_data.tasks.classes import canonical
 
@@ -107,6 +107,15 @@ def build(recipe: Recipe, alone: bool = False, opened: Sequence[Evaluator] = ())
     evaluators = [stay.get((one.name, one.version), one) for one in made]
     refuse_same_columns(f"task.kind: {recipe.task.kind}", TASKS[recipe.task.kind].columns, evaluators)
     return evaluators
+
+
+def on_driver(recipe: Recipe) -> Recipe:
+    """The recipe to build evaluators from: where a cluster measures, they tell columns and versions here, on no GPU."""
+    if not recipe.ray.elsewhere:
+        return recipe
+    placed = [name for name in SECTIONS if hasattr(getattr(recipe, name), "device")]
+    here: Any = {name: dataclasses.replace(getattr(recipe, name), device="cpu") for name in placed}
+    return dataclasses.replace(recipe, **here)
 
 
 def close(evaluators: Sequence[Any]) -> None:

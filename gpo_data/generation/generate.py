@@ -26,6 +26,7 @@ from gpo_data.generation.reward import expect_reward
 from gpo_data.generation.worker import Generator
 from gpo_data.lake.locks import claim
 from gpo_data.lake.manifest import (
+    drawing_device,
     drawn_in,
     identity,
     imported,
@@ -85,14 +86,14 @@ def _draw(
     new = drawn_in(recipe.lake, str(recipe.name)) is None
     if new and recipe.ray.address is not None and (workers := begin()):
         recipe = with_their_dtype(workers, recipe)
-    wanted, recipe = recipe.sampler.dtype, settle(recipe)
+    wanted, recipe = recipe.sampler.dtype, settle(recipe, drawing_device(recipe))
     if imported(dataset_folder(recipe.lake, str(recipe.name))):
         raise UsageError(
             f"dataset {recipe.name}: its pictures were imported, and nothing is drawn beside them; draw under another "
             f"--name, or train on both (train.datasets)"
         )
     shards = plan(recipe)
-    chosen = measuring or evaluators.build(recipe)
+    chosen = measuring or evaluators.build(evaluators.on_driver(recipe))
     watching = _checked(recipe, shards, chosen)
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_size(model_folder, recipe.sampler)

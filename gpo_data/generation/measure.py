@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from gpo_data.errors import RunError
-from gpo_data.evaluators import asked, build, chosen, close, expect_questions
+from gpo_data.evaluators import asked, build, chosen, close, expect_questions, on_driver
 from gpo_data.generation.measured import MEASURES, folder_name, is_of, lacks, measured_at, of_other_versions, write
 from gpo_data.group import Group
 from gpo_data.lake.locks import claim
@@ -53,7 +53,7 @@ def measure(recipe: Recipe, evaluators: Sequence[Any] | None = None, console: Co
     folder = dataset_folder(recipe.lake, recipe.name)
     manifest = read_manifest(folder)
     committed = files_at_once(folder, "shard-*.parquet")
-    measuring = evaluators_of(recipe, evaluators)
+    measuring = evaluators_of(on_driver(recipe), evaluators)
     if committed and any(one.name == "vlm" for one in measuring):
         expect_questions(recipe.vlm, measured_columns(next(iter(committed.values()))))
     work: list[tuple[Any, AnyPath]] = []

@@ -18,7 +18,7 @@ from gpo_data.generation.plan import PlannedGroup
 from gpo_data.generation.remote import Job, open_in, workers_for
 from gpo_data.generation.worker import finish_group
 from gpo_data.group import Group
-from gpo_data.lake.manifest import imported, settle
+from gpo_data.lake.manifest import drawing_device, imported, settle
 from gpo_data.lake.record import Record
 from gpo_data.lake.remote import AnyPath
 from gpo_data.lake.shard import sidecars
@@ -56,7 +56,7 @@ def redraw(recipe: Recipe, folder: AnyPath, count: int, console: Console | None 
         raise UsageError(f"--redraw: the pictures of {folder} were imported, not drawn; leave it out")
     rows = [r for s in sidecars(folder) for r in read_rows(s) if r["status"] == OK]
     picks = np.random.default_rng(recipe.seed).permutation(len(rows))[:count]
-    recipe = settle(recipe)
+    recipe = settle(recipe, drawing_device(recipe))
     size = recipe.sampler.batch_size
     parts = [[rows[int(i)] for i in picks[start : start + size]] for start in range(0, len(picks), size)]
     columns = measured_columns(sidecars(folder)[0]) if rows else {}

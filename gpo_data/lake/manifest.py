@@ -73,14 +73,21 @@ class Manifest:
         )
 
 
-def settle(recipe: Recipe) -> Recipe:
+def settle(recipe: Recipe, device: str | None = None) -> Recipe:
     """The recipe with the precision that `sampler.dtype: auto` is: its dataset's, if there is one, else the hardware's.
+
+    `device`: that draws; None: this machine's.
 
     Raises UsageError where the device is not there or does not have the precision.
     """
-    device = hardware.device_of(recipe.sampler.device)
+    device = device or hardware.device_of(recipe.sampler.device)
     dtype = drawn_in(recipe.lake, str(recipe.name)) if recipe.sampler.dtype == "auto" else recipe.sampler.dtype
     return with_dtype(recipe, hardware.dtype_for(dtype or "auto", device))
+
+
+def drawing_device(recipe: Recipe) -> str:
+    """This machine's; where a cluster draws, which says by itself what it cannot, `cpu`, which has every precision."""
+    return "cpu" if recipe.ray.elsewhere else hardware.device_of(recipe.sampler.device)
 
 
 def with_dtype(recipe: Recipe, dtype: hardware.Dtype) -> Recipe:
@@ -131,7 +138,8 @@ def of_older(recipe: Recipe, fields: dict[str, Any]) -> dict[str, Any]:
 
     What has changed in the arithmetic since has changed on the CPU alone; its weights are not known better.
     """
-    arithmetic = 1 if hardware.device_of(recipe.sampler.device) == "cpu" else models.ARITHMETIC
+    device = recipe.sampler.device
+    arithmetic = 1 if (hardware.device_of(device) if device == "auto" else device) == "cpu" else models.ARITHMETIC
     return {"arithmetic": arithmetic} | {k: v for k, v in fields.items() if k == "weights_digest"}
 
 

@@ -156,3 +156,8 @@ class Ray:
     def wanted(self) -> bool:
         """Whether anything is done by other processes."""
         return bool(self.workers) or (self.workers is None and self.address is not None)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether that is done by a cluster, whose devices need not be this machine's."""
+        return self.wanted and self.address is not None

@@ -84,7 +84,7 @@ def evaluate(recipe: Recipe, run: Run, console: Console) -> Evaluation:
 
 def expect_measured(recipe: Recipe) -> list[evaluators.Evaluator]:
     """The recipe's evaluators. Raises UsageError, before anything is drawn, where nothing will tell what is right."""
-    measuring = evaluators.build(recipe)
+    measuring = evaluators.build(evaluators.on_driver(recipe))
     columns = evaluators.columns_of(measuring).keys() | TASKS[recipe.task.kind].columns.keys()
     expect_right(recipe.task.kind, columns, "evaluators")
     return measuring

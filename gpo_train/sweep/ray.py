@@ -23,7 +23,7 @@ from gpo_data.generation import cluster
 from gpo_data.generation.actors import expect_version
 from gpo_data.generation.ray import cause_of, expect_room
 from gpo_data.recipe.checks import MOST_INT
-from gpo_train.fit import processes_of
+from gpo_train.launcher import devices_of
 from gpo_train.sweep.plan import Plan
 from gpo_train.sweep.processes import FAILED, STOPPED, Job, Runner, run_all, stop_signals
 
@@ -50,7 +50,7 @@ def _gpus(plan: Plan) -> float:
     trains = [row.recipe.train for row in plan.asked if row.recipe.sampler.device != "cpu"]
     if listed := next((one.trainer["devices"] for one in trains if isinstance(one.trainer.get("devices"), list)), None):
         raise UsageError(f"train.trainer.devices: expected how many, since Ray says which, found {listed}")
-    return float(max(map(processes_of, trains), default=0))
+    return float(max((devices_of(one.trainer) for one in trains), default=0))
 
 
 def _run_all(task: Any, jobs: list[Job], at_once: int, ended: Callable[[Job, int], None]) -> None:
