@@ -122,15 +122,18 @@ class GroupDataModule(L.LightningDataModule):
         self.prepare, self.settings, self.seed = prepare, settings, seed
         self.position, self.steps = Position(), 0  # steps of the epoch, those done before a resumption too
 
-    def train_dataloader(self) -> GroupLoader:
-        assert self.trainer is not None
-        epoch, at, world = self.trainer.current_epoch, self.position, self.trainer.world_size
-        per_step = self.settings.groups_per_step
-        if per_step % world:
+    def expect_ranks(self, world: int) -> None:
+        """Raise UsageError unless a step's groups divide among so many."""
+        if (per_step := self.settings.groups_per_step) % world:
             raise UsageError(
                 f"train.groups_per_step: {per_step} groups a step do not divide among {world} ranks; "
                 f"use a multiple of {world}"
             )
+
+    def train_dataloader(self) -> GroupLoader:
+        assert self.trainer is not None
+        epoch, at, world = self.trainer.current_epoch, self.position, self.trainer.world_size
+        self.expect_ranks(world)
         # Lightning asks before it looks whether an epoch is left: after its last step a killed run has none.
         reader = self.prepare(epoch) if epoch < (self.trainer.max_epochs or 0) else None
         if reader is None:
@@ -141,7 +144,7 @@ class GroupDataModule(L.LightningDataModule):
                 f"the first {start} steps of epoch {epoch} were taken on the snapshot {at.digest}; expected it, found "
                 f"{reader.digest}: the groups, the reward or the condition changed; start another run with --run NAME"
             )
-        planned = batches(len(reader), per_step, self.seed, epoch, self.settings.num_inner_epochs)
+        planned = batches(len(reader), self.settings.groups_per_step, self.seed, epoch, self.settings.num_inner_epochs)
         self.position, self.steps = Position(epoch, start, reader.digest), len(planned)
         mine = [step[self.trainer.global_rank :: world] for step in planned[start:]]
         return GroupLoader(reader, mine, self.settings.workers)

@@ -3,7 +3,7 @@
     offline   trains on datasets of the lake, frozen in runs/<run>/snapshot.parquet (snapshot.py)
     online    trains on what the policy draws (online/)
 
-Ctrl-C and SIGTERM stop after the step (or the batch of pictures) in flight; the same command goes on there.
+Ctrl-C, SIGTERM and SIGUSR1 stop after the step (or the batch of pictures) in flight; the same command goes on there.
 """
 
 from __future__ import annotations
@@ -156,6 +156,7 @@ def _fit(
     )
     hardware.take_threads(devices_of(settings.trainer))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
+    data.expect_ranks(trainer.world_size)  # before it starts them
     if trainer.is_global_zero:
         _say_what_begins(recipe, settings, run, policy, trainer.strategy.root_device.type, bool(resume), console)
     with _told(settings, trainer, checkpoints.folder), same_signals():

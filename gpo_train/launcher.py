@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from gpo_data.errors import UsageError
@@ -68,7 +66,7 @@ def environment(trainer: dict[str, Any]) -> ClusterEnvironment | None:
 def take_rank(trainer: dict[str, Any]) -> None:
     """Have Lightning and its loggers know this process's rank from now on. Raises UsageError."""
     if (launched := environment(trainer)) is not None:
-        rank_zero_only.rank = launched.global_rank()
+        cast(Any, rank_zero_only).rank = launched.global_rank()
 
 
 def rank() -> int:

@@ -76,3 +76,10 @@ def test_what_does_not_go_with_a_launcher_is_named(
     said(variables)
     with pytest.raises(UsageError, match=told):
         train(here, "--train.trainer.num_nodes", options, "--train.trainer.strategy", "ddp")
+
+
+def test_a_step_that_does_not_divide_is_refused_before_ranks_are_started(said: Any, here: Path) -> None:
+    two = ["--train.trainer.devices", "2", "--train.trainer.accelerator", "cpu", "--train.trainer.strategy", "ddp"]
+    with pytest.raises(UsageError, match="train.groups_per_step: 1 groups a step do not divide among 2 ranks"):
+        train(here, "--train.groups_per_step", "1", *two)
+    assert not Path("runs/a").exists()
