@@ -76,6 +76,15 @@ def cache_of(settings: Train) -> Cache | None:
     return Cache(Path(settings.cache["folder"]).expanduser(), bytes_of("train.cache.size", settings.cache["size"]))
 
 
+def expect_ranks(settings: Train, world: int) -> None:
+    """Raise UsageError unless a step's groups divide among so many."""
+    if (per_step := settings.groups_per_step) % world:
+        raise UsageError(
+            f"train.groups_per_step: {per_step} groups a step do not divide among {world} ranks; "
+            f"use a multiple of {world}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Position:
     """The step that comes next; `digest` of the snapshot that the steps before it in the epoch were taken on."""
@@ -122,18 +131,10 @@ class GroupDataModule(L.LightningDataModule):
         self.prepare, self.settings, self.seed = prepare, settings, seed
         self.position, self.steps = Position(), 0  # steps of the epoch, those done before a resumption too
 
-    def expect_ranks(self, world: int) -> None:
-        """Raise UsageError unless a step's groups divide among so many."""
-        if (per_step := self.settings.groups_per_step) % world:
-            raise UsageError(
-                f"train.groups_per_step: {per_step} groups a step do not divide among {world} ranks; "
-                f"use a multiple of {world}"
-            )
-
     def train_dataloader(self) -> GroupLoader:
         assert self.trainer is not None
         epoch, at, world = self.trainer.current_epoch, self.position, self.trainer.world_size
-        self.expect_ranks(world)
+        expect_ranks(self.settings, world)
         # Lightning asks before it looks whether an epoch is left: after its last step a killed run has none.
         reader = self.prepare(epoch) if epoch < (self.trainer.max_epochs or 0) else None
         if reader is None:

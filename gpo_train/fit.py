@@ -32,11 +32,11 @@ from gpo_data.recipe import Recipe, Train
 from gpo_data.signals import same_signals
 from gpo_train import dead_zone
 from gpo_train.checkpoint import Checkpoints, SamePlace, newest
-from gpo_train.data import GroupDataModule, Prepare
+from gpo_train.data import GroupDataModule, Prepare, expect_ranks
 from gpo_train.evaluation import rollback
 from gpo_train.export import save_policy
 from gpo_train.heartbeat import Heartbeat
-from gpo_train.launcher import devices_of, environment, rank, take_rank
+from gpo_train.launcher import devices_of, environment, rank, ranks_of, take_rank
 from gpo_train.lightning_fixes import Average, WholeFiles, quiet
 from gpo_train.module import GPOModule
 from gpo_train.online.callback import OnlineRegeneration
@@ -79,6 +79,7 @@ def fit(
     begun = (folder / "run.json").is_file()
     recipe = settle(recipe, folder, [] if begun or mode == "online" else dataset_names(recipe, recipe.train))
     settings = train_settings(recipe, mode)
+    expect_ranks(settings, ranks_of(settings.trainer))  # before they are started, and find what another one removes
     model_folder = models.resolve(recipe.model, recipe.revision)
     models.expect_unconditional(model_folder, settings.unconditional)
     run = open_run(name, recipe, mode, model_folder, runs)
@@ -96,7 +97,7 @@ def fit(
         try:
             return _fit(recipe, settings, run, seed, model_folder, console, bool(trial), points)
         except UsageError:
-            made_here = not begun  # by this command, and nothing began: the name stays free
+            made_here = not begun and rank() == 0  # by this command, and nothing began: the name stays free
             if made_here and not any(path for part in BEGUN for path in run.folder.glob(part)):
                 _take_back(run.folder, before)
             raise
@@ -156,7 +157,6 @@ def _fit(
     )
     hardware.take_threads(devices_of(settings.trainer))
     trainer = make_trainer(recipe, settings, run, callbacks, console)
-    data.expect_ranks(trainer.world_size)  # before it starts them
     if trainer.is_global_zero:
         _say_what_begins(recipe, settings, run, policy, trainer.strategy.root_device.type, bool(resume), console)
     with _told(settings, trainer, checkpoints.folder), same_signals():

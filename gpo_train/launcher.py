@@ -47,7 +47,7 @@ def environment(trainer: dict[str, Any]) -> ClusterEnvironment | None:
     """For lightning.Trainer with these options; None: it finds it by itself. Raises UsageError."""
     devices = devices_of(trainer)
     every = str(trainer.get("devices", 1)) in ("auto", "-1") and torch.cuda.device_count() > 1
-    if devices == 1 and not every and str(trainer.get("num_nodes", 1)) == "1":
+    if ranks_of(trainer) == 1 and not every:
         return Alone()
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
@@ -71,6 +71,12 @@ def take_rank(trainer: dict[str, Any]) -> None:
 
 def rank() -> int:
     return int(getattr(rank_zero_only, "rank", 0))
+
+
+def ranks_of(trainer: dict[str, Any]) -> int:
+    """Of all nodes, as far as it is said: of `devices: auto` one a node."""
+    nodes = str(trainer.get("num_nodes", 1))
+    return devices_of(trainer) * (int(nodes) if nodes.isdecimal() else 1)
 
 
 def devices_of(trainer: dict[str, Any]) -> int:
