@@ -74,8 +74,9 @@ def test_what_does_not_go_with_a_launcher_is_named(
     said: Any, here: Path, variables: dict[str, str], options: str, told: str
 ) -> None:
     said(variables)
+    nodes = ["--train.trainer.num_nodes", options, "--train.groups_per_step", "6"]
     with pytest.raises(UsageError, match=told):
-        train(here, "--train.trainer.num_nodes", options, "--train.trainer.strategy", "ddp")
+        train(here, *nodes, "--train.trainer.strategy", "ddp")
 
 
 def test_a_step_that_does_not_divide_is_refused_before_ranks_are_started(said: Any, here: Path) -> None:
