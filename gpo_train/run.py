@@ -205,7 +205,7 @@ class Run:
         """Raise UsageError unless the recipe's model is the one that the run began with, by its files."""
         manifest, folder = self.manifest(), models.resolve(recipe.model, recipe.revision)
         begun = {"model_digest": manifest.model_digest, "weights_digest": manifest.weights_digest}
-        here = models.digests(folder, begun)
+        here = models.digests_of(folder, begun)
         if any(begun[name] not in (None, value) for name, value in here.items()):
             raise UsageError(
                 f"run {self.folder}: expected its base {manifest.recipe['model']!r} as when it began, found "
@@ -273,7 +273,7 @@ def open_run(name: str, recipe: Recipe, mode: str, model_folder: Path, folder: P
     """The run's folder, made if new. Raises UsageError if another recipe or model trained there."""
     run = Run(folder / name)
     there = dataclasses.asdict(run.manifest()) if (run.folder / "run.json").is_file() else None
-    digests = models.digests(model_folder, there)
+    digests = models.digests_of(model_folder, there)
     made = RunManifest(
         run=name,
         mode=mode,

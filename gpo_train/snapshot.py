@@ -199,7 +199,7 @@ def _same_model(recipe: Recipe, name: str) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
     folder = models.resolve(recipe.model, recipe.revision)
-    here = models.digests(folder, manifest.fields)
+    here = models.digests_of(folder, manifest.fields)
     drawn = {k: manifest.fields[k] for k in here if k in manifest.fields}  # an older one has the first alone
     if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(

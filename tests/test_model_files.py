@@ -82,7 +82,7 @@ def test_the_hub_gives_no_more_than_a_pipeline_opens(random_sd3: Path, tmp_path:
         hub.fail = lambda method, path: True
         assert python(hub, tmp_path, code).strip().endswith(at), "what is in the cache needs no hub"
     assert "workflow.json" not in said and "transformer/config.json" in said
-    assert models.digests(Path(at)) == models.digests(folder) == models.digests(random_sd3)
+    assert models.digests_of(Path(at)) == models.digests_of(folder) == models.digests_of(random_sd3)
 
 
 def test_older_datasets_and_runs_go_on_that_know_a_model_by_all_of_its_folder(

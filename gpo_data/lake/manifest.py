@@ -119,7 +119,7 @@ def identity(recipe: Recipe, model_folder: Path, shards: list[PlannedShard]) -> 
     there = read_manifest(folder).fields if (folder / "dataset.json").is_file() else None
     fields = (
         recipe.fingerprint_fields()
-        | models.digests(model_folder, there)
+        | models.digests_of(model_folder, there)
         | {
             "prompts_digest": prompts_digest(shards, recipe.task.kind),
             "arithmetic": models.ARITHMETIC,

@@ -1,6 +1,6 @@
 """Diffusers pipelines behind one small interface, one file a family."""
 
-from gpo_data.models.digests import digest, digests, files_digest, weights_digest
+from gpo_data.models.digests import digest, digests_of, files_digest, weights_digest
 from gpo_data.models.load import (
     ARITHMETIC,
     FAMILIES,
@@ -28,7 +28,7 @@ __all__ = [
     "Conditioning",
     "Model",
     "digest",
-    "digests",
+    "digests_of",
     "expect_size",
     "expect_unconditional",
     "files_digest",

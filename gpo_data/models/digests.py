@@ -4,7 +4,7 @@
 while, so the digest of a large file is remembered (in the user's cache folder, one a path) with its size, time and
 inode.
 `digest`, of names, sizes and the first and last MiB, is what datasets and runs before it have. Still older ones have
-both of all that lies in the folder, which `digests` goes on to know them by.
+both of all that lies in the folder, which `digests_of` goes on to know them by.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gpo_data.models.folder import read_json
 LARGE = 1 << 24  # bytes
 
 
-def digests(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, str]:
+def digests_of(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, str]:
     """`model_digest` and `weights_digest` of a model, by which `known`, a dataset's or a run's, may know it."""
     found = [
         {"model_digest": digest(folder, files), "weights_digest": weights_digest(folder, files)}
