@@ -99,8 +99,9 @@ def test_nan_stops_with_the_step_and_the_groups(here: Path, monkeypatch: pytest.
 
 
 def under_slurm(patch: pytest.MonkeyPatch, rank: int = 0, ranks: int = 1) -> None:
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        patch.delenv(name, raising=False)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # Lightning sets the last two
+        patch.setenv(name, "")
+        patch.delenv(name)
     told = {"JOB_ID": 1, "JOB_NAME": "x", "NODELIST": "localhost", "NODEID": 0, "LOCALID": rank, "PROCID": rank}
     for name, value in (told | {"NTASKS": ranks}).items():
         patch.setenv(f"SLURM_{name}", str(value))
@@ -148,6 +149,8 @@ def test_a_run_of_one_device_is_its_own_first_rank(here: Path, monkeypatch: pyte
             monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(rank_zero_only, "rank", 3)  # read from the environment when it was imported
     run = train(here, "--train.trainer.strategy", "ddp" if launcher == "SLURM" else "auto")
+    if torch.distributed.is_initialized():  # its port is nobody else's while this process listens
+        torch.distributed.destroy_process_group()
     assert run.manifest().ranks == 1 and (run.folder / "logs/csv/metrics.csv").is_file()
     rank_zero_only.rank = 3
     with run.claim(), pytest.raises(UsageError, match="another process trains it"):
