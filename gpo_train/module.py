@@ -125,9 +125,7 @@ class GPOModule(L.LightningModule):
         if self.old is not None:
             self._store(self.old, together, self.policy.present_errors)
 
-    def _store(
-        self, store: StoredErrors, epochs: range, errors: Callable[[TrainGroup, NoiseSamples, int], Tensor]
-    ) -> None:
+    def _store(self, store: StoredErrors, epochs: range, errors: Errors) -> None:
         """Ask for what the files of some epochs lack."""
         self.policy.denoiser.eval()
         for asked in epochs:
