@@ -44,7 +44,11 @@ def frozen_groups(recipe: Recipe, settings: Train, run: Run, console: Console) -
     if table is None:
         if frozen.exists() or noted:
             console.print(f"snapshot {frozen} is gone or damaged: made again from the lake", soft_wrap=True)
-        found = {name: _frozen(recipe, settings, name, console) for name in dataset_names(recipe, settings)}
+        begun = run.manifest()
+        here = {"model_digest": begun.model_digest}
+        if begun.weights_digest is not None:  # not in older runs
+            here["weights_digest"] = begun.weights_digest
+        found = {name: _frozen(recipe, settings, name, here, console) for name in dataset_names(recipe, settings)}
         if settings.datasets is None and (said := drawn_otherwise(recipe)):
             console.print(said, soft_wrap=True)
         table = _sealed(merge(_learnable(recipe, settings, found)))
@@ -99,9 +103,9 @@ def dataset_names(recipe: Recipe, settings: Train) -> list[str]:
     return matching(recipe.lake, settings.datasets, "train.datasets")
 
 
-def _frozen(recipe: Recipe, settings: Train, name: str, console: Console) -> pa.Table:
-    """One dataset's snapshot."""
-    _same_model(recipe, name)
+def _frozen(recipe: Recipe, settings: Train, name: str, here: dict[str, str], console: Console) -> pa.Table:
+    """One dataset's snapshot; `here`: digests of the model that trains."""
+    _same_model(recipe, name, here)
     _has_noise(recipe, settings, name)
     expect_unconditional(recipe.lake, name, settings.unconditional)
     table = snapshot_of(recipe, name)
@@ -195,12 +199,13 @@ def _same_prompts(recipe: Recipe, manifest: Manifest) -> bool:
         return False
 
 
-def _same_model(recipe: Recipe, name: str) -> None:
+def _same_model(recipe: Recipe, name: str, here: dict[str, str]) -> None:
     """The dataset's latents must be this model's."""
     manifest = read_manifest(dataset_folder(recipe.lake, name))
     folder = models.resolve(recipe.model, recipe.revision)
-    here = models.digests_of(folder, manifest.fields)
     drawn = {k: manifest.fields[k] for k in here if k in manifest.fields}  # an older one has the first alone
+    if any(here[k] != v for k, v in drawn.items()):
+        here = models.digests_of(folder, manifest.fields)  # one of the two may be older
     if "model_digest" not in drawn or any(here[k] != v for k, v in drawn.items()):
         raise UsageError(
             f"dataset {name} was drawn by another model ({manifest.fields.get('model')}, digest {drawn}) than "

@@ -266,9 +266,10 @@ def test_a_dataset_is_drawn_and_verified(family: Family, tmp_path: Path) -> None
     assert (report.shards, report.groups, report.members, report.failed, report.problems) == (2, 3, 9, 0, [])
     for key in models.told(family.folder):  # else the policy would learn at what it was not told when it drew
         other = recipe.load(path, [f"--sampler.{key}", str(2 * settings[key])])
-        _same_model(recipe.load(path), family.name)
+        here = {"model_digest": models.digest(family.folder)}
+        _same_model(recipe.load(path), family.name, here)
         with pytest.raises(UsageError, match=f"was drawn with sampler.{key}: {settings[key]}, .* in training too"):
-            _same_model(other, family.name)
+            _same_model(other, family.name, here)
 
     if not settings["store_unconditional"]:
         with pytest.raises(UsageError, match=r"sampler.store_unconditional: the model in .* has no unconditional half"):

@@ -27,12 +27,18 @@ LARGE = 1 << 24  # bytes
 
 def digests_of(folder: Path, known: Mapping[str, Any] | None = None) -> dict[str, str]:
     """`model_digest` and `weights_digest` of a model, by which `known`, a dataset's or a run's, may know it."""
-    found = [
-        {"model_digest": digest(folder, files), "weights_digest": weights_digest(folder, files)}
-        for files in [_opened(folder), *([_all(folder)] if known else [])]
-    ]
-    same = (one for one in found if all((known or one).get(name) in (None, value) for name, value in one.items()))
-    return next(same, found[0])
+
+    def of(files: list[Path]) -> dict[str, str]:
+        return {"model_digest": digest(folder, files), "weights_digest": weights_digest(folder, files)}
+
+    def fits(found: dict[str, str]) -> bool:
+        return known is None or all(known.get(name) in (None, value) for name, value in found.items())
+
+    here = of(opened := _opened(folder))
+    if fits(here) or (every := _all(folder)) == opened:
+        return here
+    older = of(every)
+    return older if fits(older) else here
 
 
 def digest(folder: Path, files: Sequence[Path] | None = None) -> str:

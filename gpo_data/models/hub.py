@@ -19,15 +19,15 @@ def fetched(model: str, revision: str | None = None) -> Path:
 
     expect_there(model, INDEX, revision)
     index = read_json(Path(hf_hub_download(model, INDEX, revision=revision)))
+    there: list[str] | None
     try:
-        info = HfApi().model_info(model, revision=revision, timeout=SECONDS)
+        info, reached = HfApi().model_info(model, revision=revision, timeout=SECONDS), True
+        there = [one.rfilename for one in info.siblings or []]
     except Exception:  # of many kinds, and those of the client beneath: what is in the cache has to do
+        reached = False
         try:
             there = [one.path for one in get_cached_repo_tree(model, revision=revision)]
         except CachedRepoTreeNotFoundError:  # fetched by an older client
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
-        return Path(
-            snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=needed(there, index))
-        )
-    names = needed((one.rfilename for one in info.siblings or []), index)
-    return Path(snapshot_download(model, revision=revision, allow_patterns=names))
+            there = None
+    names = None if there is None else needed(there, index)
+    return Path(snapshot_download(model, revision=revision, local_files_only=not reached, allow_patterns=names))

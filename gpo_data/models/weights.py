@@ -8,11 +8,13 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
+from gpo_data.models.files import variant_in
+
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors of a denoiser's folder: those without a variant in their name, if there are any."""
     files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if file.name.count(".") == 1] or files
+    return [file for file in files if not variant_in(file.name)] or files
 
 
 def by_name(files: list[Path]) -> dict[str, Callable[[], Tensor]]:
